@@ -1,0 +1,28 @@
+"""Avocado: one line in a notebook serves an LLM at a safe, public, findable URL.
+
+``%load_ext avocado_magic`` registers the magics. Loading imports nothing of ours but the magics
+themselves, takes no global hook and starts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__version__ = "0.1.0"
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the magics in `shell`; called by ``%load_ext``."""
+    from .notebook.magics import register
+
+    register(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Take every magic and configurable out of `shell` again; called by ``%unload_ext``."""
+    from .notebook.magics import unregister
+
+    unregister(shell)

@@ -1,0 +1,289 @@
+"""Settings: flag > trait > environment > notebook secret > default.
+
+Every setting is one field of `Settings`; its metadata names the environment variables that carry
+it, so the README's table, the traits and the resolver cannot disagree.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+
+ENGINES = ("auto", "ollama", "embedded")
+TUNNELS = ("auto", "ngrok", "cloudflared", "none")
+DEFAULT_PORT = 11435
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# host name labels, so that a domain cannot smuggle options or paths into the agent's configuration
+_DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)+")
+
+
+class Secret:
+    """A string that never shows itself: not in a repr, a traceback, a log or a JSON document."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Secret is not pickled")
+
+
+def _setting(default: Any, help: str, *env: str, secret: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "env": env, "secret": secret})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything `up` may be told. Checked by `validate`; times in the unit their help names."""
+
+    model: str | None = _setting(None, "model to serve: a name, or the path of a *.gguf file", "AVOCADO_MODEL")
+    engine: str = _setting("auto", f"what runs the model: {', '.join(ENGINES)}", "AVOCADO_ENGINE")
+    tunnel: str = _setting("auto", f"how the world reaches it: {', '.join(TUNNELS)}", "AVOCADO_TUNNEL")
+    public_url: str | None = _setting(None, "the URL the world uses, when the way in is yours", "AVOCADO_PUBLIC_URL")
+    port: int = _setting(DEFAULT_PORT, "port of the gateway on 127.0.0.1; 0 picks a free one", "AVOCADO_PORT")
+    name: str = _setting("default", "name of the service, when you run several", "AVOCADO_NAME")
+    domain: str | None = _setting(None, "your ngrok domain, for a URL that stays the same", "AVOCADO_DOMAIN")
+    grace: float = _setting(10.0, "minutes a service outlives its last notebook", "AVOCADO_GRACE")
+    announce: bool = _setting(True, "publish the URL when a broker is configured", "AVOCADO_ANNOUNCE")
+    timeout: float = _setting(600.0, "seconds until `up` gives up; a moving download extends it", "AVOCADO_TIMEOUT")
+    max_lifetime: float = _setting(24.0, "hours a service without an owner lives", "AVOCADO_MAX_LIFETIME")
+    ollama_host: str = _setting("127.0.0.1:11434", "where an Ollama of yours listens", "OLLAMA_HOST")
+    ollama_models: str | None = _setting(None, "folder in which Ollama keeps its models", "OLLAMA_MODELS")
+    ollama_download: str | None = _setting(
+        None, "mirror to install Ollama from, in place of its official releases", "AVOCADO_OLLAMA_DOWNLOAD"
+    )
+    ngrok_path: str | None = _setting(None, "an ngrok agent of yours, used as it is", "AVOCADO_NGROK_PATH")
+    ngrok_config: str | None = _setting(None, "an ngrok config file of yours, used as it is", "AVOCADO_NGROK_CONFIG")
+    ngrok_token: Secret | None = _setting(None, "ngrok authtoken", "NGROK_AUTHTOKEN", "NGROK_AUTH_TOKEN", secret=True)
+    broker_url: Secret | None = _setting(
+        None, "AMQP URL of RabbitMQ, amqp:// or amqps://", "RABBITMQ_URL", "AMQP_URL", "CLOUDAMQP_URL", secret=True
+    )
+    api_key: Secret | None = _setting(None, "API key of the gateway; made when not given", "AVOCADO_API_KEY", secret=True)
+
+    def secrets(self) -> tuple[str, ...]:
+        """The values that must never be shown, a broker password on its own among them."""
+        values = [value.reveal() for value in (self.ngrok_token, self.broker_url, self.api_key) if value]
+        if self.broker_url:
+            password = _password_of(self.broker_url.reveal())
+            values += [password] if password else []
+        return tuple(values)
+
+    def to_wire(self) -> dict[str, Any]:
+        """A JSON object with the secrets in clear: only ever for the pipe to the supervisor's stdin."""
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value.reveal() if isinstance(value, Secret) else value for name, value in pairs}
+
+    @staticmethod
+    def from_wire(data: Mapping[str, Any]) -> Settings:
+        known = {f.name: f for f in fields(Settings)}
+        return Settings(
+            **{
+                name: Secret(value) if known[name].metadata["secret"] and value is not None else value
+                for name, value in data.items()
+                if name in known
+            }
+        )
+
+
+SECRET_VARIABLES = tuple(name for f in fields(Settings) if f.metadata["secret"] for name in f.metadata["env"])
+
+
+def resolve(
+    flags: Mapping[str, Any],
+    traits: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    notebook_secret: Callable[[str], str | None] | None = None,
+) -> Settings:
+    """Settings from their sources, the first that has a value winning.
+
+    `flags` and `traits` map field names to values, None meaning "not given". `notebook_secret` looks
+    a name up in the notebook host's secret store; it is asked for secrets and the model only, because
+    on Colab every question may open a dialog. Raises ConfigError naming the source of a bad value.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for f in fields(Settings):
+        for source in (flags, traits or {}):
+            if source.get(f.name) not in (None, ""):
+                origin = f"--{f.name.replace('_', '-')}" if source is flags else f"c.AvocadoMagics.{f.name}"
+                values[f.name] = _typed(f, source[f.name], origin)
+                break
+        else:
+            named = _from_environment(f, environ, notebook_secret)
+            if named is not None:
+                values[f.name] = _typed(f, named[1], named[0])
+    return validate(Settings(**values))
+
+
+def _from_environment(
+    f: Field[Any], environ: Mapping[str, str], notebook_secret: Callable[[str], str | None] | None
+) -> tuple[str, str] | None:
+    for name in f.metadata["env"]:
+        if environ.get(name, "").strip():
+            return name, environ[name].strip()
+    if notebook_secret and (f.metadata["secret"] or f.name == "model"):
+        for name in f.metadata["env"]:
+            value = notebook_secret(name)
+            if value:
+                return name, value.strip()
+    return None
+
+
+def _typed(f: Field[Any], value: Any, origin: str) -> Any:
+    if f.metadata["secret"]:
+        return value if isinstance(value, Secret) else Secret(str(value))
+    default = f.default if f.default is not MISSING else None
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("1", "true", "yes", "on"):
+            return True
+        if str(value).lower() in ("0", "false", "no", "off"):
+            return False
+        raise ConfigError(f"{origin} is {value!r}", "use true or false")
+    if isinstance(default, (int, float)):
+        try:
+            return type(default)(value)
+        except (TypeError, ValueError):
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise ConfigError(f"{origin} is {value!r}", f"it must be {kind}") from None
+    return str(value)
+
+
+def validate(s: Settings) -> Settings:
+    """`s`, with URLs in their normal form; raises ConfigError with one sentence for the first bad value."""
+    if s.engine not in ENGINES:
+        raise ConfigError(f"unknown engine {s.engine!r}", f"choose one of {', '.join(ENGINES)}")
+    if s.tunnel not in TUNNELS:
+        raise ConfigError(f"unknown tunnel {s.tunnel!r}", f"choose one of {', '.join(TUNNELS)}")
+    check_name(s.name)
+    if not 0 <= s.port <= 65535:
+        raise ConfigError(f"port {s.port} does not exist", "choose 1 to 65535, or 0 for any free one")
+    for label, number in (("grace", s.grace), ("timeout", s.timeout), ("max_lifetime", s.max_lifetime)):
+        if not (number >= 0 and number != float("inf")) or (number == 0 and label != "grace"):
+            raise ConfigError(f"{label.replace('_', '-')} {number:g} is not possible", "give a positive number")
+    if s.model is not None and (not s.model.strip() or any(c.isspace() for c in s.model) and not is_gguf(s.model)):
+        raise ConfigError(f"{s.model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
+    if s.domain is not None and not _DOMAIN.fullmatch(s.domain):
+        raise ConfigError(f"{s.domain!r} is not a domain", "write the host name alone, as in my-name.ngrok-free.app")
+    if s.domain and s.tunnel not in ("auto", "ngrok"):
+        raise ConfigError(f"--domain needs ngrok, not --tunnel {s.tunnel}", "leave one of the two out")
+    if s.public_url and s.tunnel not in ("auto", "none"):
+        raise ConfigError(
+            f"--public-url is for a way in of your own, and --tunnel {s.tunnel} makes another", "leave one of the two out"
+        )
+    ollama_base_url(s.ollama_host)
+    changes: dict[str, Any] = {}
+    if s.public_url:
+        changes |= {"public_url": base_url(s.public_url, "--public-url"), "tunnel": "none"}
+    if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):
+        raise ConfigError("the API key is not usable", "AVOCADO_API_KEY takes 16 to 512 visible ASCII characters")
+    return Settings(**{f.name: changes.get(f.name, getattr(s, f.name)) for f in fields(s)})
+
+
+def check_name(name: str) -> str:
+    """`name` if it can be a service's; it becomes a folder, so nothing that a path could read differently."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not a service name", "use letters, digits, '.', '_' and '-', at most 64")
+    return name
+
+
+def is_gguf(model: str) -> bool:
+    """True if `model` names a file rather than a model of a library."""
+    return model.lower().endswith(".gguf")
+
+
+def base_url(url: str, origin: str) -> str:
+    """An absolute http(s) URL without user, query, fragment and trailing slash; else ConfigError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"{origin} is not a URL", "write it as in https://llm.example.org") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in url):
+        raise ConfigError(f"{origin} is not an http or https URL", "write it as in https://llm.example.org")
+    if "@" in parts.netloc:
+        raise ConfigError(f"{origin} carries a user or password", "the URL is public: leave them out")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{origin} has a query or fragment", "give the base URL alone")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+
+
+def ollama_base_url(host: str) -> str:
+    """OLLAMA_HOST as a URL to connect to, read as Ollama reads it (envconfig.Host).
+
+    Port 11434 without a scheme, 80 and 443 with one; an address that means "every interface" is
+    reached over loopback.
+    """
+    text = host.strip().strip("\"'")
+    scheme, sep, rest = text.partition("://")
+    if not sep:
+        scheme, rest = "http", text
+    default = {"http": 80 if sep else 11434, "https": 443}.get(scheme)
+    try:
+        parts = urlsplit(f"//{rest}")
+        port = parts.port or default
+    except ValueError:
+        port = None
+        parts = urlsplit("//")
+    if default is None or port is None or "@" in rest:
+        raise ConfigError(f"OLLAMA_HOST is {host!r}" if "@" not in rest else "OLLAMA_HOST has a user in it",
+                          "write it as in 127.0.0.1:11434 or http://host:port")
+    name = parts.hostname or "127.0.0.1"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"
+
+
+def _password_of(url: str) -> str:
+    # Not urlsplit alone: a malformed URL must still give its password up to be hidden.
+    match = re.search(r"://[^:/@]*:(?P<password>.*)@", url)
+    return match["password"] if match else ""
+
+
+def home() -> Path | None:
+    """AVOCADO_HOME, the one folder for everything, or None for the platform's own places."""
+    value = os.environ.get("AVOCADO_HOME", "").strip()
+    return Path(value).expanduser().absolute() if value else None
+
+
+def services_dir() -> Path:
+    """Folder that holds one folder per service."""
+    root = home()
+    if root is None:
+        from platformdirs import user_state_path
+
+        root = user_state_path("avocado", appauthor=False)
+    return root / "services"
+
+
+def cache_dir() -> Path:
+    """Folder for what can be fetched again: models and engines."""
+    root = home()
+    if root is not None:
+        return root / "cache"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("avocado", appauthor=False)

@@ -1,0 +1,105 @@
+"""What can go wrong, said so that the reader knows what to do next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+
+class AvocadoError(Exception):
+    """One sentence that says what happened, in which part, and what to do about it.
+
+    `hint` is the remedy, `part` the part of the service it happened in, `log` the last lines of
+    that part's log and `log_file` where the whole of it is. Nothing in here may hold a secret.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        part: str = "",
+        log: Iterable[str] = (),
+        log_file: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.part = part
+        self.log = tuple(log)
+        self.log_file = log_file
+
+    def sentence(self) -> str:
+        """The message and its remedy on one line."""
+        where = f"{self.part}: " if self.part and not self.message.startswith(self.part) else ""
+        text = " ".join(f"{where}{self.message}".split())
+        return f"{text} — {' '.join(self.hint.split())}" if self.hint else text
+
+    def lines(self) -> list[str]:
+        """The sentence, then the log tail and its file where there are any."""
+        out = [self.sentence()]
+        if self.log:
+            out += ["", f"last lines of the {self.part or 'log'}:", *(f"  {line}" for line in self.log)]
+        if self.log_file:
+            out.append(f"log: {self.log_file}")
+        return out
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython shows this list in place of a traceback (7.x to 9.x).
+        return ["\n".join(self.lines())]
+
+    def to_dict(self) -> dict[str, object]:
+        """A JSON object that `from_dict` turns back, for the way from the supervisor to the kernel."""
+        return {
+            "kind": type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "part": self.part,
+            "log": list(self.log),
+            "log_file": self.log_file,
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, object]) -> AvocadoError:
+        kinds: dict[str, type[AvocadoError]] = {c.__name__: c for c in (ConfigError, StartError, NotRunningError)}
+        log = data.get("log")
+        return kinds.get(str(data.get("kind")), AvocadoError)(
+            str(data.get("message", "")),
+            str(data.get("hint", "")),
+            part=str(data.get("part", "")),
+            log=[str(line) for line in log] if isinstance(log, list) else (),
+            log_file=str(data.get("log_file", "")),
+        )
+
+
+class ConfigError(AvocadoError):
+    """A flag, trait, environment variable or file of the user's is not usable; nothing was started."""
+
+
+class StartError(AvocadoError):
+    """A part of the service did not come up."""
+
+
+class NotRunningError(AvocadoError):
+    """There is no such service."""
+
+
+class StoppedByUser(KeyboardInterrupt):
+    """Ctrl-C, handled: one line instead of a traceback, and the queue of cells still stops.
+
+    A KeyboardInterrupt that a magic swallowed would let the next queued cell run.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self) or "Stopped."]
+
+
+_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]*@")
+
+
+def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
+    """`text` without any of `secrets` and without the user information of URLs."""
+    for secret in secrets:
+        if secret and len(secret) >= 4:
+            text = text.replace(secret, "***")
+    return _USERINFO.sub(r"\g<scheme>***@", text)

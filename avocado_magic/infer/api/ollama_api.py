@@ -1,0 +1,152 @@
+"""The Ollama API of the llama.cpp backend: HTTP to use cases and back, shapes as the recordings have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ..domain.names import ModelName
+from ..domain.types import Dialect, InferError, Model
+from ..service import validation as check
+from ..service.inference import Inference, whole
+from . import wire
+from .streams import Pieces, json_response, streamed
+
+# The version of the API that this backend answers as; clients switch features on by it.
+API_VERSION = "0.24.0"
+
+
+def router(inference: Inference) -> APIRouter:
+    """Routes of /api and / over `inference`."""
+    api = APIRouter()
+
+    @api.api_route("/", methods=["GET", "HEAD"])
+    async def root() -> Response:
+        return Response("Ollama is running", headers={"content-type": "text/plain; charset=utf-8"})
+
+    @api.api_route("/api/version", methods=["GET", "HEAD"])
+    async def version() -> Response:
+        return json_response({"version": API_VERSION})
+
+    @api.api_route("/api/tags", methods=["GET", "HEAD"])
+    async def tags() -> Response:
+        return json_response({"models": [
+            {"name": m.name, "model": m.name, "modified_at": wire.rfc3339(m.modified_at), "size": m.size,
+             "digest": m.digest, "details": _details(m)}
+            for m in inference.models()
+        ]})
+
+    @api.get("/api/ps")
+    async def ps() -> Response:
+        return json_response({"models": [
+            {"name": entry.model.name, "model": entry.model.name, "size": entry.size, "digest": entry.model.digest,
+             "details": _details(entry.model), "expires_at": wire.rfc3339(entry.expires_at),
+             "size_vram": entry.size_vram, "context_length": entry.context_length}
+            for entry in inference.loaded()
+        ]})
+
+    @api.post("/api/show")
+    async def show(request: Request) -> Response:
+        body = check.decode(await request.body(), check.SHOW)
+        name = body.get("model") or body.get("name") or ""
+        if not name:
+            raise InferError(400, "model is required")
+        return json_response(_shown(inference.find(name)))
+
+    @api.post("/api/generate")
+    async def generate(request: Request) -> Response:
+        body = check.decode(await request.body(), check.GENERATE)
+        return await _answer(inference.generate(body), body, "response")
+
+    @api.post("/api/chat")
+    async def chat(request: Request) -> Response:
+        body = check.decode(await request.body(), check.CHAT)
+        return await _answer(inference.chat(body), body, "message")
+
+    @api.post("/api/embed")
+    async def embed(request: Request) -> Response:
+        body = check.decode(await request.body(), check.EMBED)
+        vectors, total, load, tokens = await inference.embed(body)
+        counts = {"total_duration": total, "load_duration": load, "prompt_eval_count": tokens} if vectors else {}
+        return json_response({"model": body.get("model", ""), "embeddings": vectors, **counts})
+
+    @api.post("/api/embeddings")
+    async def embeddings(request: Request) -> Response:
+        body = check.decode(await request.body(), check.EMBEDDINGS)
+        return json_response({"embedding": await inference.embedding(body)})
+
+    @api.post("/api/pull")
+    async def pull(request: Request) -> Response:
+        body = check.decode(await request.body(), check.PULL)
+        name = body.get("model") or body.get("name") or ""
+        if not name or (not name.lower().endswith(".gguf") and ModelName.parse(name) is None):
+            raise InferError(400, "invalid model name")
+        progress = inference.pull(name)
+        if body.get("stream", True):
+            return await streamed(_dicts(progress), wire.NDJSON, wire.ndjson, Dialect.OLLAMA)
+        async for _ in progress:
+            pass
+        return json_response({"status": "success"}, kind=wire.JSON_BARE)
+
+    for path in ("push", "create", "copy", "blobs/{digest}"):
+        api.add_api_route(f"/api/{path}", _not_supported, methods=["POST", "HEAD"])
+    api.add_api_route("/api/delete", _not_supported, methods=["DELETE"])
+    return api
+
+
+async def _not_supported() -> Response:
+    raise InferError(501, "not supported by the embedded engine")
+
+
+async def _dicts(progress: Any) -> Pieces:
+    async for item in progress:
+        yield dict(item)
+
+
+async def _answer(pieces: Pieces, body: Mapping[str, Any], text: str) -> Response:
+    async def stamped() -> Pieces:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield {"model": body.get("model", ""), "created_at": wire.now(), **piece}
+
+    if not body.get("stream", True):
+        return json_response(await whole(stamped(), text, logprobs_last=text == "response"))
+    stream = stamped()
+    first = await anext(stream)
+    if first["done"]:  # loading and unloading answer with one object, as a real one does (recordings 054, 107)
+        await stream.aclose()
+        return json_response(first)
+    return await streamed(_again(first, stream), wire.NDJSON, wire.ndjson, Dialect.OLLAMA)
+
+
+async def _again(first: dict[str, Any], rest: Pieces) -> Pieces:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
+
+
+def _details(model: Model) -> dict[str, Any]:
+    return {"parent_model": "", "format": "gguf", "family": model.architecture, "families": [model.architecture],
+            "parameter_size": model.parameter_size, "quantization_level": model.quantization}
+
+
+def _shown(model: Model) -> dict[str, Any]:
+    modelfile = (
+        '# Modelfile generated by "ollama show"\n# To build a new Modelfile based on this, replace FROM with:\n'
+        f"# FROM {model.name}\n\nFROM {model.path}\nTEMPLATE {wire.dumps(model.template)}\n"
+    )
+    info = {name: model.metadata[name] for name in sorted(model.metadata) if name != "tokenizer.chat_template"}
+    return {
+        "modelfile": modelfile,
+        **({"license": model.license} if model.license else {}),
+        "template": model.template,
+        "details": _details(model),
+        "model_info": info,
+        "tensors": [{"name": name, "type": kind, "shape": list(shape)} for name, kind, shape in model.tensors],
+        "capabilities": ["completion"],
+        "modified_at": wire.rfc3339(model.modified_at),
+    }

@@ -1,0 +1,81 @@
+"""OpenAI's API of the llama.cpp backend, as Ollama serves it."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from ..domain.types import Dialect, InferError, Model
+from ..service import openai
+from ..service import validation as check
+from ..service.inference import Inference, whole
+from . import wire
+from .streams import Pieces, json_response, streamed
+
+
+def router(inference: Inference) -> APIRouter:
+    """Routes of /v1 over `inference`."""
+    api = APIRouter()
+
+    @api.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_listed(model) for model in inference.models()]})
+
+    @api.get("/v1/models/{name}")
+    async def model(name: str) -> Response:
+        return _json(_listed(inference.find(name)))
+
+    @api.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = check.decode(await request.body(), check.OPENAI_CHAT, "EOF")
+        frames = openai.Completions(body.get("model", ""), chat=True, usage=_wants_usage(body))
+        return await _completion(inference.chat(openai.chat_request(body)), frames, body, "message")
+
+    @api.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = check.decode(await request.body(), check.OPENAI_COMPLETION, "EOF")
+        frames = openai.Completions(body.get("model", ""), chat=False, usage=_wants_usage(body))
+        return await _completion(inference.generate(openai.completion_request(body)), frames, body, "response")
+
+    @api.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        body = check.decode(await request.body(), check.OPENAI_EMBED, "EOF")
+        if body.get("input") in (None, [], ""):
+            raise InferError(500 if body.get("input") == "" else 400,
+                             "Failed to create new sequence: no input provided" if body.get("input") == "" else "invalid input")
+        vectors, _, _, tokens = await inference.embed(body)
+        return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
+
+    for path in ("responses", "messages"):
+        api.add_api_route(f"/v1/{path}", _not_supported, methods=["POST"])
+    return api
+
+
+async def _not_supported() -> Response:
+    raise InferError(501, "not supported by the embedded engine")
+
+
+async def _completion(pieces: Pieces, frames: openai.Completions, body: dict[str, Any], text: str) -> Response:
+    if not body.get("stream"):
+        return _json(frames.whole(await whole(pieces, text, logprobs_last=True)))
+
+    async def stream() -> Pieces:
+        async with aclosing(pieces):
+            async for frame in frames.stream(pieces):
+                yield frame
+
+    return await streamed(stream(), wire.SSE, wire.sse, Dialect.OPENAI, end=b"data: [DONE]\n\n")
+
+
+def _json(value: Any) -> Response:
+    return json_response(value, kind=wire.JSON_BARE, newline=True)
+
+
+def _wants_usage(body: dict[str, Any]) -> bool:
+    return bool((body.get("stream_options") or {}).get("include_usage"))
+
+
+def _listed(model: Model) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": int(model.modified_at.timestamp()), "owned_by": "library"}

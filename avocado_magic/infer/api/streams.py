@@ -1,0 +1,44 @@
+"""Answers that arrive piece by piece: the first decides about the status, the rest follow as a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+
+from ..domain.types import Dialect, InferError
+from . import wire
+
+logger = logging.getLogger(__name__)
+Pieces = AsyncGenerator[dict[str, Any], None]
+
+
+def json_response(value: Any, status: int = 200, kind: str = wire.JSON, newline: bool = False) -> Response:
+    body = wire.encode(value) + (b"\n" if newline else b"")
+    return Response(body, status, headers={"content-type": kind})
+
+
+async def streamed(
+    pieces: Pieces, media: str, frame: Callable[[Mapping[str, Any]], bytes], dialect: Dialect, end: bytes = b""
+) -> Response:
+    """A streaming response of `pieces`; an error before the first is raised, a later one becomes the last line."""
+    first = await anext(pieces)
+
+    async def body() -> AsyncIterator[bytes]:
+        async with aclosing(pieces):
+            yield frame(first)
+            try:
+                async for piece in pieces:
+                    yield frame(piece)
+            except InferError as error:
+                logger.error("a stream broke off: %s", error.message)
+                yield wire.error_in_stream(media.encode(), dialect, error.message)
+                return
+            if end:
+                yield end
+
+    return StreamingResponse(body(), headers={"content-type": media})

@@ -1,0 +1,117 @@
+"""avocado-infer: the only place where the layers are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config import cache_dir
+from .api.gate import App, Gate, behind_fastapi
+from .service.access import AccessPolicy, KeyFile
+from .settings import InferSettings
+
+logger = logging.getLogger("avocado_magic.infer")
+HEAD_SECONDS = 10
+HEAD_BYTES = 32 * 1024
+
+
+def create_app(settings: InferSettings) -> App:
+    """The gateway as an ASGI application. Raises ValueError or OSError for settings that cannot be used."""
+    from fastapi import FastAPI
+
+    key = KeyFile(settings.api_key_file) if settings.api_key_file else None
+    admin = KeyFile(settings.admin_key_file) if settings.admin_key_file else None
+    access = AccessPolicy(None if settings.no_auth else key, admin, open_to_all=settings.no_auth)
+    closing: list[Callable[[], Any]] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for close in closing:
+            result = close()
+            if asyncio.iscoroutine(result):
+                await result
+
+    app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    if settings.backend == "ollama":
+        from .api.relay import Relay
+        from .infrastructure.http_client import HttpClient
+
+        client = HttpClient(settings.upstream)
+        closing.append(client.close)
+        return Gate(access, Relay(client), app, settings.max_body)
+    closing.append(_embedded(app, settings))
+    return Gate(access, behind_fastapi(app), app, settings.max_body)
+
+
+def _embedded(app: Any, settings: InferSettings) -> Callable[[], Any]:
+    from .api import ollama_api, openai_api
+    from .api.errors import add_handlers
+    from .infrastructure.llamacpp.engine import LlamaCppEngine
+    from .infrastructure.llamacpp.library import Library
+    from .service.inference import Inference
+
+    library = Library(settings.cache or cache_dir())
+    if settings.model and settings.model.lower().endswith(".gguf"):
+        library.add_file(Path(settings.model))
+    engine = LlamaCppEngine()
+    inference = Inference(library, engine)
+    app.include_router(ollama_api.router(inference))
+    app.include_router(openai_api.router(inference))
+    add_handlers(app)
+    return engine.close
+
+
+async def serve(settings: InferSettings) -> None:
+    """Run the gateway until TERM or INT; open streams get `settings.drain` seconds to finish."""
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
+    from granian.server.embed import Server
+
+    server = Server(
+        create_app(settings),
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=1024,
+        log_enabled=False,
+        http1_settings=HTTP1Settings(header_read_timeout=HEAD_SECONDS * 1000, max_buffer_size=HEAD_BYTES),
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    logger.info("avocado-infer listens on http://%s:%d, backend %s", settings.host, settings.port, settings.backend)
+    await server.serve()
+    logger.info("avocado-infer ended")
+
+
+def run(settings: InferSettings) -> int:
+    """Serve `settings`; the exit status. A setting that cannot be used is one sentence on stderr."""
+    from .domain.types import InferError
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    except ImportError:
+        loop_factory = asyncio.new_event_loop
+    loop = loop_factory()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(serve(settings))
+    except (OSError, ValueError, InferError) as error:
+        message = error.message if isinstance(error, InferError) else error
+        print(f"avocado-infer: {message}", file=sys.stderr)
+        return 2
+    finally:
+        loop.close()
+    return 0

@@ -1,0 +1,1 @@
+"""Value types, rules and ports of the gateway; standard library only."""

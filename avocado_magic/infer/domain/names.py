@@ -1,0 +1,46 @@
+"""Model names as Ollama reads them: ``[host/][namespace/]model[:tag]``, case folded (types/model/name.go)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_HOST = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,349}"
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+_FULL = re.compile(rf"(?:(?:(?P<host>{_HOST})/)?(?P<namespace>[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}})/)?"
+                   rf"(?P<model>{_PART})(?::(?P<tag>{_PART}))?")
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A complete name; two names that compare equal are the same model."""
+
+    host: str
+    namespace: str
+    model: str
+    tag: str
+
+    @staticmethod
+    def parse(text: str) -> ModelName | None:
+        """The name `text` means, or None where Ollama says "invalid model name"."""
+        match = _FULL.fullmatch(text.removeprefix("https://").removeprefix("http://"))
+        if not match:
+            return None
+        return ModelName(
+            (match["host"] or "registry.ollama.ai").lower(),
+            (match["namespace"] or "library").lower(),
+            match["model"].lower(),
+            (match["tag"] or "latest").lower(),
+        )
+
+    @property
+    def full(self) -> str:
+        return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
+
+    @property
+    def short(self) -> str:
+        """The name as Ollama lists it: defaults left out, the tag kept."""
+        if self.host != "registry.ollama.ai":
+            return self.full
+        prefix = "" if self.namespace == "library" else f"{self.namespace}/"
+        return f"{prefix}{self.model}:{self.tag}"

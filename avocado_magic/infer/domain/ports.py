@@ -1,0 +1,82 @@
+"""What the service layer needs from outside, as protocols that the infrastructure fulfils."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from .types import Embedding, Loaded, Model, Piece
+
+
+class UpstreamAnswer(Protocol):
+    """An answer whose head has arrived. Read it to the end, or close it."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+    async def read(self) -> bytes:
+        """The next bytes of the body as soon as there are any; empty at the end. Raises UpstreamError."""
+        ...
+
+    def close(self) -> None:
+        """Leave; an unfinished exchange stops the engine's work."""
+        ...
+
+
+class Upstream(Protocol):
+    """The engine's HTTP API."""
+
+    async def request(
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> UpstreamAnswer:
+        """Send one request and wait for the head of its answer. Raises UpstreamError."""
+        ...
+
+
+class ModelLibrary(Protocol):
+    """The models there are."""
+
+    def models(self) -> Sequence[Model]: ...
+
+    def find(self, name: str) -> Model | None:
+        """The model `name` means; InferError 400 where it is no model name."""
+        ...
+
+    def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Fetch a model, yielding Ollama's progress objects; InferError if it cannot be had."""
+        ...
+
+
+class Session(Protocol):
+    """A loaded model, held in memory for as long as the session is open."""
+
+    context_length: int
+    load_duration: int  # nanoseconds this session waited for the model
+
+    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt that the model's own chat template makes of `messages`."""
+        ...
+
+    async def tokenize(self, text: str) -> list[int]: ...
+
+    def complete(self, prompt: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        """Generate; `options` carry Ollama's names. Closing the generator stops the work."""
+        ...
+
+    async def embed(self, prompt: Sequence[int]) -> Embedding:
+        """The raw vector of `prompt`, not normalised."""
+        ...
+
+
+class TextEngine(Protocol):
+    """Runs one model at a time."""
+
+    def loaded(self) -> Sequence[Loaded]: ...
+
+    def session(self, model: Model, context: int | None, keep_alive: float | None) -> AbstractAsyncContextManager[Session]:
+        """Have `model` in memory. `context` in tokens; `keep_alive` in seconds after the last use,
+        negative for ever; None for the engine's defaults. Raises InferError if it cannot be loaded."""
+        ...
+
+    async def unload(self, model: Model) -> None: ...

@@ -1,0 +1,89 @@
+"""What the layers pass to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+
+class InferError(Exception):
+    """A request that cannot be answered: `status` is the HTTP status Ollama gives it, `message` its words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class UpstreamError(Exception):
+    """The engine could not be reached, or broke off before its answer was whole."""
+
+
+class Dialect(Enum):
+    """Whose error shape and whose stream framing a route speaks."""
+
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model the engine can run. Sizes in bytes."""
+
+    name: str
+    path: str
+    size: int
+    digest: str
+    modified_at: datetime
+    architecture: str
+    parameters: int
+    quantization: str
+    context_length: int
+    embedding_length: int
+    template: str
+    metadata: Mapping[str, Any] = field(repr=False)
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...] = field(repr=False)
+    license: str = field(default="", repr=False)
+
+    @property
+    def parameter_size(self) -> str:
+        """As Ollama prints it (format.HumanNumber): 134.52M, 8.0B."""
+        n = self.parameters
+        if n >= 1_000_000_000:
+            return f"{n / 1e9:.1f}B"
+        return f"{n / 1e6:.2f}M" if n >= 1_000_000 else f"{n / 1e3:.2f}K"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    model: Model
+    context_length: int
+    size: int
+    size_vram: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of generated text; the last one has `reason` and the counts. Durations in nanoseconds."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+    reason: str | None = None
+    prompt_tokens: int = 0
+    prompt_duration: int = 0
+    generated_tokens: int = 0
+    generated_duration: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    vector: tuple[float, ...]
+    tokens: int

@@ -1,0 +1,270 @@
+"""A small HTTP/1.1 client on bare asyncio: httptools parses the answers, a pool keeps the connections.
+
+It exists for the hot path, where aiohttp and httpx cost more than everything else in the gateway.
+It speaks to one origin, plain http or https, and never resends a request: whatever may have been
+read by the engine may have been acted upon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import httptools
+
+from ..domain.types import UpstreamError
+
+Headers = list[tuple[bytes, bytes]]
+# Reading from the engine pauses above this many bytes that the client has not taken yet.
+HIGH_WATER = 256 * 1024
+CONNECT_SECONDS = 10.0
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, one exchange at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.closed = False
+        self.idle = False
+        self._reset(b"GET")
+
+    def _reset(self, method: bytes) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_only = method == b"HEAD"
+        self.headers: Headers = []
+        self.status = 0
+        self.chunks: deque[bytes] = deque()
+        self.buffered = 0
+        self.complete = False
+        self.error: UpstreamError | None = None
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self.transport = transport  # type: ignore[assignment]  # uvloop's transports are no subclasses
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"the engine sent something that is not HTTP ({type(error).__name__})")
+
+    def eof_received(self) -> None:
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if not self.complete:
+            if self.status and self._until_close():
+                self.complete = True
+                self._wake()
+            else:
+                self._fail("the engine closed the connection")
+
+    def _until_close(self) -> bool:
+        names = {name.lower() for name, _ in self.headers}
+        return b"content-length" not in names and b"transfer-encoding" not in names
+
+    def _fail(self, message: str) -> None:
+        if self.error is None and not self.complete:
+            self.error = UpstreamError(message)
+        self.close()
+        self._wake()
+
+    # httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if 100 <= self.status < 200:
+            self.status, self.headers = 0, []
+            return
+        if self._head_only:
+            # The parser would wait for the body that Content-Length promises and HEAD never gets.
+            self.complete = True
+            self.close()
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        self.chunks.append(body)
+        self.buffered += len(body)
+        if self.buffered > HIGH_WATER and not self._paused and self.transport:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self.complete = True
+            self._wake()
+
+    # towards the reader
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def send(self, method: bytes, request: Sequence[bytes]) -> None:
+        self._reset(method)
+        if self.transport:
+            self.transport.writelines(request)
+
+    async def head(self) -> None:
+        while not self.status:
+            if self.error:
+                raise self.error
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """What has arrived of the body, in one piece; empty at the end."""
+        while not self.chunks:
+            if self.complete:
+                return b""
+            if self.error:
+                raise self.error
+            await self._wait()
+        data = self.chunks.popleft() if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
+        self.buffered = 0
+        if self._paused and self.transport:
+            self._paused = False
+            self.transport.resume_reading()
+        return data
+
+    def reusable(self) -> bool:
+        """True if the idle connection still lives, asked of the kernel and not of our own last look."""
+        if self.closed or not self.complete or self._paused or self.transport is None:
+            return False
+        sock = self.transport.get_extra_info("socket")
+        if sock is None or self.transport.is_closing():
+            return False
+        try:
+            duplicate = socket.socket(fileno=socket.dup(sock.fileno()))
+        except OSError:
+            return False
+        try:
+            duplicate.setblocking(False)
+            duplicate.recv(1, socket.MSG_PEEK)
+            return False  # closed, or bytes that nobody asked for
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        finally:
+            duplicate.close()
+
+    def close(self) -> None:
+        self.closed = True
+        if self.transport:
+            self.transport.close()
+
+
+class Answer:
+    """An answer whose head has arrived. Read it to the end, or close it."""
+
+    def __init__(self, client: HttpClient, connection: _Connection) -> None:
+        self._client = client
+        self._connection = connection
+        self.status = connection.status
+        self.headers = connection.headers
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, as soon as there are any; empty at the end. Raises UpstreamError."""
+        data = await self._connection.read()
+        if not data:
+            self._client.release(self._connection)
+        return data
+
+    async def body(self) -> bytes:
+        parts = []
+        while data := await self.read():
+            parts.append(data)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Leave: an unfinished exchange loses its connection, which stops the engine's work."""
+        if not self._connection.complete:
+            self._connection.close()
+
+
+class HttpClient:
+    """Exchanges with one origin. `base` is a URL without a path."""
+
+    def __init__(self, base: str, max_idle: int = 256) -> None:
+        parts = urlsplit(base)
+        self.host = parts.hostname or "127.0.0.1"
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        self.authority = f"{name}:{self.port}".encode()
+        self._idle: list[_Connection] = []
+        self._max_idle = max_idle
+
+    async def request(
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> Answer:
+        """Send one request and wait for the head of its answer; cancelling closes the connection."""
+        verb = method.encode()
+        head = [verb, b" ", path.encode(), b" HTTP/1.1\r\nHost: ", self.authority, b"\r\n"]
+        for name, value in headers:
+            head += (name, b": ", value, b"\r\n")
+        if body or method not in ("GET", "HEAD"):
+            head += (b"Content-Length: ", str(len(body)).encode(), b"\r\n")
+        head.append(b"\r\n")
+        connection = await self._connection()
+        try:
+            connection.send(verb, [b"".join(head), body] if body else [b"".join(head)])
+            await connection.head()
+        except BaseException:
+            connection.close()
+            raise
+        return Answer(self, connection)
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            connection.idle = False
+            if connection.reusable():
+                return connection
+            connection.close()
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await asyncio.wait_for(
+                loop.create_connection(_Connection, self.host, self.port, ssl=self._tls), CONNECT_SECONDS
+            )
+        except (OSError, asyncio.TimeoutError) as error:
+            raise UpstreamError(f"the engine does not answer ({error or 'timed out'})") from None
+        return connection
+
+    def release(self, connection: _Connection) -> None:
+        """Keep a connection whose exchange is complete, unless the engine wants it closed."""
+        if connection.idle:
+            return
+        closing = any(name.lower() == b"connection" and value.lower() == b"close" for name, value in connection.headers)
+        if closing or len(self._idle) >= self._max_idle or connection.closed:
+            connection.close()
+        else:
+            connection.idle = True
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()

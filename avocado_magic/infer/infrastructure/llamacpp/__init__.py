@@ -1,0 +1,1 @@
+"""The embedded engine: llama.cpp (xllamacpp) behind the ports of the domain."""

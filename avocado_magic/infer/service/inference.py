@@ -1,0 +1,260 @@
+"""What a request to the Ollama API means, over the ports: models, generate, chat, embed."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from ..domain.names import ModelName
+from ..domain.ports import ModelLibrary, Session, TextEngine
+from ..domain.types import InferError, Loaded, Model, Piece
+from . import validation as check
+
+# Ollama's defaults (api/types.go, DefaultOptions); llama.cpp's own differ.
+_DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0, "typical_p": 1.0,
+                                "repeat_last_n": 64, "repeat_penalty": 1.1, "presence_penalty": 0.0,
+                                "frequency_penalty": 0.0, "seed": -1, "num_predict": -1}
+_NOT_SAMPLING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep")
+_KEPT = 4  # tokens kept of the beginning when a prompt is cut (num_keep)
+_VARIABLE = re.compile(r"\{\{-?\s*\.(System|Prompt|Response)\s*-?\}\}")
+
+
+class Inference:
+    """Use cases of the embedded engine. Answers are objects with their members in Ollama's order."""
+
+    def __init__(self, library: ModelLibrary, engine: TextEngine) -> None:
+        self._library = library
+        self._engine = engine
+
+    def models(self) -> Sequence[Model]:
+        return self._library.models()
+
+    def loaded(self) -> Sequence[Loaded]:
+        return self._engine.loaded()
+
+    def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:
+        return self._library.pull(name)
+
+    def find(self, name: str, *, pull_hint: bool = False) -> Model:
+        """The model `name`; 404 in the words of the routes that say "try pulling it first" or of those that do not."""
+        model = self._library.find(name) if name else None
+        if model is None:
+            words = f'model "{name}" not found, try pulling it first' if pull_hint else f"model '{name}' not found"
+            raise InferError(404, words)
+        return model
+
+    async def generate(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Pieces of an answer to /api/generate without `model` and `created_at`; the last has ``done`` true."""
+        begin = time.perf_counter_ns()
+        name = str(request.get("model", ""))
+        keep_alive = check.keep_alive(request.get("keep_alive"))
+        model = self.find(name)
+        prompt = str(request.get("prompt", ""))
+        if not prompt and keep_alive == 0:
+            await self._engine.unload(model)
+            yield {"response": "", "done": True, "done_reason": "unload"}
+            return
+        raw = bool(request.get("raw"))
+        if raw and any(request.get(member) for member in ("template", "system", "context")):
+            raise InferError(400, "raw mode does not support template, system, or context")
+        if request.get("suffix"):
+            raise InferError(400, f"{_full_name(name)} does not support insert")
+        check.check_images(list(request.get("images") or []), name)
+        check.check_think(request.get("think"), name)
+        run = _Run(request)
+        async with self._engine.session(model, run.context, keep_alive) as session:
+            if not prompt:
+                yield {"response": "", "done": True, "done_reason": "load"}
+                return
+            text = prompt if raw else await self._prompt_of(session, request, prompt)
+            earlier = [int(token) for token in request.get("context") or [] if isinstance(token, int)]
+            tokens = run.fit(earlier + await session.tokenize(text), session.context_length)
+            generated: list[int] = []
+            pieces = session.complete(tokens, run.sampling)
+            try:
+                async for piece in pieces:
+                    generated += piece.tokens
+                    if piece.text or piece.logprobs:
+                        yield {"response": piece.text, "done": False, **_logprobs(piece, run)}
+                    if piece.reason:
+                        context = {} if raw else {"context": tokens + generated}
+                        yield {"response": "", "done": True, "done_reason": piece.reason, **context,
+                               **_counts(piece, begin, session)}
+            finally:
+                await pieces.aclose()
+
+    async def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Pieces of an answer to /api/chat without `model` and `created_at`; the last has ``done`` true."""
+        begin = time.perf_counter_ns()
+        name = str(request.get("model", ""))
+        keep_alive = check.keep_alive(request.get("keep_alive"))
+        if not name:
+            raise InferError(400, "model is required")
+        model = self.find(name)
+        messages = list(request.get("messages") or [])
+        if not messages and keep_alive == 0:
+            await self._engine.unload(model)
+            yield {"message": _message(""), "done": True, "done_reason": "unload"}
+            return
+        if request.get("tools"):
+            raise InferError(400, f"{_full_name(name)} does not support tools")
+        check.check_think(request.get("think"), name)
+        for message in messages:
+            check.check_images(list(message.get("images") or []), name)
+        run = _Run(request)
+        async with self._engine.session(model, run.context, keep_alive) as session:
+            if not messages:
+                yield {"message": _message(""), "done": True, "done_reason": "load"}
+                return
+            turns = [{"role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in messages]
+            tokens = run.fit(await session.tokenize(await session.render(turns)), session.context_length)
+            pieces = session.complete(tokens, run.sampling)
+            try:
+                async for piece in pieces:
+                    if piece.text or piece.logprobs:
+                        yield {"message": _message(piece.text), "done": False, **_logprobs(piece, run)}
+                    if piece.reason:
+                        yield {"message": _message(""), "done": True, "done_reason": piece.reason,
+                               **_counts(piece, begin, session)}
+            finally:
+                await pieces.aclose()
+
+    async def embed(self, request: Mapping[str, Any]) -> tuple[list[list[float]], int, int, int]:
+        """Unit vectors of /api/embed's input, total and load duration in ns, prompt tokens."""
+        begin = time.perf_counter_ns()
+        name = str(request.get("model", ""))
+        given = request.get("input")
+        inputs = [given] if isinstance(given, str) else given if isinstance(given, list) else [] if given is None else None
+        if inputs is None or not all(isinstance(text, str) for text in inputs):
+            raise InferError(400, "invalid input type")
+        model = self.find(name, pull_hint=True)
+        run = _Run(request)
+        vectors: list[list[float]] = []
+        count = 0
+        async with self._engine.session(model, run.context, check.keep_alive(request.get("keep_alive"))) as session:
+            for text in inputs if inputs != [""] else []:
+                tokens = await session.tokenize(text)
+                if len(tokens) > session.context_length:
+                    if request.get("truncate") is False:
+                        raise InferError(400, "the input length exceeds the context length")
+                    tokens = tokens[: session.context_length - 2]
+                found = await session.embed(tokens)
+                norm = math.sqrt(sum(x * x for x in found.vector)) or 1.0
+                vectors.append([x / norm for x in found.vector])
+                count += found.tokens
+            return vectors, time.perf_counter_ns() - begin, session.load_duration, count
+
+    async def embedding(self, request: Mapping[str, Any]) -> list[float]:
+        """The raw vector of /api/embeddings (the older route); empty for an empty prompt."""
+        model = self.find(str(request.get("model", "")), pull_hint=True)
+        prompt = str(request.get("prompt", ""))
+        run = _Run(request)
+        async with self._engine.session(model, run.context, check.keep_alive(request.get("keep_alive"))) as session:
+            if not prompt:
+                return []
+            tokens = await session.tokenize(prompt)
+            return list((await session.embed(tokens[: session.context_length - 2])).vector)
+
+    @staticmethod
+    async def _prompt_of(session: Session, request: Mapping[str, Any], prompt: str) -> str:
+        system = str(request.get("system", ""))
+        template = str(request.get("template", ""))
+        if template:
+            if "{{" in _VARIABLE.sub("", template):
+                raise InferError(501, "this template is not supported by the embedded engine: it knows "
+                                      "{{ .System }}, {{ .Prompt }} and {{ .Response }}")
+            values = {"System": system, "Prompt": prompt, "Response": ""}
+            return _VARIABLE.sub(lambda match: values[match[1]], template)
+        turns = [{"role": "system", "content": system}] if system else []
+        return await session.render([*turns, {"role": "user", "content": prompt}])
+
+
+class _Run:
+    """How one request is to be run."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        options = check.options(request.get("options"))
+        self.context: int | None = max(options.get("num_ctx", 0), 0) or None
+        self._truncate = request.get("truncate") is not False
+        self.logprobs = bool(request.get("logprobs"))
+        self.top_logprobs = int(request.get("top_logprobs") or 0)
+        if not 0 <= self.top_logprobs <= 20:
+            raise InferError(400, "top_logprobs must be between 0 and 20")
+        self.sampling = {**_DEFAULTS, **{name: value for name, value in options.items() if name not in _NOT_SAMPLING}}
+        if self.sampling["num_predict"] <= 0:
+            self.sampling["num_predict"] = -1  # as a real one answers to 0 (recording 076)
+        schema = check.output_format(request.get("format"))
+        if schema is not None:
+            self.sampling["json_schema"] = schema
+        if self.logprobs:
+            self.sampling["n_probs"] = max(self.top_logprobs, 1)
+
+    def fit(self, tokens: list[int], context: int) -> list[int]:
+        """`tokens` cut in the middle of the prompt to leave room in `context`; 400 where cutting was forbidden."""
+        if len(tokens) < context:
+            return tokens
+        if not self._truncate:
+            raise InferError(400, "the input length exceeds the context length")
+        room = context - max(1, min(context // 4, 256)) - _KEPT
+        return tokens[:_KEPT] + tokens[-room:]
+
+
+def _full_name(name: str) -> str:
+    parsed = ModelName.parse(name)
+    return parsed.full if parsed else name
+
+
+def _message(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def _logprobs(piece: Piece, run: _Run) -> dict[str, Any]:
+    if not run.logprobs or not piece.logprobs:
+        return {}
+
+    def entry(token: Mapping[str, Any]) -> dict[str, Any]:
+        return {"token": token["token"], "logprob": token["logprob"], "bytes": token["bytes"]}
+
+    top = run.top_logprobs
+    return {"logprobs": [
+        {**entry(token), **({"top_logprobs": [entry(t) for t in token["top_logprobs"][:top]]} if top else {})}
+        for token in piece.logprobs
+    ]}
+
+
+def _counts(piece: Piece, begin: int, session: Session) -> dict[str, int]:
+    counts = {
+        "total_duration": time.perf_counter_ns() - begin,
+        "load_duration": session.load_duration,
+        "prompt_eval_count": piece.prompt_tokens,
+        "prompt_eval_duration": piece.prompt_duration,
+        "eval_count": piece.generated_tokens,
+        "eval_duration": piece.generated_duration,
+    }
+    return {name: value for name, value in counts.items() if value}  # Go's omitempty
+
+
+async def whole(pieces: AsyncGenerator[dict[str, Any], None], text: str, logprobs_last: bool) -> dict[str, Any]:
+    """The answer that ``"stream": false`` gets: the pieces of `pieces` put together.
+
+    `text` is the member that holds the text: "response" or "message". Where log probabilities stand
+    differs between the two (recordings 073 and 124).
+    """
+    said: list[str] = []
+    logprobs: list[Any] = []
+    last: dict[str, Any] = {}
+    async for piece in pieces:
+        said.append(piece[text] if text == "response" else piece[text]["content"])
+        logprobs += piece.get("logprobs", [])
+        last = piece
+    joined = "".join(said)
+    answer = {**last, text: joined if text == "response" else _message(joined)}
+    if logprobs and logprobs_last:
+        return {**answer, "logprobs": logprobs}
+    if logprobs:
+        head = {name: answer.pop(name) for name in (text, "done", "done_reason")}
+        return {**head, "logprobs": logprobs, **answer}
+    return answer

@@ -1,0 +1,228 @@
+"""Reads request bodies as Ollama's Go code does, and refuses them in its words."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..domain.types import InferError
+
+
+@dataclass(frozen=True)
+class Struct:
+    """A Go struct: its name, and per JSON member a kind.
+
+    Kinds: "string", "bool", "int", "number", "object", "any"; "[]T" for a list whose items are not
+    looked at; a Struct; a one-item list ``[Struct]`` for a list of structs, with its Go name first.
+    """
+
+    name: str
+    members: Mapping[str, Any]
+
+
+_GO_NAMES = {"object": "map[string]interface {}", "int": "int", "number": "float64"}
+MESSAGE = Struct("Message", {"role": "string", "content": "string", "thinking": "string", "images": "[]api.ImageData",
+                             "tool_calls": "[]api.ToolCall", "tool_name": "string", "tool_call_id": "string"})
+_RUN = {"model": "string", "stream": "bool", "format": "any", "keep_alive": "any", "options": "object", "think": "any",
+        "truncate": "bool", "shift": "bool", "logprobs": "bool", "top_logprobs": "int"}
+GENERATE = Struct("GenerateRequest", {**_RUN, "prompt": "string", "suffix": "string", "system": "string",
+                                      "template": "string", "context": "[]int", "raw": "bool", "images": "[]api.ImageData"})
+CHAT = Struct("ChatRequest", {**_RUN, "messages": ("[]api.Message", MESSAGE), "tools": "[]api.Tool"})
+EMBED = Struct("EmbedRequest", {"model": "string", "input": "any", "keep_alive": "any", "truncate": "bool",
+                                "dimensions": "int", "options": "object"})
+EMBEDDINGS = Struct("EmbeddingRequest", {"model": "string", "prompt": "string", "keep_alive": "any", "options": "object"})
+SHOW = Struct("ShowRequest", {"model": "string", "name": "string", "system": "string", "template": "string",
+                              "verbose": "bool", "options": "object"})
+PULL = Struct("PullRequest", {"model": "string", "name": "string", "insecure": "bool", "stream": "bool"})
+OPENAI_CHAT = Struct("ChatCompletionRequest", {
+    "model": "string", "messages": "[]openai.Message", "stream": "bool", "stream_options": "object", "max_tokens": "int",
+    "seed": "int", "stop": "any", "temperature": "number", "frequency_penalty": "number", "presence_penalty": "number",
+    "top_p": "number", "response_format": "object", "tools": "[]api.Tool", "reasoning": "object",
+    "reasoning_effort": "string", "logprobs": "bool", "top_logprobs": "int"})
+OPENAI_COMPLETION = Struct("CompletionRequest", {
+    "model": "string", "prompt": "string", "frequency_penalty": "number", "max_tokens": "int", "presence_penalty": "number",
+    "seed": "int", "stop": "any", "stream": "bool", "stream_options": "object", "temperature": "number", "top_p": "number",
+    "suffix": "string", "logprobs": "int"})
+OPENAI_EMBED = Struct("EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"})
+
+# Options of a request and their Go types (api/types.go, Options and Runner).
+_FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+_INTS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict", "top_k",
+         "repeat_last_n")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def decode(body: bytes, struct: Struct, missing: str = "missing request body") -> dict[str, Any]:
+    """`body` as the members of `struct`, nulls and unknown members left out; InferError 400 in Go's words."""
+    if not body.strip():
+        raise InferError(400, missing)
+    value = _parse(body.decode("utf-8", "replace"))
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InferError(400, f"json: cannot unmarshal {_kind(value)} into Go value of type api.{struct.name}")
+    return _members(value, struct, struct.name)
+
+
+def _members(value: Mapping[str, Any], struct: Struct, path: str) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, item in value.items():
+        known = name if name in struct.members else name.lower()  # Go folds member names
+        if known not in struct.members or item is None:
+            continue
+        out[known] = _checked(item, struct.members[known], f"{path}.{known}")
+    return out
+
+
+def _checked(item: Any, kind: Any, path: str) -> Any:
+    if isinstance(kind, tuple):
+        go_name, struct = kind
+        if not isinstance(item, list):
+            raise _mismatch(item, path, go_name)
+        out = []
+        for entry in item:
+            if not isinstance(entry, dict):
+                raise _mismatch(entry, path, go_name.removeprefix("[]"))
+            out.append(_members(entry, struct, path))
+        return out
+    expected: dict[str, Any] = {"string": str, "bool": bool, "int": (int, float), "number": (int, float), "object": dict}
+    wanted = list if kind.startswith("[]") else expected.get(kind, object)
+    if not isinstance(item, wanted) or (isinstance(item, bool) and wanted not in (bool, object)):
+        raise _mismatch(item, path, _GO_NAMES.get(kind, kind))
+    if kind == "int" and isinstance(item, float):
+        raise InferError(400, f"json: cannot unmarshal number {item} into Go struct field {path} of type int")
+    return item
+
+
+def _mismatch(item: Any, path: str, go_type: str) -> InferError:
+    return InferError(400, f"json: cannot unmarshal {_kind(item)} into Go struct field {path} of type {go_type}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, (int, float)):
+        return "number"
+    return {str: "string", list: "array", dict: "object"}.get(type(value), "null")
+
+
+def _parse(text: str) -> Any:
+    """The first JSON value of `text`, as Go's decoder reads it: what follows it is not looked at."""
+    text = text.lstrip(" \t\r\n")
+    try:
+        return json.JSONDecoder(parse_constant=_no_constant).raw_decode(text)[0]
+    except json.JSONDecodeError as error:
+        raise InferError(400, _go_syntax_error(error, text)) from None
+    except RecursionError:
+        raise InferError(400, "exceeded max depth") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise InferError(400, f"invalid character '{name[0]}' looking for beginning of value")
+
+
+def _go_syntax_error(error: json.JSONDecodeError, text: str) -> str:
+    rest = text[error.pos :].lstrip(" \t\r\n")
+    if not rest or error.msg.startswith(("Unterminated", "Invalid \\")):
+        return "unexpected EOF"
+    where = {
+        "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
+        "Expecting ':' delimiter": "after object key",
+        "Expecting ',' delimiter": "after array element" if _inside_array(text[: error.pos]) else "after object key:value pair",
+    }.get(error.msg, "in string literal" if error.msg.startswith("Invalid control") else "looking for beginning of value")
+    return f"invalid character {_go_quote(rest[0])} {where}"
+
+
+def _go_quote(char: str) -> str:
+    return "'\\''" if char == "'" else "'\"'" if char == '"' else f"'{char}'"
+
+
+def _inside_array(text: str) -> bool:
+    stack: list[str] = []
+    for token in re.finditer(r'"(?:\\.|[^"\\])*"|[\[\]{}]', text):
+        if token[0] in "[{":
+            stack.append(token[0])
+        elif token[0] in "]}" and stack:
+            stack.pop()
+    return bool(stack) and stack[-1] == "["
+
+
+def keep_alive(value: Any) -> float | None:
+    """``keep_alive`` in seconds (api.Duration): a number of seconds, or a Go duration; negative is for ever."""
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str):
+        raise InferError(400, f"Unsupported type: '{_kind(value)}'")
+    sign = -1.0 if value.startswith("-") else 1.0
+    text = value.lstrip("+-")
+    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", text)
+    if text == "0":
+        return 0.0
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        missing_unit = re.fullmatch(r"\d+(\.\d*)?", text)
+        word = "missing unit in" if missing_unit else "invalid"
+        raise InferError(400, f'time: {word} duration "{value}"')
+    return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of a request, their types checked as Ollama checks them (500, recording 079); unknown ones ignored."""
+    out: dict[str, Any] = {}
+    for name, value in (given or {}).items():
+        if value is None:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in _FLOATS:
+            if not number:
+                raise InferError(500, f'option "{name}" must be of type float32')
+            out[name] = float(value)
+        elif name in _INTS:
+            if not number:
+                raise InferError(500, f'option "{name}" must be of type integer')
+            out[name] = int(value)
+        elif name == "stop":
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise InferError(500, 'option "stop" must be of type array')
+            out[name] = value
+    return out
+
+
+def output_format(value: Any) -> dict[str, Any] | None:
+    """``format`` as a JSON schema, None where there is none; InferError 500 as in recordings 064 and 065."""
+    if value is None or value == "":
+        return None
+    if value == "json":
+        return {"type": "object"}
+    if isinstance(value, dict):
+        return value
+    shown = json.dumps(json.dumps(value))
+    raise InferError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+
+
+def check_images(images: list[Any], model: str) -> None:
+    """Refuse images: this engine reads none. Bad base64 is refused in Go's words first."""
+    for image in images:
+        try:
+            base64.b64decode(str(image), validate=True)
+        except (binascii.Error, ValueError):
+            bad = re.search(r"[^A-Za-z0-9+/=]", str(image))
+            raise InferError(400, f"illegal base64 data at input byte {bad.start() if bad else len(str(image))}") from None
+    if images:
+        raise InferError(400, f'"{model}" does not support images')
+
+
+def check_think(value: Any, model: str) -> None:
+    """Refuse thinking, which no model of this engine's library does (recordings 070 to 072)."""
+    if value is None or value is False or value == "":
+        return
+    if value is not True and value not in ("high", "medium", "low", "max"):
+        shown = f'"{value}"' if isinstance(value, str) else json.dumps(value)
+        raise InferError(400, f'invalid think value: {shown} (must be "high", "medium", "low", "max", true, or false)')
+    raise InferError(400, f'"{model}" does not support thinking')

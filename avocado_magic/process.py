@@ -1,0 +1,283 @@
+"""Processes: which one is which, whether it lives, and how it is started and stopped.
+
+A process is known by host, boot id, pid and start ticks; a creation time follows the system clock
+and a pid alone may belong to a stranger by now.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .config import SECRET_VARIABLES
+
+# Every process of a service carries its instance id in this variable; a child that outlived its
+# parent is recognised by it, whatever became of its pid or its process group.
+INSTANCE_VARIABLE = "AVOCADO_INSTANCE"
+LOG_LIMIT = 4 * 1024 * 1024
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """The kernel's id of this boot; on systems without one, the boot time in whole seconds."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        import psutil
+
+        return str(int(psutil.boot_time()))
+
+
+def host_name() -> str:
+    return platform.node() or "localhost"
+
+
+def start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat (proc(5)); the platform's own start stamp elsewhere; None if gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        return _start_stamp(pid)
+    # The command name is in parentheses and may itself hold parentheses and spaces.
+    rest = stat.rpartition(")")[2].split()
+    return None if rest[0] in "ZXx" else int(rest[19])
+
+
+def _start_stamp(pid: int) -> int | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)
+    except psutil.Error:
+        return None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process on one host in one boot."""
+
+    host: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+
+    @staticmethod
+    def of(pid: int) -> Identity | None:
+        """The identity of the live process `pid`; None if there is none, or only a zombie."""
+        ticks = start_ticks(pid)
+        return None if ticks is None else Identity(host_name(), boot_id(), pid, ticks)
+
+    @staticmethod
+    def from_dict(data: Any) -> Identity | None:
+        try:
+            return Identity(str(data["host"]), str(data["boot_id"]), int(data["pid"]), int(data["start_ticks"]))
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def here(self) -> bool:
+        return self.host == host_name() and self.boot_id == boot_id()
+
+    def alive(self) -> bool:
+        """True if this very process runs here; a zombie does not run."""
+        return self.here() and start_ticks(self.pid) == self.start_ticks
+
+
+def child_environment(extra: Mapping[str, str | None]) -> dict[str, str]:
+    """This environment without the secrets that are ours to use, and with `extra` (None removes)."""
+    merged: dict[str, str | None] = {**os.environ, **{name: None for name in SECRET_VARIABLES}, **extra}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def processes_of(instance: str) -> Iterator[Identity]:
+    """The live processes of the service instance `instance`, ourselves left out."""
+    import psutil
+
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            if process.environ().get(INSTANCE_VARIABLE) == instance:
+                identity = Identity.of(process.pid)
+                if identity:
+                    yield identity
+        except (psutil.Error, OSError):
+            continue  # another user's, or gone meanwhile: in neither case one of ours
+
+
+def end(identities: Sequence[Identity], budget: float) -> list[Identity]:
+    """TERM, wait half the budget (seconds), KILL, wait the rest; returns those that still live."""
+    left = [i for i in identities if i.alive()]
+    for number, seconds in ((signal.SIGTERM, budget / 2), (signal.SIGKILL, budget / 2)):
+        for identity in left:
+            _signal(identity, number)
+        left = _wait_gone(left, seconds)
+        if not left:
+            break
+    return left
+
+
+def _signal(identity: Identity, number: int) -> None:
+    if identity.alive():
+        try:
+            os.kill(identity.pid, number)
+        except ProcessLookupError:
+            pass  # it ended between the look and the signal
+
+
+def _wait_gone(identities: list[Identity], seconds: float) -> list[Identity]:
+    deadline = time.monotonic() + seconds
+    left = identities
+    while (left := [i for i in left if i.alive()]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, step: float = 0.05) -> bool:
+    """Poll `condition` until it holds or `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(step)
+    return True
+
+
+def open_private(path: Path, flags: int) -> int:
+    """A file descriptor for `path` that only its owner may read, from the moment it exists."""
+    return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def rotate(path: Path, limit: int = LOG_LIMIT) -> None:
+    """Move a log that grew over `limit` bytes to ``<name>.1`` and empty it in place.
+
+    Copied and truncated rather than renamed: the process that writes it holds it open for appending.
+    """
+    try:
+        if path.stat().st_size <= limit:
+            return
+        with path.open("rb") as source, os.fdopen(
+            open_private(path.with_name(path.name + ".1"), os.O_WRONLY | os.O_TRUNC), "wb"
+        ) as target:
+            source.seek(-min(limit, path.stat().st_size), os.SEEK_END)
+            target.write(source.read())
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last `lines` lines of a log, bytes that are not UTF-8 replaced; empty where there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - max(64, lines) * 400))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:] if lines > 0 else []
+
+
+class ManagedProcess:
+    """A child in a session of its own, with its own log file, stopped as a whole group.
+
+    `argv` must hold no secret. The child writes to the log file itself, opened for appending, so it
+    never blocks on a pipe nobody drains and outlives nothing it depends on.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path, env: Mapping[str, str | None] | None = None) -> None:
+        self.argv = list(argv)
+        self.log = log
+        self._env = dict(env or {})
+        self._child: subprocess.Popen[bytes] | None = None
+        self._identity: Identity | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> Identity:
+        """Start it; OSError if the program cannot be run."""
+        with os.fdopen(open_private(self.log, os.O_WRONLY | os.O_APPEND), "ab") as out:
+            self._child = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=child_environment(self._env),
+                start_new_session=True,
+                cwd="/",
+            )
+        ticks = start_ticks(self._child.pid)
+        self._identity = Identity(host_name(), boot_id(), self._child.pid, ticks if ticks is not None else -1)
+        return self._identity
+
+    @property
+    def identity(self) -> Identity | None:
+        return self._identity
+
+    @property
+    def pid(self) -> int | None:
+        return self._identity.pid if self._identity and self.returncode() is None else None
+
+    def returncode(self) -> int | None:
+        """The exit status (negative: the signal), or None while it runs. Reaps it."""
+        with self._lock:
+            return self._child.poll() if self._child else None
+
+    def stop(self, budget: float, ask: Callable[[], None] | None = None) -> None:
+        """Ask, wait, TERM, wait, KILL the whole group, within about `budget` seconds."""
+        if self._child is None:
+            return
+        group = self._child.pid
+        steps: list[Callable[[], None]] = [
+            lambda: _signal_group(group, signal.SIGTERM),
+            lambda: _signal_group(group, signal.SIGKILL),
+        ]
+        if ask is not None and self.returncode() is None:
+            steps.insert(0, ask)
+        for step in steps:
+            step()
+            if wait_until(lambda: self.returncode() is not None and not _group_alive(group), budget / len(steps), 0.02):
+                break
+
+
+def _group_members(group: int) -> list[int]:
+    import psutil
+
+    # The instance is compared too: once a group is empty its number may become a stranger's.
+    ours = os.environ.get(INSTANCE_VARIABLE)
+    members = []
+    for pid in psutil.pids():
+        try:
+            if os.getpgid(pid) == group and start_ticks(pid) is not None and (
+                ours is None or psutil.Process(pid).environ().get(INSTANCE_VARIABLE) == ours
+            ):
+                members.append(pid)
+        except (psutil.Error, OSError):
+            continue
+    return members
+
+
+def _group_alive(group: int) -> bool:
+    return bool(_group_members(group))
+
+
+def _signal_group(group: int, number: int) -> None:
+    # A group id stays reserved while the group has members, whatever became of its leader.
+    if _group_members(group):
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            pass  # the last member ended between the look and the signal

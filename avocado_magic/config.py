@@ -80,7 +80,9 @@ class Settings:
     broker_url: Secret | None = _setting(
         None, "AMQP URL of RabbitMQ, amqp:// or amqps://", "RABBITMQ_URL", "AMQP_URL", "CLOUDAMQP_URL", secret=True
     )
-    api_key: Secret | None = _setting(None, "API key of the gateway; made when not given", "AVOCADO_API_KEY", secret=True)
+    api_key: Secret | None = _setting(
+        None, "API key of the gateway; made when not given", "AVOCADO_API_KEY", secret=True
+    )
 
     def secrets(self) -> tuple[str, ...]:
         """The values that must never be shown, a broker password on its own among them."""
@@ -97,14 +99,12 @@ class Settings:
 
     @staticmethod
     def from_wire(data: Mapping[str, Any]) -> Settings:
-        known = {f.name: f for f in fields(Settings)}
-        return Settings(
-            **{
-                name: Secret(value) if known[name].metadata["secret"] and value is not None else value
-                for name, value in data.items()
-                if name in known
-            }
-        )
+        values: dict[str, Any] = {}
+        for f in fields(Settings):
+            if f.name in data:
+                value = data[f.name]
+                values[f.name] = Secret(value) if f.metadata["secret"] and value is not None else value
+        return Settings(**values)
 
 
 SECRET_VARIABLES = tuple(name for f in fields(Settings) if f.metadata["secret"] for name in f.metadata["env"])
@@ -184,7 +184,7 @@ def validate(s: Settings) -> Settings:
     for label, number in (("grace", s.grace), ("timeout", s.timeout), ("max_lifetime", s.max_lifetime)):
         if not (number >= 0 and number != float("inf")) or (number == 0 and label != "grace"):
             raise ConfigError(f"{label.replace('_', '-')} {number:g} is not possible", "give a positive number")
-    if s.model is not None and (not s.model.strip() or any(c.isspace() for c in s.model) and not is_gguf(s.model)):
+    if s.model is not None and (not s.model.strip() or (any(c.isspace() for c in s.model) and not is_gguf(s.model))):
         raise ConfigError(f"{s.model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
     if s.domain is not None and not _DOMAIN.fullmatch(s.domain):
         raise ConfigError(f"{s.domain!r} is not a domain", "write the host name alone, as in my-name.ngrok-free.app")
@@ -192,7 +192,8 @@ def validate(s: Settings) -> Settings:
         raise ConfigError(f"--domain needs ngrok, not --tunnel {s.tunnel}", "leave one of the two out")
     if s.public_url and s.tunnel not in ("auto", "none"):
         raise ConfigError(
-            f"--public-url is for a way in of your own, and --tunnel {s.tunnel} makes another", "leave one of the two out"
+            f"--public-url is for a way in of your own, and --tunnel {s.tunnel} makes another",
+            "leave one of the two out",
         )
     ollama_base_url(s.ollama_host)
     changes: dict[str, Any] = {}
@@ -250,8 +251,10 @@ def ollama_base_url(host: str) -> str:
         port = None
         parts = urlsplit("//")
     if default is None or port is None or "@" in rest:
-        raise ConfigError(f"OLLAMA_HOST is {host!r}" if "@" not in rest else "OLLAMA_HOST has a user in it",
-                          "write it as in 127.0.0.1:11434 or http://host:port")
+        raise ConfigError(
+            f"OLLAMA_HOST is {host!r}" if "@" not in rest else "OLLAMA_HOST has a user in it",
+            "write it as in 127.0.0.1:11434 or http://host:port",
+        )
     name = parts.hostname or "127.0.0.1"
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
     return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"

@@ -99,7 +99,7 @@ class Identity:
 
 def child_environment(extra: Mapping[str, str | None]) -> dict[str, str]:
     """This environment without the secrets that are ours to use, and with `extra` (None removes)."""
-    merged: dict[str, str | None] = {**os.environ, **{name: None for name in SECRET_VARIABLES}, **extra}
+    merged: dict[str, str | None] = {**os.environ, **dict.fromkeys(SECRET_VARIABLES), **extra}
     return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -170,9 +170,10 @@ def rotate(path: Path, limit: int = LOG_LIMIT) -> None:
     try:
         if path.stat().st_size <= limit:
             return
-        with path.open("rb") as source, os.fdopen(
-            open_private(path.with_name(path.name + ".1"), os.O_WRONLY | os.O_TRUNC), "wb"
-        ) as target:
+        with (
+            path.open("rb") as source,
+            os.fdopen(open_private(path.with_name(path.name + ".1"), os.O_WRONLY | os.O_TRUNC), "wb") as target,
+        ):
             source.seek(-min(limit, path.stat().st_size), os.SEEK_END)
             target.write(source.read())
         os.truncate(path, 0)
@@ -261,8 +262,10 @@ def _group_members(group: int) -> list[int]:
     members = []
     for pid in psutil.pids():
         try:
-            if os.getpgid(pid) == group and start_ticks(pid) is not None and (
-                ours is None or psutil.Process(pid).environ().get(INSTANCE_VARIABLE) == ours
+            if (
+                os.getpgid(pid) == group
+                and start_ticks(pid) is not None
+                and (ours is None or psutil.Process(pid).environ().get(INSTANCE_VARIABLE) == ours)
             ):
                 members.append(pid)
         except (psutil.Error, OSError):

@@ -22,7 +22,9 @@ def infer(
     upstream: Annotated[str | None, typer.Option(help="URL of the Ollama behind the gateway.")] = None,
     model: Annotated[str | None, typer.Option(help="Model of the llama.cpp backend: a name or a *.gguf path.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the API key.")] = None,
-    admin_key_file: Annotated[Path | None, typer.Option(help="File with the admin key; switches admin routes on.")] = None,
+    admin_key_file: Annotated[
+        Path | None, typer.Option(help="File with the admin key; switches admin routes on.")
+    ] = None,
     no_auth: Annotated[bool | None, typer.Option("--no-auth", help="Let everybody in; loopback only.")] = None,
 ) -> None:
     """Serve the Ollama API behind an API key.

@@ -1,0 +1,1 @@
+"""What a service is made of, each part behind the `Part` protocol of `base`."""

@@ -1,0 +1,1 @@
+"""How a service is started, kept and stopped. Knows the parts only by their protocols."""

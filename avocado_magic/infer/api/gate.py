@@ -46,7 +46,9 @@ class Request:
 class Refused(Exception):
     """An answer that is given at the gate."""
 
-    def __init__(self, status: int, message: str, *, plain: bool = False, headers: tuple[tuple[bytes, bytes], ...] = ()):
+    def __init__(
+        self, status: int, message: str, *, plain: bool = False, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ):
         super().__init__(message)
         self.status, self.message, self.plain, self.headers = status, message, plain, headers
 
@@ -139,7 +141,8 @@ class Gate:
         role = self._access.role(headers.get(b"authorization"))
         if role is Role.NOBODY:
             raise Refused(
-                401, "missing or wrong API key: send it as 'Authorization: Bearer KEY'",
+                401,
+                "missing or wrong API key: send it as 'Authorization: Bearer KEY'",
                 headers=((b"www-authenticate", b"Bearer"),),
             )
         return role
@@ -188,7 +191,13 @@ class Gate:
 
 
 async def answer(
-    send: Send, status: int, kind: str, body: bytes, *, head: bool = False, headers: tuple[tuple[bytes, bytes], ...] = ()
+    send: Send,
+    status: int,
+    kind: str,
+    body: bytes,
+    *,
+    head: bool = False,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> None:
     """Send a whole answer; with `head` its header alone."""
     fields = [*headers, (b"content-length", str(len(body)).encode())]

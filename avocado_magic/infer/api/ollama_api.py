@@ -33,20 +33,41 @@ def router(inference: Inference) -> APIRouter:
 
     @api.api_route("/api/tags", methods=["GET", "HEAD"])
     async def tags() -> Response:
-        return json_response({"models": [
-            {"name": m.name, "model": m.name, "modified_at": wire.rfc3339(m.modified_at), "size": m.size,
-             "digest": m.digest, "details": _details(m)}
-            for m in inference.models()
-        ]})
+        return json_response(
+            {
+                "models": [
+                    {
+                        "name": m.name,
+                        "model": m.name,
+                        "modified_at": wire.rfc3339(m.modified_at),
+                        "size": m.size,
+                        "digest": m.digest,
+                        "details": _details(m),
+                    }
+                    for m in inference.models()
+                ]
+            }
+        )
 
     @api.get("/api/ps")
     async def ps() -> Response:
-        return json_response({"models": [
-            {"name": entry.model.name, "model": entry.model.name, "size": entry.size, "digest": entry.model.digest,
-             "details": _details(entry.model), "expires_at": wire.rfc3339(entry.expires_at),
-             "size_vram": entry.size_vram, "context_length": entry.context_length}
-            for entry in inference.loaded()
-        ]})
+        return json_response(
+            {
+                "models": [
+                    {
+                        "name": entry.model.name,
+                        "model": entry.model.name,
+                        "size": entry.size,
+                        "digest": entry.model.digest,
+                        "details": _details(entry.model),
+                        "expires_at": wire.rfc3339(entry.expires_at),
+                        "size_vram": entry.size_vram,
+                        "context_length": entry.context_length,
+                    }
+                    for entry in inference.loaded()
+                ]
+            }
+        )
 
     @api.post("/api/show")
     async def show(request: Request) -> Response:
@@ -130,8 +151,14 @@ async def _again(first: dict[str, Any], rest: Pieces) -> Pieces:
 
 
 def _details(model: Model) -> dict[str, Any]:
-    return {"parent_model": "", "format": "gguf", "family": model.architecture, "families": [model.architecture],
-            "parameter_size": model.parameter_size, "quantization_level": model.quantization}
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": model.architecture,
+        "families": [model.architecture],
+        "parameter_size": model.parameter_size,
+        "quantization_level": model.quantization,
+    }
 
 
 def _shown(model: Model) -> dict[str, Any]:

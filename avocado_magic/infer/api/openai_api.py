@@ -43,8 +43,10 @@ def router(inference: Inference) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         body = check.decode(await request.body(), check.OPENAI_EMBED, "EOF")
         if body.get("input") in (None, [], ""):
-            raise InferError(500 if body.get("input") == "" else 400,
-                             "Failed to create new sequence: no input provided" if body.get("input") == "" else "invalid input")
+            raise InferError(
+                500 if body.get("input") == "" else 400,
+                "Failed to create new sequence: no input provided" if body.get("input") == "" else "invalid input",
+            )
         vectors, _, _, tokens = await inference.embed(body)
         return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
 

@@ -57,7 +57,10 @@ _EXACT: Mapping[str, Route] = {
 }
 # The last segment is a name without anything a router could decode or fold: no '%', no '/', no dots alone.
 _PATTERNS: tuple[tuple[re.Pattern[str], Route], ...] = (
-    (re.compile(r"/v1/models/(?!\.{1,2}$)[A-Za-z0-9._:@-]+"), Route("/v1/models/{id}", ("GET",), dialect=Dialect.OPENAI)),
+    (
+        re.compile(r"/v1/models/(?!\.{1,2}$)[A-Za-z0-9._:@-]+"),
+        Route("/v1/models/{id}", ("GET",), dialect=Dialect.OPENAI),
+    ),
     (re.compile(r"/api/blobs/sha256[:-][0-9a-f]{64}"), Route("/api/blobs/{digest}", ("HEAD", "POST"), Access.ADMIN)),
 )
 

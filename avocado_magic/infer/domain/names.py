@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 _HOST = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,349}"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
-_FULL = re.compile(rf"(?:(?:(?P<host>{_HOST})/)?(?P<namespace>[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}})/)?"
-                   rf"(?P<model>{_PART})(?::(?P<tag>{_PART}))?")
+_FULL = re.compile(
+    rf"(?:(?:(?P<host>{_HOST})/)?(?P<namespace>[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}})/)?"
+    rf"(?P<model>{_PART})(?::(?P<tag>{_PART}))?"
+)
 
 
 @dataclass(frozen=True)

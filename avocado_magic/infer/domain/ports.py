@@ -74,7 +74,9 @@ class TextEngine(Protocol):
 
     def loaded(self) -> Sequence[Loaded]: ...
 
-    def session(self, model: Model, context: int | None, keep_alive: float | None) -> AbstractAsyncContextManager[Session]:
+    def session(
+        self, model: Model, context: int | None, keep_alive: float | None
+    ) -> AbstractAsyncContextManager[Session]:
         """Have `model` in memory. `context` in tokens; `keep_alive` in seconds after the last use,
         negative for ever; None for the engine's defaults. Raises InferError if it cannot be loaded."""
         ...

@@ -14,9 +14,19 @@ from ..domain.types import InferError, Loaded, Model, Piece
 from . import validation as check
 
 # Ollama's defaults (api/types.go, DefaultOptions); llama.cpp's own differ.
-_DEFAULTS: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.0, "typical_p": 1.0,
-                                "repeat_last_n": 64, "repeat_penalty": 1.1, "presence_penalty": 0.0,
-                                "frequency_penalty": 0.0, "seed": -1, "num_predict": -1}
+_DEFAULTS: Mapping[str, Any] = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repeat_last_n": 64,
+    "repeat_penalty": 1.1,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "seed": -1,
+    "num_predict": -1,
+}
 _NOT_SAMPLING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep")
 _KEPT = 4  # tokens kept of the beginning when a prompt is cut (num_keep)
 _VARIABLE = re.compile(r"\{\{-?\s*\.(System|Prompt|Response)\s*-?\}\}")
@@ -81,8 +91,13 @@ class Inference:
                         yield {"response": piece.text, "done": False, **_logprobs(piece, run)}
                     if piece.reason:
                         context = {} if raw else {"context": tokens + generated}
-                        yield {"response": "", "done": True, "done_reason": piece.reason, **context,
-                               **_counts(piece, begin, session)}
+                        yield {
+                            "response": "",
+                            "done": True,
+                            "done_reason": piece.reason,
+                            **context,
+                            **_counts(piece, begin, session),
+                        }
             finally:
                 await pieces.aclose()
 
@@ -117,8 +132,12 @@ class Inference:
                     if piece.text or piece.logprobs:
                         yield {"message": _message(piece.text), "done": False, **_logprobs(piece, run)}
                     if piece.reason:
-                        yield {"message": _message(""), "done": True, "done_reason": piece.reason,
-                               **_counts(piece, begin, session)}
+                        yield {
+                            "message": _message(""),
+                            "done": True,
+                            "done_reason": piece.reason,
+                            **_counts(piece, begin, session),
+                        }
             finally:
                 await pieces.aclose()
 
@@ -127,7 +146,9 @@ class Inference:
         begin = time.perf_counter_ns()
         name = str(request.get("model", ""))
         given = request.get("input")
-        inputs = [given] if isinstance(given, str) else given if isinstance(given, list) else [] if given is None else None
+        inputs = (
+            [given] if isinstance(given, str) else given if isinstance(given, list) else [] if given is None else None
+        )
         if inputs is None or not all(isinstance(text, str) for text in inputs):
             raise InferError(400, "invalid input type")
         model = self.find(name, pull_hint=True)
@@ -164,8 +185,11 @@ class Inference:
         template = str(request.get("template", ""))
         if template:
             if "{{" in _VARIABLE.sub("", template):
-                raise InferError(501, "this template is not supported by the embedded engine: it knows "
-                                      "{{ .System }}, {{ .Prompt }} and {{ .Response }}")
+                raise InferError(
+                    501,
+                    "this template is not supported by the embedded engine: it knows "
+                    "{{ .System }}, {{ .Prompt }} and {{ .Response }}",
+                )
             values = {"System": system, "Prompt": prompt, "Response": ""}
             return _VARIABLE.sub(lambda match: values[match[1]], template)
         turns = [{"role": "system", "content": system}] if system else []
@@ -219,10 +243,12 @@ def _logprobs(piece: Piece, run: _Run) -> dict[str, Any]:
         return {"token": token["token"], "logprob": token["logprob"], "bytes": token["bytes"]}
 
     top = run.top_logprobs
-    return {"logprobs": [
-        {**entry(token), **({"top_logprobs": [entry(t) for t in token["top_logprobs"][:top]]} if top else {})}
-        for token in piece.logprobs
-    ]}
+    return {
+        "logprobs": [
+            {**entry(token), **({"top_logprobs": [entry(t) for t in token["top_logprobs"][:top]]} if top else {})}
+            for token in piece.logprobs
+        ]
+    }
 
 
 def _counts(piece: Piece, begin: int, session: Session) -> dict[str, int]:

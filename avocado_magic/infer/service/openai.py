@@ -21,13 +21,19 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         messages += _messages(message)
     if not messages:
         raise InferError(400, "[] is too short - 'messages'")
-    out = {"model": request.get("model", ""), "messages": messages, "options": _options(request),
-           "tools": request.get("tools"), "format": _format(request.get("response_format")),
-           "logprobs": request.get("logprobs"), "top_logprobs": request.get("top_logprobs")}
+    out = {
+        "model": request.get("model", ""),
+        "messages": messages,
+        "options": _options(request),
+        "tools": request.get("tools"),
+        "format": _format(request.get("response_format")),
+        "logprobs": request.get("logprobs"),
+        "top_logprobs": request.get("top_logprobs"),
+    }
     effort = request.get("reasoning_effort") or (request.get("reasoning") or {}).get("effort")
     if effort:
         if effort not in ("high", "medium", "low", "none"):
-            raise InferError(400, f"invalid reasoning value: '{effort}' (must be \"high\", \"medium\", \"low\", or \"none\")")
+            raise InferError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")')
         out["think"] = False if effort == "none" else effort
     return out
 
@@ -35,8 +41,14 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
 def completion_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """A /v1/completions body as one of /api/generate."""
     logprobs = request.get("logprobs")
-    return {"model": request.get("model", ""), "prompt": request.get("prompt", ""), "suffix": request.get("suffix"),
-            "options": _options(request), "logprobs": logprobs is not None, "top_logprobs": logprobs}
+    return {
+        "model": request.get("model", ""),
+        "prompt": request.get("prompt", ""),
+        "suffix": request.get("suffix"),
+        "options": _options(request),
+        "logprobs": logprobs is not None,
+        "top_logprobs": logprobs,
+    }
 
 
 def _messages(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -48,10 +60,10 @@ def _messages(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}"}.get(type(content), "?")
         raise InferError(400, f"invalid message content type: {kind}")
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
+        part_kind = part.get("type") if isinstance(part, dict) else None
+        if part_kind == "text" and isinstance(part.get("text"), str):
             yield {"role": role, "content": part["text"]}
-        elif kind == "image_url":
+        elif part_kind == "image_url":
             url = part.get("image_url")
             url = url.get("url") if isinstance(url, dict) else url
             if not isinstance(url, str) or not url.startswith("data:") or "," not in url:
@@ -63,7 +75,9 @@ def _messages(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _options(request: Mapping[str, Any]) -> dict[str, Any]:
     stop = request.get("stop")
-    options = {name: request.get(name) for name in ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty")}
+    options = {
+        name: request.get(name) for name in ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty")
+    }
     # OpenAI's defaults, not Ollama's, as Ollama does it.
     options["temperature"] = 1.0 if options["temperature"] is None else options["temperature"]
     options["top_p"] = 1.0 if options["top_p"] is None else options["top_p"]
@@ -99,13 +113,22 @@ class Completions:
     def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of a request that did not ask for a stream."""
         kind = "chat.completion" if self._chat else "text_completion"
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model,
-                "system_fingerprint": "fp_ollama", "choices": [self._choice(answer, "message")], "usage": _usage(answer)}
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": "fp_ollama",
+            "choices": [self._choice(answer, "message")],
+            "usage": _usage(answer),
+        }
 
     async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
         """The frames of a stream, the one with the usage last where it was asked for."""
         async for piece in pieces:
-            yield self._frame([self._choice(piece, "delta")], {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
+            yield self._frame(
+                [self._choice(piece, "delta")], {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+            )
             if piece["done"] and self._usage:
                 yield self._frame([], _usage(piece), last=True)
 
@@ -113,11 +136,25 @@ class Completions:
         # The two APIs order their members differently, and text completions carry an empty usage on the way.
         if self._chat:
             shown = {"usage": usage} if last else {}
-            return {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model,
-                    "system_fingerprint": "fp_ollama", "choices": choices, **shown}
+            return {
+                "id": self._id,
+                "object": "chat.completion.chunk",
+                "created": self._created,
+                "model": self._model,
+                "system_fingerprint": "fp_ollama",
+                "choices": choices,
+                **shown,
+            }
         shown = {"usage": usage} if self._usage else {}
-        return {"id": self._id, "object": "text_completion", "created": self._created, "choices": choices,
-                "model": self._model, "system_fingerprint": "fp_ollama", **shown}
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "choices": choices,
+            "model": self._model,
+            "system_fingerprint": "fp_ollama",
+            **shown,
+        }
 
     def _choice(self, piece: Mapping[str, Any], member: str) -> dict[str, Any]:
         reason = piece.get("done_reason")
@@ -130,9 +167,13 @@ class Completions:
 def embeddings(model: str, vectors: list[list[float]], tokens: int, encoding: str | None) -> dict[str, Any]:
     """The answer of /v1/embeddings."""
     if encoding not in (None, "", "float", "base64"):
-        raise InferError(400, f"Invalid value for 'encoding_format' = {encoding}. Supported values: ['float', 'base64'].")
-    data = [{"object": "embedding", "embedding": _encoded(vector) if encoding == "base64" else vector, "index": index}
-            for index, vector in enumerate(vectors)]
+        raise InferError(
+            400, f"Invalid value for 'encoding_format' = {encoding}. Supported values: ['float', 'base64']."
+        )
+    data = [
+        {"object": "embedding", "embedding": _encoded(vector) if encoding == "base64" else vector, "index": index}
+        for index, vector in enumerate(vectors)
+    ]
     return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 

@@ -26,34 +26,128 @@ class Struct:
 
 
 _GO_NAMES = {"object": "map[string]interface {}", "int": "int", "number": "float64"}
-MESSAGE = Struct("Message", {"role": "string", "content": "string", "thinking": "string", "images": "[]api.ImageData",
-                             "tool_calls": "[]api.ToolCall", "tool_name": "string", "tool_call_id": "string"})
-_RUN = {"model": "string", "stream": "bool", "format": "any", "keep_alive": "any", "options": "object", "think": "any",
-        "truncate": "bool", "shift": "bool", "logprobs": "bool", "top_logprobs": "int"}
-GENERATE = Struct("GenerateRequest", {**_RUN, "prompt": "string", "suffix": "string", "system": "string",
-                                      "template": "string", "context": "[]int", "raw": "bool", "images": "[]api.ImageData"})
+MESSAGE = Struct(
+    "Message",
+    {
+        "role": "string",
+        "content": "string",
+        "thinking": "string",
+        "images": "[]api.ImageData",
+        "tool_calls": "[]api.ToolCall",
+        "tool_name": "string",
+        "tool_call_id": "string",
+    },
+)
+_RUN = {
+    "model": "string",
+    "stream": "bool",
+    "format": "any",
+    "keep_alive": "any",
+    "options": "object",
+    "think": "any",
+    "truncate": "bool",
+    "shift": "bool",
+    "logprobs": "bool",
+    "top_logprobs": "int",
+}
+GENERATE = Struct(
+    "GenerateRequest",
+    {
+        **_RUN,
+        "prompt": "string",
+        "suffix": "string",
+        "system": "string",
+        "template": "string",
+        "context": "[]int",
+        "raw": "bool",
+        "images": "[]api.ImageData",
+    },
+)
 CHAT = Struct("ChatRequest", {**_RUN, "messages": ("[]api.Message", MESSAGE), "tools": "[]api.Tool"})
-EMBED = Struct("EmbedRequest", {"model": "string", "input": "any", "keep_alive": "any", "truncate": "bool",
-                                "dimensions": "int", "options": "object"})
-EMBEDDINGS = Struct("EmbeddingRequest", {"model": "string", "prompt": "string", "keep_alive": "any", "options": "object"})
-SHOW = Struct("ShowRequest", {"model": "string", "name": "string", "system": "string", "template": "string",
-                              "verbose": "bool", "options": "object"})
+EMBED = Struct(
+    "EmbedRequest",
+    {
+        "model": "string",
+        "input": "any",
+        "keep_alive": "any",
+        "truncate": "bool",
+        "dimensions": "int",
+        "options": "object",
+    },
+)
+EMBEDDINGS = Struct(
+    "EmbeddingRequest", {"model": "string", "prompt": "string", "keep_alive": "any", "options": "object"}
+)
+SHOW = Struct(
+    "ShowRequest",
+    {
+        "model": "string",
+        "name": "string",
+        "system": "string",
+        "template": "string",
+        "verbose": "bool",
+        "options": "object",
+    },
+)
 PULL = Struct("PullRequest", {"model": "string", "name": "string", "insecure": "bool", "stream": "bool"})
-OPENAI_CHAT = Struct("ChatCompletionRequest", {
-    "model": "string", "messages": "[]openai.Message", "stream": "bool", "stream_options": "object", "max_tokens": "int",
-    "seed": "int", "stop": "any", "temperature": "number", "frequency_penalty": "number", "presence_penalty": "number",
-    "top_p": "number", "response_format": "object", "tools": "[]api.Tool", "reasoning": "object",
-    "reasoning_effort": "string", "logprobs": "bool", "top_logprobs": "int"})
-OPENAI_COMPLETION = Struct("CompletionRequest", {
-    "model": "string", "prompt": "string", "frequency_penalty": "number", "max_tokens": "int", "presence_penalty": "number",
-    "seed": "int", "stop": "any", "stream": "bool", "stream_options": "object", "temperature": "number", "top_p": "number",
-    "suffix": "string", "logprobs": "int"})
-OPENAI_EMBED = Struct("EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"})
+OPENAI_CHAT = Struct(
+    "ChatCompletionRequest",
+    {
+        "model": "string",
+        "messages": "[]openai.Message",
+        "stream": "bool",
+        "stream_options": "object",
+        "max_tokens": "int",
+        "seed": "int",
+        "stop": "any",
+        "temperature": "number",
+        "frequency_penalty": "number",
+        "presence_penalty": "number",
+        "top_p": "number",
+        "response_format": "object",
+        "tools": "[]api.Tool",
+        "reasoning": "object",
+        "reasoning_effort": "string",
+        "logprobs": "bool",
+        "top_logprobs": "int",
+    },
+)
+OPENAI_COMPLETION = Struct(
+    "CompletionRequest",
+    {
+        "model": "string",
+        "prompt": "string",
+        "frequency_penalty": "number",
+        "max_tokens": "int",
+        "presence_penalty": "number",
+        "seed": "int",
+        "stop": "any",
+        "stream": "bool",
+        "stream_options": "object",
+        "temperature": "number",
+        "top_p": "number",
+        "suffix": "string",
+        "logprobs": "int",
+    },
+)
+OPENAI_EMBED = Struct(
+    "EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"}
+)
 
 # Options of a request and their Go types (api/types.go, Options and Runner).
 _FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-_INTS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "seed", "num_predict", "top_k",
-         "repeat_last_n")
+_INTS = (
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+    "num_keep",
+    "seed",
+    "num_predict",
+    "top_k",
+    "repeat_last_n",
+)
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -90,7 +184,13 @@ def _checked(item: Any, kind: Any, path: str) -> Any:
                 raise _mismatch(entry, path, go_name.removeprefix("[]"))
             out.append(_members(entry, struct, path))
         return out
-    expected: dict[str, Any] = {"string": str, "bool": bool, "int": (int, float), "number": (int, float), "object": dict}
+    expected: dict[str, Any] = {
+        "string": str,
+        "bool": bool,
+        "int": (int, float),
+        "number": (int, float),
+        "object": dict,
+    }
     wanted = list if kind.startswith("[]") else expected.get(kind, object)
     if not isinstance(item, wanted) or (isinstance(item, bool) and wanted not in (bool, object)):
         raise _mismatch(item, path, _GO_NAMES.get(kind, kind))
@@ -108,7 +208,7 @@ def _kind(value: Any) -> str:
         return "bool"
     if isinstance(value, (int, float)):
         return "number"
-    return {str: "string", list: "array", dict: "object"}.get(type(value), "null")
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
 def _parse(text: str) -> Any:
@@ -133,8 +233,12 @@ def _go_syntax_error(error: json.JSONDecodeError, text: str) -> str:
     where = {
         "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
         "Expecting ':' delimiter": "after object key",
-        "Expecting ',' delimiter": "after array element" if _inside_array(text[: error.pos]) else "after object key:value pair",
-    }.get(error.msg, "in string literal" if error.msg.startswith("Invalid control") else "looking for beginning of value")
+        "Expecting ',' delimiter": "after array element"
+        if _inside_array(text[: error.pos])
+        else "after object key:value pair",
+    }.get(
+        error.msg, "in string literal" if error.msg.startswith("Invalid control") else "looking for beginning of value"
+    )
     return f"invalid character {_go_quote(rest[0])} {where}"
 
 
@@ -213,7 +317,9 @@ def check_images(images: list[Any], model: str) -> None:
             base64.b64decode(str(image), validate=True)
         except (binascii.Error, ValueError):
             bad = re.search(r"[^A-Za-z0-9+/=]", str(image))
-            raise InferError(400, f"illegal base64 data at input byte {bad.start() if bad else len(str(image))}") from None
+            raise InferError(
+                400, f"illegal base64 data at input byte {bad.start() if bad else len(str(image))}"
+            ) from None
     if images:
         raise InferError(400, f'"{model}" does not support images')
 

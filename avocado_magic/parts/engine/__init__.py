@@ -1,0 +1,49 @@
+"""Engines: what runs the model and speaks the Ollama REST API. A new one is a file here and a line in `choose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from ...config import Settings, is_gguf
+from ...errors import ConfigError
+from ..base import Part
+from .embedded import Embedded, check_model, installed, knows
+from .ollama import Ollama, check_host, find_ollama, running_ollama
+from .rest import EngineApi
+
+
+class EnginePart(Part, Protocol):
+    """An engine: where it answers, what it is, and whether it was there before us."""
+
+    kind: str
+    adopted: bool
+    url: str
+    api: EngineApi
+    version: str | None
+    where: str
+    log: Path
+
+
+def choose(settings: Settings) -> str:
+    """The engine that `settings` come to, "ollama" or "embedded". Raises ConfigError where none can serve the model.
+
+    `auto`: an Ollama that answers, an ollama program, the embedded engine where it knows the model, a
+    fresh Ollama.
+    """
+    if settings.engine == "embedded" or (settings.model and is_gguf(settings.model)):
+        if settings.engine == "ollama":
+            raise ConfigError(
+                "a *.gguf file is for the embedded engine", "leave --engine away, or use --engine embedded"
+            )
+        check_model(settings.model)
+        return "embedded"
+    check_host(settings)
+    if settings.engine == "ollama" or running_ollama(settings) or find_ollama():
+        return "ollama"
+    return "embedded" if installed() and knows(settings.model) else "ollama"
+
+
+def make(kind: str, settings: Settings, log: Path) -> EnginePart:
+    """The part for an engine that `choose` chose."""
+    return Embedded(settings, log) if kind == "embedded" else Ollama(settings, log)

@@ -141,7 +141,9 @@ class LlamaCppEngine:
         try:
             self._server = await asyncio.to_thread(_start_server, model.path, context, self._key)
         except ModuleNotFoundError:
-            raise InferError(501, "the embedded engine is not installed (pip install 'avocado-magic[embedded]')") from None
+            raise InferError(
+                501, "the embedded engine is not installed (pip install 'avocado-magic[embedded]')"
+            ) from None
         except RuntimeError:
             raise InferError(500, f"llama.cpp cannot load {model.path}: the engine's log says why") from None
         self._client = HttpClient(self._server.listening_address)

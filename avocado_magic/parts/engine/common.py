@@ -1,0 +1,90 @@
+"""What both engines do once they answer: fetch the model, load it, and look where it runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import requests
+
+from ..base import StartContext, part_error
+from .rest import EngineApi
+
+# A download that moves gets this many seconds more with every line it reports.
+MOVING_SECONDS = 300.0
+
+
+def human_bytes(count: float) -> str:
+    """Bytes as a person reads them: 1.3 GB."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def same_model(one: str, other: str) -> bool:
+    """True if two names mean the same model to Ollama: case folded, ``:latest`` implied."""
+    return _complete(one) == _complete(other)
+
+
+def _complete(name: str) -> str:
+    name = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def ensure_model(api: EngineApi, model: str, context: StartContext) -> None:
+    """Have `model` at the engine and in memory. Raises StartError or Cancelled."""
+    if not any(same_model(model, there) for there in api.models()):
+        pull_model(api, model, context)
+    context.report(f"loading {model}")
+    api.load(model, max(30.0, context.left()))
+
+
+def pull_model(api: EngineApi, model: str, context: StartContext) -> None:
+    """Fetch `model`, telling how far it is."""
+    context.report(f"pulling {model}")
+    last: list[int] = [0]
+
+    def progress(status: str, done: int, total: int) -> None:
+        context.left()
+        if total and done != last[0]:
+            last[0] = done
+            context.extend(MOVING_SECONDS)
+        if total > 1_000_000:
+            context.report(f"pulling {100 * done // total} % of {human_bytes(total)}")
+        elif status:
+            context.report(status if status.startswith("pulling") else f"pulling: {status}")
+
+    api.pull(model, progress, context.cancelled)
+
+
+def gpu_present() -> bool:
+    """True if this machine shows an NVIDIA or AMD GPU to programs."""
+    return any(Path(path).exists() for path in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")) or os.path.isdir(
+        "/usr/lib64-nvidia"
+    )
+
+
+def placement(api: EngineApi) -> str:
+    """Where the loaded models run, in words; empty if none is loaded."""
+    try:
+        loaded = api.loaded()
+    except requests.RequestException:
+        return ""
+    if not loaded:
+        return ""
+    size, vram = sum(m.size for m in loaded), sum(m.vram for m in loaded)
+    if vram >= size > 0:
+        return "on the GPU"
+    if vram > 0:
+        return f"{100 * vram // max(size, 1)} % on the GPU, the rest on the CPU"
+    return "on the CPU although there is a GPU: see the engine's log" if gpu_present() else "on the CPU"
+
+
+def require_some_model(api: EngineApi, log: Path | None) -> None:
+    """A service without any model is of no use: say so before it is announced."""
+    if not api.models():
+        raise part_error(
+            "engine", "no model was named and the engine has none", "name one, as in %avocado_up llama3.2", log
+        )

@@ -1,0 +1,127 @@
+"""The embedded engine: avocado-infer with its llama.cpp backend, which speaks the same API as Ollama."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...config import Settings, is_gguf
+from ...errors import ConfigError
+from ...process import Identity, ManagedProcess
+from ..base import StartContext, part_error
+from ..ports import free_port
+from .common import ensure_model, placement, same_model
+from .rest import EngineApi
+
+# Names the llama.cpp backend can fetch; the catalog itself is the backend's (a test holds them together).
+KNOWN_MODELS = ("smollm2:135m",)
+
+
+def installed() -> bool:
+    """True if llama.cpp is here (the extra `embedded`)."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def knows(model: str | None) -> bool:
+    """True if the embedded engine can serve `model`; None is its default."""
+    return model is None or is_gguf(model) or any(same_model(model, known) for known in KNOWN_MODELS)
+
+
+def check_model(model: str | None) -> None:
+    """ConfigError if the embedded engine is missing, does not know `model`, or cannot read its file."""
+    if not installed():
+        raise ConfigError("the embedded engine is not installed", "pip install 'avocado-magic[embedded]'")
+    if not knows(model):
+        raise ConfigError(
+            f"the embedded engine does not know the model {model!r}",
+            f"it knows {', '.join(KNOWN_MODELS)} and *.gguf files; --engine ollama knows the rest",
+        )
+    if model and is_gguf(model):
+        gguf_path(model)
+
+
+def gguf_path(model: str) -> Path:
+    """The file `model` names, if it looks like a GGUF file that we may read; else ConfigError."""
+    path = Path(model).expanduser().absolute()
+    hint = "give the path of a GGUF file"
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint) from None
+    if magic != b"GGUF":
+        raise ConfigError(f"{path} is not a GGUF file: it does not begin with the letters GGUF", hint)
+    return path
+
+
+def model_name(model: str) -> str:
+    """The name a model is served under: its own, or for a file its stem."""
+    if not is_gguf(model):
+        return model
+    stem = re.sub(r"[^a-z0-9_.-]+", "-", Path(model).stem.lower()).strip("-.") or "model"
+    return f"{stem[:80]}:latest"
+
+
+class Embedded:
+    """Part `engine`, by llama.cpp."""
+
+    name = "engine"
+    kind = "embedded"
+    adopted = False
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self._model = settings.model or KNOWN_MODELS[0]
+        self.log = log
+        self._process: ManagedProcess | None = None
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.api = EngineApi(self.url)
+        self.version: str | None = None
+        self.where = ""
+
+    def start(self, context: StartContext) -> None:
+        context.report("starting")
+        argv = [
+            sys.executable,
+            "-m",
+            "avocado_magic.infer",
+            "--backend",
+            "llamacpp",
+            "--no-auth",
+            "--port",
+            self.url.rpartition(":")[2],
+        ]
+        if is_gguf(self._model):
+            argv += ["--model", str(gguf_path(self._model))]
+        self._process = ManagedProcess(argv, self.log)
+        self._process.start()
+
+        def answers() -> bool:
+            if self._process is None or self._process.returncode() is not None:
+                raise part_error(
+                    self.name, "the embedded engine ended while it started", "the lines below say why", self.log
+                )
+            return self.api.version() is not None
+
+        context.wait_until(answers, "starting the embedded engine", self.name, self.log)
+        self.version = self.api.version()
+        ensure_model(self.api, model_name(self._model), context)
+        self.where = placement(self.api)
+
+    def check(self) -> str | None:
+        if self._process is None or self._process.returncode() is not None:
+            return "the embedded engine ended"
+        return None if self.api.version() else "the embedded engine does not answer"
+
+    def stop(self, budget: float) -> None:
+        if self._process:
+            self._process.stop(budget)
+
+    def identity(self) -> Identity | None:
+        return self._process.identity if self._process and self._process.pid else None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": self.kind, "version": self.version, "adopted": False}

@@ -1,0 +1,148 @@
+"""The Ollama REST API, as far as starting and watching an engine needs it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from ...errors import StartError
+from ..base import Cancelled
+from ..local_http import local_session
+
+# `waiting for`, then bytes done and in all where the line carries them.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory. Bytes; `vram` of `size` are on a GPU."""
+
+    name: str
+    size: int
+    vram: int
+
+
+class EngineApi:
+    """A client of the engine at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def version(self, timeout: float = 3.0) -> str | None:
+        """The engine's version; None if nothing that speaks the Ollama API answers there."""
+        try:
+            found = self._get("/api/version", timeout).get("version")
+        except (requests.RequestException, ValueError, AttributeError):
+            return None
+        return found if isinstance(found, str) else None
+
+    def models(self) -> list[str]:
+        """Names of the models that are there. Raises requests.RequestException."""
+        return [str(model["name"]) for model in self._get("/api/tags", 10).get("models") or []]
+
+    def loaded(self) -> list[LoadedModel]:
+        """The models in memory. Raises requests.RequestException."""
+        found = self._get("/api/ps", 10).get("models") or []
+        return [LoadedModel(str(m["name"]), int(m.get("size", 0)), int(m.get("size_vram", 0))) for m in found]
+
+    def _get(self, path: str, timeout: float) -> Any:
+        with local_session() as session:
+            answer = session.get(self.url + path, timeout=timeout)
+            answer.raise_for_status()
+            return answer.json()
+
+    def pull(self, model: str, progress: Progress, cancelled: threading.Event) -> None:
+        """Fetch `model` through the engine, reporting as it goes. Raises StartError or Cancelled.
+
+        Leaving the connection stops the download; the engine keeps what it has for the next try.
+        """
+        try:
+            with (
+                local_session() as session,
+                session.post(
+                    f"{self.url}/api/pull", json={"model": model, "stream": True}, stream=True, timeout=(10, 300)
+                ) as answer,
+            ):
+                for line in answer.iter_lines(chunk_size=1):
+                    if cancelled.is_set():
+                        raise Cancelled
+                    if line:
+                        self._progress(model, json.loads(line), progress)
+                if answer.status_code != 200:
+                    raise pull_error(model, f"HTTP {answer.status_code}")
+        except requests.RequestException as error:
+            raise pull_error(model, f"the engine broke off ({type(error).__name__})") from None
+        except ValueError:
+            raise pull_error(model, "the engine sent something that is not JSON") from None
+
+    @staticmethod
+    def _progress(model: str, line: Mapping[str, Any], progress: Progress) -> None:
+        if "error" in line:
+            raise pull_error(model, str(line["error"]))
+        progress(str(line.get("status", "")), int(line.get("completed") or 0), int(line.get("total") or 0))
+
+    def load(self, model: str, timeout: float) -> None:
+        """Bring `model` into memory. Raises StartError with the engine's own words."""
+        try:
+            with local_session() as session:
+                answer = session.post(
+                    f"{self.url}/api/generate", json={"model": model, "stream": False}, timeout=(10, timeout)
+                )
+        except requests.RequestException as error:
+            raise StartError(
+                f"the engine broke off while it loaded {model} ({type(error).__name__})",
+                "its log says why; a smaller model may fit",
+                part="engine",
+            ) from None
+        if answer.status_code == 400 and "does not support generate" in answer.text:
+            return  # an embedding model is loaded by its first request
+        if answer.status_code != 200:
+            raise StartError(
+                f"the engine cannot load {model}: {_said(answer)}",
+                "its log says why; a smaller model may fit",
+                part="engine",
+            )
+
+
+def _said(answer: requests.Response) -> str:
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"
+
+
+def pull_error(model: str, said: str) -> StartError:
+    """What the engine said while it pulled, as a sentence with a remedy."""
+    low = said.lower()
+    if "file does not exist" in low or "not found" in low or "does not know the model" in low:
+        return StartError(
+            f"there is no model {model!r}: {said}",
+            "check the spelling; ollama.com/library lists the names",
+            part="engine",
+        )
+    if "invalid model name" in low:
+        return StartError(f"{model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`", part="engine")
+    if "no space left" in low or "disk is full" in low or "disk quota" in low:
+        return StartError(
+            f"the disk is full: {model} could not be stored",
+            "free some space, or set OLLAMA_MODELS to another disk",
+            part="engine",
+        )
+    if "no such host" in low or "network is unreachable" in low or "i/o timeout" in low or "connection refused" in low:
+        return StartError(
+            f"{model} could not be fetched: no way to the model library ({said})",
+            "check the network, or name a model that is already there",
+            part="engine",
+        )
+    if "newer version" in low:
+        return StartError(f"this Ollama is too old for {model}", "update Ollama", part="engine")
+    if "checksum" in low or "digest mismatch" in low:
+        return StartError(f"{model} arrived damaged: {said}", "try again; nothing of it was used", part="engine")
+    return StartError(
+        f"{model} could not be fetched: {said}", "try again; the download goes on where it stopped", part="engine"
+    )

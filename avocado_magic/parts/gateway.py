@@ -1,0 +1,74 @@
+"""The gateway: avocado-infer in front of the engine, the only thing a tunnel ever exposes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from ..process import Identity, ManagedProcess
+from .base import StartContext, part_error
+from .local_http import local_session
+
+
+class Gateway:
+    """Runs ``avocado-infer --backend ollama`` on 127.0.0.1:`port`."""
+
+    name = "gateway"
+
+    def __init__(self, port: int, upstream: str, key_file: Path, log: Path) -> None:
+        self.port = port
+        self._upstream = upstream
+        self._key_file = key_file
+        self.log = log
+        self._process: ManagedProcess | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, context: StartContext) -> None:
+        context.report("starting")
+        argv = [
+            sys.executable,
+            "-m",
+            "avocado_magic.infer",
+            "--port",
+            str(self.port),
+            "--upstream",
+            self._upstream,
+            "--api-key-file",
+            str(self._key_file),
+        ]
+        self._process = ManagedProcess(argv, self.log)
+        self._process.start()
+
+        def answers() -> bool:
+            if self._process and self._process.returncode() is not None:
+                raise part_error(self.name, "the gateway ended while it started", "the lines below say why", self.log)
+            return self.check() is None
+
+        context.wait_until(answers, "starting the gateway", self.name, self.log)
+
+    def check(self) -> str | None:
+        if self._process is None or self._process.returncode() is not None:
+            return "the gateway's process ended"
+        try:
+            with local_session() as session:
+                ok = session.get(f"{self.url}/healthz", timeout=3).status_code == 200
+        except requests.RequestException:
+            return "the gateway does not answer"
+        return None if ok else "the gateway answers with an error"
+
+    def stop(self, budget: float) -> None:
+        if self._process:
+            self._process.stop(budget)
+
+    def identity(self) -> Identity | None:
+        return self._process.identity if self._process and self._process.pid else None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"url": self.url}

@@ -1,0 +1,57 @@
+"""TCP ports on loopback: free ones, and who has the others."""
+
+from __future__ import annotations
+
+import socket
+
+from ..errors import ConfigError
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """True if 127.0.0.1:`port` can be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def require_free(port: int) -> None:
+    """ConfigError naming the program that listens on `port`, if one does."""
+    if not is_free(port):
+        raise ConfigError(
+            f"port {port} is in use{holder(port)}", "end that program, or choose another: --port 0 picks a free one"
+        )
+
+
+def holder(port: int) -> str:
+    """' by NAME (pid N)' for whoever listens on `port`; empty where the system does not tell."""
+    import psutil
+
+    pid = listener(port)
+    try:
+        return f" by {psutil.Process(pid).name()} (pid {pid})" if pid else ""
+    except psutil.Error:
+        return f" by pid {pid}"
+
+
+def listener(port: int) -> int | None:
+    """The pid of the process that listens on TCP `port`; None if nobody, or if the system does not tell."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
+                return connection.pid
+    except (psutil.Error, OSError):
+        return None  # another user's process, or a platform that keeps this to root
+    return None

@@ -1,0 +1,103 @@
+"""A cloudflared quick tunnel: no account, a URL of its own at every start; with a program the user has."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from ...process import Identity, ManagedProcess, tail
+from ..base import StartContext, part_error
+from ..local_http import local_session
+from ..ports import free_port
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.IGNORECASE)
+
+
+def find_cloudflared() -> str | None:
+    return shutil.which("cloudflared")
+
+
+class Cloudflared:
+    """Part `tunnel`, by ``cloudflared tunnel --url``; the URL is asked of its metrics server."""
+
+    name = "tunnel"
+
+    def __init__(self, port: int, log: Path) -> None:
+        self._port = port
+        self.log = log
+        self._metrics = f"http://127.0.0.1:{free_port()}"
+        self._process: ManagedProcess | None = None
+        self.url: str | None = None
+
+    def start(self, context: StartContext) -> None:
+        context.report("starting cloudflared")
+        argv = [
+            find_cloudflared() or "cloudflared",
+            "tunnel",
+            "--no-autoupdate",
+            "--url",
+            f"http://127.0.0.1:{self._port}",
+            "--metrics",
+            self._metrics.removeprefix("http://"),
+        ]
+        self.url = None
+        self._process = ManagedProcess(argv, self.log)
+        try:
+            self._process.start()
+        except OSError as error:
+            raise part_error(
+                self.name, f"cloudflared cannot be run: {error.strerror}", "reinstall it", self.log
+            ) from None
+
+        def ready() -> bool:
+            if self._process is None or self._process.returncode() is not None:
+                raise part_error(
+                    self.name, f"cloudflared ended while it started{self._why()}", "the lines below say why", self.log
+                )
+            self.url = self.url or self._hostname()
+            return self.url is not None and self.check() is None
+
+        context.wait_until(ready, "opening the cloudflared tunnel", self.name, self.log)
+
+    def _why(self) -> str:
+        errors = [line for line in tail(self.log, 50) if " ERR " in line]
+        return f": {errors[-1].partition(' ERR ')[2].strip()}" if errors else ""
+
+    def _hostname(self) -> str | None:
+        try:
+            with local_session() as session:
+                host = str(session.get(f"{self._metrics}/quicktunnel", timeout=2).json().get("hostname") or "")
+        except (requests.RequestException, ValueError, AttributeError):
+            return None
+        if not _HOST.fullmatch(host):
+            return None
+        # Only a stand-in on this machine has a port in its name; Cloudflare's names are https on 443.
+        return f"http://{host}" if host.startswith("127.0.0.1:") else f"https://{host}"
+
+    def check(self) -> str | None:
+        if self._process is None or self._process.returncode() is not None:
+            return "cloudflared ended"
+        try:
+            with local_session() as session:
+                status = session.get(f"{self._metrics}/ready", timeout=3).status_code
+        except requests.RequestException:
+            return "cloudflared does not answer"
+        return None if status == 200 else "cloudflared has no connection to Cloudflare"
+
+    def lost(self) -> str | None:
+        return None
+
+    def stop(self, budget: float) -> None:
+        if self._process:
+            self._process.stop(budget)
+
+    def identity(self) -> Identity | None:
+        return self._process.identity if self._process and self._process.pid else None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": "cloudflared", "url": self.url}

@@ -1,0 +1,333 @@
+"""ngrok through pyngrok, with the hazards of both dealt with: deadlines, tokens, old agents, lost sessions.
+
+pyngrok waits without limit in several states, puts the token into argv and believes in sessions that
+are gone; each place below that works around one of these says which.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from ...config import Settings
+from ...errors import AvocadoError, redact
+from ...process import Identity, end, open_private, wait_until
+from ..base import StartContext, part_error
+from ..local_http import local_session
+
+_ENDPOINTS_SINCE = (3, 30)  # the agent's /api/endpoints; older agents have /api/tunnels alone
+_NAME = "avocado"  # always given: pyngrok otherwise makes one out of the address
+_CODE = re.compile(r"ERR_NGROK_(\d+)")
+_TOKEN_PAGE = "dashboard.ngrok.com/get-started/your-authtoken"
+# ngrok.com/docs/errors; message and remedy of those that people meet.
+_ERRORS: Mapping[str, tuple[str, str]] = {
+    "105": ("ngrok says the authtoken is malformed", f"copy it again from {_TOKEN_PAGE}"),
+    "107": ("ngrok says the authtoken is wrong or was revoked", f"copy it again from {_TOKEN_PAGE}"),
+    "108": (
+        "this ngrok account already has as many agents as it may",
+        "end the other one: dashboard.ngrok.com/agents lists them, an old notebook often is one",
+    ),
+    "120": (
+        "this ngrok agent is too old for ngrok's service",
+        "update it: `ngrok update`, or unset AVOCADO_NGROK_PATH",
+    ),
+    "121": (
+        "this ngrok agent is too old for ngrok's service",
+        "update it: `ngrok update`, or unset AVOCADO_NGROK_PATH",
+    ),
+    "334": (
+        "the ngrok endpoint is already online somewhere else",
+        "stop it there (dashboard.ngrok.com/endpoints), or use another --domain",
+    ),
+    "3200": ("the ngrok endpoint is offline", "run %avocado_up again"),
+    "4018": (
+        "ngrok wants a verified account and an authtoken",
+        f"sign up, verify the e-mail, then set NGROK_AUTHTOKEN from {_TOKEN_PAGE}",
+    ),
+    "6022": (
+        "the plan of this ngrok account does not allow this",
+        "see dashboard.ngrok.com/billing, or leave --domain away",
+    ),
+    "8012": ("ngrok cannot reach the gateway", "%avocado_logs gateway says why"),
+}
+
+
+def has_credentials(settings: Settings) -> bool:
+    """True if ngrok can log in: with a token, or with the user's own config file."""
+    return settings.ngrok_token is not None or settings.ngrok_config is not None
+
+
+def explain(text: str) -> tuple[str, str]:
+    """Message and remedy for what the agent or pyngrok said."""
+    code = _CODE.search(text)
+    if code:
+        known = _ERRORS.get(code[1])
+        return (
+            known
+            if known
+            else (f"ngrok refused: ERR_NGROK_{code[1]}", f"see ngrok.com/docs/errors/err_ngrok_{code[1]}")
+        )
+    low = text.lower()
+    if "no such host" in low or "failed to dial" in low or "network is unreachable" in low or "urlopen error" in low:
+        return "ngrok's service cannot be reached", "check the network: the agent needs a way out to port 443"
+    if "address already in use" in low:
+        return "the agent's own port is in use", "set another web_addr in your ngrok config"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "it said nothing")
+    return f"ngrok failed: {first[:300]}", "the log has the rest"
+
+
+class Ngrok:
+    """Part `tunnel`, by the ngrok agent."""
+
+    name = "tunnel"
+
+    def __init__(self, settings: Settings, port: int, folder: Path, log: Path) -> None:
+        self._settings = settings
+        self._port = port
+        self._config_file = folder / "ngrok.yml"
+        self.log = log
+        self.url: str | None = None
+        self._identity: Identity | None = None
+        self._api_url: str | None = None
+        self._path = ""
+        self._lost: str | None = None
+        self._said: list[str] = []
+
+    # starting
+
+    def start(self, context: StartContext) -> None:
+        _quiet()
+        # The calls to the agent's own API must not take the way through a proxy; they hang there.
+        for name in ("no_proxy", "NO_PROXY"):
+            hosts = [h for h in os.environ.get(name, "").split(",") if h]
+            os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))
+        self.url = self._identity = self._api_url = self._lost = None
+        self._said = []
+        context.report("starting ngrok")
+        try:
+            self._path = self._program(context)
+            version = agent_version(self._path)
+            config = self._pyngrok_config(version)
+            self.url = self._connect(config, version, context).rstrip("/")
+        except AvocadoError:
+            self.stop(4)
+            raise
+        context.report("open")
+
+    def _program(self, context: StartContext) -> str:
+        from pyngrok import conf
+
+        if self._settings.ngrok_path:
+            return str(Path(self._settings.ngrok_path).expanduser().absolute())
+        found = shutil.which("ngrok")
+        if found:
+            return found
+        path: str = conf.PyngrokConfig().ngrok_path
+        if not Path(path).exists():
+            context.report("installing ngrok")
+            self._install(path, context)
+        return path
+
+    def _install(self, path: str, context: StartContext) -> None:
+        from pyngrok import installer
+
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                installer.install_ngrok(path)
+            except BaseException as error:  # handed to the caller below
+                failed.append(error)
+
+        thread = threading.Thread(target=work, name="ngrok-install", daemon=True)
+        thread.start()
+        context.wait_until(lambda: not thread.is_alive(), "installing ngrok", self.name, self.log)
+        if failed:
+            raise part_error(
+                self.name,
+                f"ngrok cannot be installed ({type(failed[0]).__name__})",
+                "check the network, or install it yourself and set AVOCADO_NGROK_PATH",
+            )
+
+    def _pyngrok_config(self, version: tuple[int, ...]) -> Any:
+        from pyngrok import conf
+
+        if self._settings.ngrok_config:
+            path = str(Path(self._settings.ngrok_config).expanduser().absolute())
+            if self._settings.ngrok_token:
+                os.environ["NGROK_AUTHTOKEN"] = self._settings.ngrok_token.reveal()
+        else:
+            path = str(self._config_file)
+            self._write_config(version)
+        config = conf.PyngrokConfig(
+            ngrok_path=self._path,
+            config_path=path,
+            config_version="3" if version >= _ENDPOINTS_SINCE else "2",
+            start_new_session=True,  # else a cell's interrupt, which goes to the group, ends the agent
+            monitor_thread=True,  # else nobody drains the agent's output and it stalls
+            log_event_callback=self._on_log,
+            startup_timeout=10_000,  # ours is the deadline; pyngrok looks at its own between log lines only
+            request_timeout=30,
+        )
+        # The constructor reads NGROK_AUTHTOKEN and would put the token into argv, where `ps` shows it.
+        config.auth_token = None
+        config.api_key = None
+        return config
+
+    def _write_config(self, version: tuple[int, ...]) -> None:
+        token = json.dumps(self._settings.ngrok_token.reveal() if self._settings.ngrok_token else "")
+        if version >= _ENDPOINTS_SINCE:
+            text = f'version: "3"\nagent:\n  authtoken: {token}\n  update_check: false\n'
+        else:
+            head = 'version: "2"\n' if version[:1] >= (3,) else ""  # the 2.x agent knows no version line
+            text = f"{head}authtoken: {token}\nupdate_check: false\n"
+        with os.fdopen(open_private(self._config_file, os.O_WRONLY | os.O_TRUNC), "w") as file:
+            file.write(text)
+
+    def _connect(self, config: Any, version: tuple[int, ...], context: StartContext) -> str:
+        from pyngrok import ngrok
+
+        options: dict[str, Any] = {}
+        if self._settings.domain:
+            if version >= _ENDPOINTS_SINCE:
+                options["url"] = f"https://{self._settings.domain}"
+            else:
+                options["domain" if version[:1] >= (3,) else "hostname"] = self._settings.domain
+        if version < _ENDPOINTS_SINCE:
+            options["bind_tls"] = True  # https alone, not an http tunnel beside it
+        result: list[str | BaseException] = []
+
+        def work() -> None:
+            try:
+                tunnel = ngrok.connect(f"http://127.0.0.1:{self._port}", "http", _NAME, config, **options)
+                result.append(str(tunnel.public_url))
+            except BaseException as error:  # handed to the caller below
+                result.append(error)
+
+        # In a thread of its own: connect blocks for ever on a silent agent.
+        thread = threading.Thread(target=work, name="ngrok-connect", daemon=True)
+        thread.start()
+        context.wait_until(lambda: self._settled(result), "opening the ngrok tunnel", self.name, self.log)
+        self._remember_agent()
+        if isinstance(result[0], BaseException):
+            raise self._error(result[0])
+        return result[0]
+
+    def _settled(self, result: list[str | BaseException]) -> bool:
+        self._remember_agent()
+        if not result and (refusal := self._refusal()):
+            # The agent said why it cannot log in and pyngrok goes on waiting for it.
+            result.append(RuntimeError(refusal))
+        return bool(result)
+
+    def _refusal(self) -> str | None:
+        tries = [line for line in self._said if "failed to reconnect" in line or "failed to dial" in line]
+        return tries[-1] if len(tries) >= 4 else None
+
+    def _remember_agent(self) -> None:
+        from pyngrok import process
+
+        # Read without pyngrok's lock, which a stuck connect holds; there is no other way to the pid.
+        current = getattr(process, "_current_processes", {}).get(self._path)
+        if current is not None and current.proc.poll() is None:
+            if self._identity is None or self._identity.pid != current.proc.pid:
+                self._identity = Identity.of(current.proc.pid)
+            self._api_url = current.api_url or self._api_url
+
+    def _error(self, error: BaseException) -> AvocadoError:
+        said = " ".join(str(getattr(error, attribute, "") or "") for attribute in ("ngrok_error", "body")) + f" {error}"
+        code = next((match for line in reversed(self._said) if (match := _CODE.search(line))), None)
+        text = said if _CODE.search(said) or code is None else f"{said} {code[0]}"
+        message, hint = explain(redact(text.strip(), self._settings.secrets()))
+        return part_error(self.name, message, hint, self.log)
+
+    def _on_log(self, entry: Any) -> None:
+        line = redact(str(entry.line), self._settings.secrets())
+        with os.fdopen(open_private(self.log, os.O_WRONLY | os.O_APPEND), "a") as log:
+            log.write(line + "\n")
+        if entry.lvl in ("ERROR", "CRITICAL"):
+            self._said = [*self._said[-50:], f"{entry.msg} {entry.err}"]
+        message = str(entry.msg or "")
+        if "failed to reconnect session" in message or "session closed" in message or "heartbeat timeout" in message:
+            self._lost = "the agent lost its session with ngrok"
+        elif "client session established" in message or "tunnel session started" in message:
+            self._lost = None
+
+    # running
+
+    def check(self) -> str | None:
+        # healthy() of pyngrok stays true when the session is lost, and blocks on a stopped agent.
+        if self._identity is None or not self._identity.alive():
+            return "the ngrok agent ended"
+        try:
+            with local_session() as session:
+                status = session.get(f"{self._api_url}/api/status", timeout=3)
+        except requests.RequestException:
+            return "the ngrok agent does not answer"
+        try:
+            online = status.json().get("status") if status.status_code == 200 else "online"
+        except (ValueError, AttributeError):
+            online = "online"
+        return None if online == "online" else f"the ngrok agent is {online}"
+
+    def lost(self) -> str | None:
+        return self._lost
+
+    def stop(self, budget: float) -> None:
+        self._remember_agent()
+        if self._identity:
+            # Not ngrok.kill(): it waits for the lock that a stuck connect holds.
+            end([self._identity], budget)
+        self._forget()
+        self._config_file.unlink(missing_ok=True)
+
+    def _forget(self) -> None:
+        """Have pyngrok drop and reap the ended agent, so that a next start makes a new one."""
+        from pyngrok import process
+
+        current = getattr(process, "_current_processes", {}).get(self._path)
+        if current is not None and wait_until(lambda: current.proc.poll() is not None, 2):
+            process._current_processes.pop(self._path, None)
+            if current.proc.stdout:
+                current.proc.stdout.close()
+
+    def identity(self) -> Identity | None:
+        return self._identity if self._identity and self._identity.alive() else None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": "ngrok", "url": self.url}
+
+
+def agent_version(path: str) -> tuple[int, ...]:
+    """The version of the agent at `path`. Raises AvocadoError if it does not say one within 10 s."""
+    try:
+        out = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = "it does not answer" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
+        raise part_error(
+            "tunnel", f"{path} is not a usable ngrok agent: {reason}", "set AVOCADO_NGROK_PATH to one"
+        ) from None
+    match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", out.stdout + out.stderr)
+    if not match:
+        raise part_error("tunnel", f"{path} is not an ngrok agent: it says no version", "set AVOCADO_NGROK_PATH to one")
+    return tuple(int(part or 0) for part in match.groups())
+
+
+def _quiet() -> None:
+    # pyngrok's warnings and errors go to stderr by default, and ERR_NGROK_105 echoes the token.
+    log = logging.getLogger("pyngrok")
+    if not any(isinstance(handler, logging.NullHandler) for handler in log.handlers):
+        log.addHandler(logging.NullHandler())
+        log.propagate = False

@@ -1,0 +1,385 @@
+"""The one door for kernels and terminals: up, attach, status, down, logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import Settings
+from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
+from ..process import Identity, child_environment, end, open_private, processes_of, tail, wait_until
+from .control import ask
+from .keys import read_key
+from .owners import Owner
+from .state import LOGS, RUNNING, CorruptState, ServiceFolder, ServiceState, all_folders, part_identities
+
+OnProgress = Callable[[ServiceState], None]
+_POLL = 0.1
+_STARTED_SECONDS = 30.0
+_DOWN_SECONDS = 40.0
+# Our supervisors stay children of this kernel until it ends; kept here so that they are reaped.
+_children: dict[str, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class Up:
+    """What `up` came to: the service, whether it ran before, and what there is to say about it."""
+
+    state: ServiceState
+    attached: bool
+    notices: tuple[str, ...] = ()
+
+
+def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda state: None) -> Up:
+    """Start the service, or attach to it if it runs; return when it is ready.
+
+    Raises ConfigError (nothing was started), StartError (what was started is stopped again) or, on
+    Ctrl-C, StoppedByUser after undoing what this call began.
+    """
+    from filelock import FileLock
+
+    folder = ServiceFolder(settings.name).make()
+    spawned = joined = False
+    try:
+        # Two notebooks that say up at the same moment: one starts, the other finds it starting.
+        with FileLock(folder.up_lock_file, mode=0o600):
+            state = _current(folder)
+            attached = state.live()
+            if attached:
+                joined = owner is not None and bool(ask(state.socket, "join", owner=owner.to_dict()).get("new"))
+            else:
+                _preflight(settings)
+                _sweep(folder, state)
+                spawned = True
+                _spawn(folder, settings, owner)
+        state = _wait_ready(folder, on_progress)
+        notices = tuple(state.notices)
+        if attached:
+            state, more = _catch_up(folder, state, settings, on_progress)
+            notices += more
+        return Up(state, attached, notices)
+    except KeyboardInterrupt:
+        _undo(folder, owner, spawned=spawned, joined=joined)
+        what = "nothing of it is left running" if spawned else "the service that ran before goes on"
+        raise StoppedByUser(f"Stopped: {what}.") from None
+
+
+def status(name: str = "default") -> ServiceState:
+    """The service as its state file has it, put right where its supervisor is gone. Starts nothing."""
+    folder = ServiceFolder(name)
+    state = folder.read()
+    if state.state in RUNNING and not state.live():
+        crashed = {
+            "message": "its supervisor is gone",
+            "hint": "%avocado_up starts it again, %avocado_down clears it away",
+            "part": "supervisor",
+        }
+        state = replace(state, state="failed", url=None, owners=[], error=state.error or crashed)
+        for name_, part in state.parts.items():
+            identity = part_identities(state).get(name_)
+            if identity is None or not identity.alive():
+                part.state, part.pid = "stopped", None
+    return state
+
+
+def services() -> list[ServiceState]:
+    """Every service this home knows, running or not. A state that cannot be read counts as failed."""
+    found = []
+    for folder in all_folders():
+        try:
+            found.append(status(folder.name))
+        except CorruptState as error:
+            found.append(ServiceState(folder.name, state="failed", error=error.to_dict()))
+    return found
+
+
+def down(name: str = "default") -> bool:
+    """Stop a service and wait until nothing of it is left; False if it did not run.
+
+    Raises AvocadoError if it runs on another host, or if something of it does not end.
+    """
+    folder = ServiceFolder(name)
+    if not folder.path.is_dir():
+        return False
+    state = _readable(folder)
+    where = state.elsewhere()
+    if where:
+        raise AvocadoError(f"the service {name!r} runs on {where}", "say down there")
+    identity = state.supervisor_identity()
+    ran = state.live()
+    if ran and identity:
+        try:
+            ask(state.socket, "down", timeout=5)
+        except AvocadoError:
+            end([identity], 20)  # it does not listen: TERM means down as well
+        if not wait_until(lambda: not _running(name, folder), _DOWN_SECONDS):
+            end([identity], 5)
+    _reap(name)
+    orphans = _sweep(folder, state)
+    left = [i for i in orphans if i.alive()]
+    if left:
+        raise AvocadoError(
+            f"these processes of {name!r} do not end: {', '.join(str(i.pid) for i in left)}", "end them by hand"
+        )
+    fresh = _readable(folder)
+    if fresh.state != "stopped" and folder.state_file.exists():
+        fresh.state, fresh.url, fresh.socket, fresh.owners = "stopped", None, None, []
+        for part in fresh.parts.values():
+            part.state, part.pid, part.identity = "stopped", None, None
+        folder.write(fresh)
+    for file in (folder.lock_file, folder.up_lock_file, folder.instance_file, folder.path / "ngrok.yml"):
+        file.unlink(missing_ok=True)
+    return ran or bool(orphans)
+
+
+def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
+    """The last lines of a part's log. Raises NotRunningError where there is none."""
+    if part not in LOGS:
+        raise AvocadoError(f"there is no log of {part!r}", f"choose one of {', '.join(LOGS)}")
+    folder = ServiceFolder(name)
+    if not folder.logs.is_dir():
+        raise NotRunningError(f"there is no service {name!r}", "%avocado_up starts one")
+    return tail(folder.log(part), lines)
+
+
+def api_key(state: ServiceState) -> str:
+    """The key of a service, read from its file; empty if there is none."""
+    return read_key(state.api_key_file)
+
+
+def command(name: str, what: str, **arguments: Any) -> dict[str, Any]:
+    """Send one command to a running service. Raises NotRunningError if it does not run."""
+    state = status(name)
+    if not state.live():
+        raise NotRunningError(f"the service {name!r} does not run", "%avocado_up starts it")
+    return ask(state.socket, what, **arguments)
+
+
+# starting
+
+
+def _preflight(settings: Settings) -> None:
+    """Everything that can be known to fail before anything is started. Raises ConfigError."""
+    if sys.platform == "win32":
+        raise AvocadoError("Avocado runs on Linux and macOS", "on Windows, use WSL")
+    from ..parts import engine, tunnel
+    from ..parts.announcer import check_broker
+    from ..parts.ports import require_free
+
+    check_broker(settings)
+    tunnel.choose(settings)
+    engine.choose(settings)
+    if settings.port:
+        require_free(settings.port)
+
+
+def _spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None) -> None:
+    instance = uuid.uuid4().hex
+    order = {
+        "name": folder.name,
+        "instance": instance,
+        "settings": settings.to_wire(),
+        "owner": owner.to_dict() if owner else None,
+    }
+    log = folder.log("supervisor")
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "avocado_magic.runtime.supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=child_environment({"AVOCADO_HOME": os.environ.get("AVOCADO_HOME"), "PYTHONPATH": _import_path()}),
+            start_new_session=True,
+            cwd="/",
+        )
+    _children[folder.name] = child
+    assert child.stdin is not None
+    with child.stdin:
+        try:
+            child.stdin.write(json.dumps(order).encode())
+        except BrokenPipeError:
+            pass  # it ended at once; noticed below
+    deadline = time.monotonic() + _STARTED_SECONDS
+    while True:
+        try:
+            if folder.read().instance == instance:
+                return
+        except CorruptState:
+            pass  # the old file, which the supervisor is about to replace
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise StartError(
+                "the supervisor did not start",
+                "the lines below say why",
+                part="supervisor",
+                log=tail(log, 12),
+                log_file=str(log),
+            )
+        time.sleep(0.02)
+
+
+def _import_path() -> str | None:
+    # The child must find this very package, also where it was put on sys.path by hand.
+    root = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(dict.fromkeys([root, *filter(None, given.split(os.pathsep))]))
+
+
+def _current(folder: ServiceFolder) -> ServiceState:
+    state = _readable(folder)
+    where = state.elsewhere()
+    if where:
+        raise AvocadoError(
+            f"the service {folder.name!r} runs on {where}", "use it from there, or choose another --name"
+        )
+    if state.live() and state.state == "stopping":
+        wait_until(lambda: not _running(folder.name, folder), _DOWN_SECONDS)
+        state = _readable(folder)
+    return state
+
+
+def _readable(folder: ServiceFolder) -> ServiceState:
+    """The state; a file that nobody can read and nobody rewrites is set aside."""
+    try:
+        return folder.read()
+    except CorruptState:
+        if _locked(folder) and wait_until(lambda: _reads(folder), 12):
+            return folder.read()
+        folder.set_aside()
+        return ServiceState(folder.name)
+
+
+def _reads(folder: ServiceFolder) -> bool:
+    try:
+        folder.read()
+    except CorruptState:
+        return False
+    return True
+
+
+def _locked(folder: ServiceFolder) -> bool:
+    """True if a supervisor holds the lock of this service."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder.lock_file, timeout=0, mode=0o600):
+            return False
+    except Timeout:
+        return True
+
+
+def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
+    shown = ""
+    while True:
+        try:
+            state = folder.read()
+        except CorruptState:
+            time.sleep(_POLL)
+            continue
+        text = state.to_json()
+        if text != shown:
+            shown = text
+            on_progress(state)
+        if state.state in ("ready", "degraded"):
+            return state
+        if state.state == "failed" and state.error:
+            _reap(folder.name)
+            raise AvocadoError.from_dict(state.error)
+        if state.state in ("stopped", "failed"):
+            raise StartError("the service was stopped while it started", "run %avocado_up again")
+        if not state.live():
+            _reap(folder.name)
+            log = folder.log("supervisor")
+            _sweep(folder, state)
+            raise StartError(
+                "the supervisor ended while it started the service",
+                "the lines below say why",
+                part="supervisor",
+                log=tail(log, 12),
+                log_file=str(log),
+            )
+        time.sleep(_POLL)
+
+
+def _catch_up(
+    folder: ServiceFolder, state: ServiceState, settings: Settings, on_progress: OnProgress
+) -> tuple[ServiceState, tuple[str, ...]]:
+    """Bring what runs to what was asked: another model is pulled; what only a new start can change is said."""
+    from ..parts.engine.common import same_model
+    from ..parts.engine.embedded import model_name
+
+    notices = []
+    if settings.model:
+        wanted = model_name(settings.model) if state.engine.get("kind") == "embedded" else settings.model
+        if not any(same_model(wanted, model) for model in state.models):
+            _pull(folder, settings.model, state, on_progress)
+            state = folder.read()
+    if settings.tunnel not in ("auto", state.tunnel_kind) or (settings.public_url and settings.public_url != state.url):
+        notices.append(f"it runs with tunnel {state.tunnel_kind}; %avocado_down first to change that")
+    if settings.engine not in ("auto", state.engine.get("kind")):
+        notices.append(f"it runs with engine {state.engine.get('kind')}; %avocado_down first to change that")
+    return state, tuple(notices)
+
+
+def _pull(folder: ServiceFolder, model: str, state: ServiceState, on_progress: OnProgress) -> None:
+    import threading
+
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            ask(state.socket, "pull", timeout=None, model=model)
+        except BaseException as error:  # handed to the waiting thread below
+            failed.append(error)
+
+    # In a thread, so that progress can be shown; a Ctrl-C here ends the process's wait, and the
+    # supervisor's pull is called off by _undo, which closes nothing but says so.
+    thread = threading.Thread(target=work, name="avocado-pull", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        on_progress(folder.read())
+        thread.join(_POLL)
+    if failed:
+        raise failed[0]
+
+
+def _undo(folder: ServiceFolder, owner: Owner | None, *, spawned: bool, joined: bool) -> None:
+    if spawned:
+        down(folder.name)
+    elif joined and owner is not None:
+        try:
+            ask(_readable(folder).socket, "leave", owner=owner.to_dict())
+        except NotRunningError:
+            pass  # it ended meanwhile: nothing is owned any more
+
+
+# ending
+
+
+def _running(name: str, folder: ServiceFolder) -> bool:
+    _reap(name)
+    return _readable(folder).live()
+
+
+def _reap(name: str) -> None:
+    child = _children.get(name)
+    if child is not None and child.poll() is not None:
+        del _children[name]
+
+
+def _sweep(folder: ServiceFolder, state: ServiceState) -> Sequence[Identity]:
+    """End what a supervisor that is gone left behind: its instance's processes, and nobody else's."""
+    try:
+        instance = state.instance or folder.instance_file.read_text().strip()
+    except OSError:
+        instance = ""
+    orphans = list(processes_of(instance)) if instance else []
+    end(orphans, 6)
+    return orphans

@@ -1,0 +1,49 @@
+"""The API key of a service: made once, kept 0600, never anywhere but in its file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from ..config import Settings
+from .state import replace_file
+
+
+def prepare_key(folder: Path, settings: Settings) -> Path:
+    """The file of the key: the one given in `settings`, the one made at the first `up`, or a new one.
+
+    Where the folder's file system keeps no modes (some mounts do not), the key lives in a temporary
+    folder that does.
+    """
+    path = folder / "api_key"
+    key = settings.api_key.reveal() if settings.api_key else _kept(path)
+    replace_file(path, (key or new_key()) + "\n")
+    if path.stat().st_mode & 0o077:
+        text = path.read_text()
+        path.unlink()
+        path = Path(tempfile.mkdtemp(prefix="avocado-key-")) / "api_key"
+        replace_file(path, text)
+    return path
+
+
+def rotate_key(path: Path) -> None:
+    """Put a new key into `path`; the gateway notices within a second."""
+    replace_file(path, new_key() + "\n")
+
+
+def read_key(path: str | os.PathLike[str] | None) -> str:
+    """The key in `path`; empty if there is none."""
+    try:
+        return Path(path).read_text().strip() if path else ""
+    except OSError:
+        return ""
+
+
+def new_key() -> str:
+    return f"avo-{secrets.token_urlsafe(32)}"
+
+
+def _kept(path: Path) -> str:
+    return read_key(path) if path.exists() and not path.stat().st_mode & 0o077 else ""

@@ -1,0 +1,224 @@
+"""The state of a service, in one file that is replaced atomically and read by any number of watchers.
+
+Nothing in it is secret: it names the file of the API key, never the key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..config import check_name, services_dir
+from ..errors import AvocadoError
+from ..process import Identity, host_name, open_private
+
+PARTS = ("engine", "gateway", "tunnel", "announcer")
+LOGS = (*PARTS, "supervisor")
+RUNNING = ("starting", "ready", "degraded", "stopping")
+BEAT_SECONDS = 10.0
+# A beat older than this is nobody's: its writer is gone, or its host is.
+STALE_SECONDS = 60.0
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class CorruptState(AvocadoError):
+    """state.json is there and cannot be read."""
+
+
+@dataclass
+class PartState:
+    """One part as it is shown. `state`: waiting, starting, healthy, unhealthy, failed, stopped, off, …"""
+
+    state: str = "waiting"
+    pid: int | None = None
+    since: str = field(default_factory=utc_now)
+    error: str | None = None
+    detail: str = ""
+    identity: dict[str, Any] | None = None
+
+    def public(self) -> dict[str, Any]:
+        return {"state": self.state, "pid": self.pid, "since": self.since, "error": self.error}
+
+
+@dataclass
+class ServiceState:
+    """Everything there is to know about a service. Times are UTC, ISO 8601 with Z; `beat` is time.time()."""
+
+    name: str
+    instance: str = ""
+    state: str = "stopped"
+    url: str | None = None
+    local_url: str | None = None
+    api_key_file: str | None = None
+    engine: dict[str, Any] = field(default_factory=lambda: {"kind": None, "version": None, "adopted": False})
+    models: list[str] = field(default_factory=list)
+    parts: dict[str, PartState] = field(default_factory=lambda: {name: PartState() for name in PARTS})
+    owners: list[dict[str, Any]] = field(default_factory=list)
+    started_at: str | None = None
+    announced: dict[str, str] | None = None
+    supervisor: dict[str, Any] | None = None
+    beat: float = 0.0
+    socket: str | None = None
+    error: dict[str, Any] | None = None
+    notices: list[str] = field(default_factory=list)
+    tunnel_kind: str | None = None
+    model: str | None = None
+    ends_at: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """The object that scripts rely on (`avocado status --json`)."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "url": self.url or self.local_url,
+            "local_url": self.local_url,
+            "api_key_file": self.api_key_file,
+            "engine": {key: self.engine.get(key) for key in ("kind", "version", "adopted")},
+            "models": self.models,
+            "parts": {name: self.parts[name].public() for name in PARTS},
+            "owners": self.owners,
+            "started_at": self.started_at,
+            "announced": self.announced,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> ServiceState:
+        """Read what `to_json` wrote; ValueError if it is something else."""
+        data = json.loads(text)
+        if not isinstance(data, dict) or not isinstance(data.get("parts"), dict) or "name" not in data:
+            raise ValueError("not a service state")
+        known = {f.name for f in fields(ServiceState)}
+        part_fields = {f.name for f in fields(PartState)}
+        parts = {name: PartState() for name in PARTS}
+        for name, part in data["parts"].items():
+            if not isinstance(part, dict):
+                raise ValueError("not a service state")
+            parts[name] = PartState(**{key: value for key, value in part.items() if key in part_fields})
+        values = {key: value for key, value in data.items() if key in known}
+        for key, kind in (("beat", (int, float)), ("engine", dict), ("models", list), ("owners", list), ("state", str)):
+            if key in values and not isinstance(values[key], kind):
+                raise ValueError(f"{key} has another type")
+        return ServiceState(**{**values, "parts": parts})
+
+    # who runs it
+
+    def supervisor_identity(self) -> Identity | None:
+        return Identity.from_dict(self.supervisor)
+
+    def live(self) -> bool:
+        """True if its supervisor runs, here or, by its beat, on another host."""
+        identity = self.supervisor_identity()
+        if self.state not in RUNNING or identity is None:
+            return False
+        return identity.alive() or self.elsewhere() is not None
+
+    def elsewhere(self) -> str | None:
+        """The other host this service runs on; None if it runs here or nowhere."""
+        identity = self.supervisor_identity()
+        if self.state not in RUNNING or identity is None or identity.host == host_name():
+            return None
+        return identity.host if abs(time.time() - self.beat) < STALE_SECONDS else None
+
+
+class ServiceFolder:
+    """The folder of one service: 0700, its files 0600."""
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name(name)
+        self.path = services_dir() / name
+
+    def make(self) -> ServiceFolder:
+        """Create it; AvocadoError where that is not possible."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path.parent, self.path, self.logs):
+                os.chmod(folder, 0o700)
+        except OSError as error:
+            raise AvocadoError(
+                f"{self.path} cannot be made: {error.strerror}", "set AVOCADO_HOME to a folder of yours"
+            ) from None
+        return self
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, part: str) -> Path:
+        return self.logs / f"{part}.log"
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def up_lock_file(self) -> Path:
+        return self.path / "up.lock"
+
+    @property
+    def instance_file(self) -> Path:
+        """The instance id of the last supervisor, so that its orphans are found even if state.json is lost."""
+        return self.path / "instance"
+
+    def read(self) -> ServiceState:
+        """The state; a stopped one where there is no file. Raises CorruptState."""
+        try:
+            return ServiceState.from_json(self.state_file.read_text("utf-8"))
+        except FileNotFoundError:
+            return ServiceState(self.name)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptState(
+                f"{self.state_file} is unreadable ({type(error).__name__})",
+                "a running service rewrites it within 10 s; %avocado_up and %avocado_down set it aside",
+            ) from None
+        except OSError as error:
+            raise AvocadoError(
+                f"{self.state_file} cannot be read: {error.strerror}", "check the rights of that folder"
+            ) from None
+
+    def write(self, state: ServiceState) -> None:
+        """Replace the state file; a reader sees the old or the new one, never a torn one."""
+        replace_file(self.state_file, state.to_json())
+
+    def set_aside(self) -> None:
+        """Move a state file that nobody can read out of the way, keeping it for a look."""
+        os.replace(self.state_file, self.state_file.with_suffix(".json.broken"))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `path`, 0600, atomically."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        with os.fdopen(open_private(fresh, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def all_folders() -> list[ServiceFolder]:
+    """A folder for each service this home knows."""
+    root = services_dir()
+    found = sorted(path.parent.name for path in root.glob("*/logs")) if root.is_dir() else []
+    return [ServiceFolder(name) for name in found]
+
+
+def part_identities(state: ServiceState) -> Mapping[str, Identity]:
+    """The identity of each part's process, as it was last written."""
+    found = {name: Identity.from_dict(part.identity) for name, part in state.parts.items()}
+    return {name: identity for name, identity in found.items() if identity}

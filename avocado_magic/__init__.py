@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .runtime.client import Connection
+
 __version__ = "0.1.0"
 
 
@@ -26,3 +28,13 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     from .notebook.magics import unregister
 
     unregister(shell)
+
+
+def service(name: str = "default") -> Connection:
+    """The running service `name`, for clients in Python: its `url`, `models` and the `headers` that let them in.
+
+    Raises errors.NotRunningError if it does not run.
+    """
+    from .runtime.client import connection
+
+    return connection(name)

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,33 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
 def api_key(state: ServiceState) -> str:
     """The key of a service, read from its file; empty if there is none."""
     return read_key(state.api_key_file)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a program reaches a service: `url` (public, or the local one where there is none) and its key.
+
+    The key is in no repr; `headers` carry it.
+    """
+
+    name: str
+    url: str
+    local_url: str
+    models: tuple[str, ...]
+    api_key: str = field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers for any HTTP client: the key, and ngrok's word that this is no browser."""
+        return {"Authorization": f"Bearer {self.api_key}", "ngrok-skip-browser-warning": "1"}
+
+
+def connection(name: str = "default") -> Connection:
+    """The way to a running service. Raises NotRunningError."""
+    state = status(name)
+    if state.state not in ("ready", "degraded") or not state.local_url:
+        raise NotRunningError(f"the service {name!r} is {state.state}", "%avocado_up starts it")
+    return Connection(name, state.url or state.local_url, state.local_url, tuple(state.models), api_key(state))
 
 
 def command(name: str, what: str, **arguments: Any) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+# Two commands are enough: `make demo` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help demo lab test lint debian clean
+
+help:
+	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
+	@echo "make lab    open it in JupyterLab"
+	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
+	@echo "make clean  remove the virtual environments"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml avocado_magic/__init__.py | $(BIN)/python
+	$(PIP) install --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml avocado_magic/__init__.py | $(BIN)/python
+	$(PIP) install --editable '.[test,lint]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/run_notebook.py examples/quickstart.ipynb
+
+lab: $(VENV)/.demo
+	$(BIN)/jupyter lab examples/quickstart.ipynb
+
+# The tests drive a real broker and a real browser. As root on a Debian they are installed; elsewhere
+# the tests that need them are skipped, and pytest says which and why.
+debian:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=""; \
+	  command -v rabbitmq-server >/dev/null || [ -x /usr/sbin/rabbitmq-server ] || missing="$$missing rabbitmq-server"; \
+	  command -v chromium >/dev/null || missing="$$missing chromium chromium-driver"; \
+	  if [ -n "$$missing" ]; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  fi; \
+	else \
+	  echo "not root on a Debian: tests whose programs are missing are skipped"; \
+	fi
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(VENV)/.test debian lint
+	$(BIN)/python -m pytest
+	PYTHON=$(PYTHON) sh tests/lowest.sh
+
+clean:
+	rm -rf $(VENV) .venv-lowest

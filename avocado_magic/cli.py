@@ -1,0 +1,217 @@
+"""The command line: ``avocado up|status|down|logs|…``, the same as the magics, for shells and scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .config import Settings, resolve
+from .errors import AvocadoError, ConfigError, StoppedByUser
+from .notebook.panel import progress, text
+from .runtime import client
+from .runtime.owners import Owner
+from .runtime.state import LOGS, PARTS, ServiceState
+
+app = typer.Typer(
+    help="One line serves an LLM at a safe, public, findable URL.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+Name = Annotated[str | None, typer.Option(help="Name of the service.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the object that scripts rely on.")]
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """An error is one sentence on stderr and a non-zero exit."""
+    try:
+        yield
+    except AvocadoError as error:
+        print(f"avocado: {error.sentence()}", file=sys.stderr)
+        if error.log_file:
+            print(f"avocado: log: {error.log_file}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    except StoppedByUser as stopped:
+        print(f"avocado: {stopped}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _name(name: str | None) -> str:
+    return resolve({"name": name}).name
+
+
+def _print(state: ServiceState, as_json: bool) -> None:
+    print(json.dumps(state.public(), indent=2) if as_json else text(state))
+
+
+@app.command()
+def up(
+    model: Annotated[str | None, typer.Argument(help="A model's name, or the path of a *.gguf file.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, ollama or embedded.")] = None,
+    tunnel: Annotated[str | None, typer.Option(help="auto, ngrok, cloudflared or none.")] = None,
+    public_url: Annotated[
+        str | None, typer.Option(help="What the world calls this service, when the way in is yours.")
+    ] = None,
+    port: Annotated[str | None, typer.Option(help="Port of the gateway; 0 picks a free one.")] = None,
+    name: Name = None,
+    domain: Annotated[str | None, typer.Option(help="Your ngrok domain.")] = None,
+    grace: Annotated[str | None, typer.Option(help="Minutes it outlives its last owner.")] = None,
+    no_announce: Annotated[bool, typer.Option("--no-announce", help="Publish nothing.")] = False,
+    timeout: Annotated[str | None, typer.Option(help="Seconds until it gives up.")] = None,
+    max_lifetime: Annotated[str | None, typer.Option(help="Hours a service without an owner lives.")] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Own the service: it ends with this command.")
+    ] = False,
+    owner_pid: Annotated[int | None, typer.Option(help="The process that owns the service.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a model; returns when it is ready."""
+    flags: dict[str, Any] = {
+        "model": model, "engine": engine, "tunnel": tunnel, "public_url": public_url, "port": port, "name": name,
+        "domain": domain, "grace": grace, "timeout": timeout, "max_lifetime": max_lifetime,
+        "announce": False if no_announce else None,
+    }  # fmt: skip
+    with _one_sentence():
+        settings = resolve(flags)
+        owner = _owner(foreground, owner_pid)
+        result = _up(settings, owner)
+        _print(result.state, as_json)
+        for notice in result.notices:
+            print(f"note: {notice}", file=sys.stderr)
+        if owner is None and not result.attached:
+            print(
+                f"note: nobody owns this service: it lives until `avocado down`, {settings.max_lifetime:g} h at most",
+                file=sys.stderr,
+            )
+        if foreground:
+            _stay(settings.name)
+
+
+def _owner(foreground: bool, owner_pid: int | None) -> Owner | None:
+    if foreground and owner_pid is not None:
+        raise ConfigError("--foreground and --owner-pid exclude each other", "leave one of the two out")
+    pid = os.getpid() if foreground else owner_pid
+    owner = Owner.of(pid) if pid is not None else None
+    if pid is not None and owner is None:
+        raise ConfigError(f"there is no process {pid}", "give --owner-pid the pid of one that runs")
+    return owner
+
+
+def _up(settings: Settings, owner: Owner | None) -> client.Up:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return client.up(settings, owner)
+    with console.status("avocado: starting") as status:
+        return client.up(settings, owner, lambda state: status.update(escape(progress(state))))
+
+
+def _stay(name: str) -> None:
+    """Wait with the service; Ctrl-C and TERM end it."""
+    import signal
+
+    def on_term(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        while client.status(name).live():
+            time.sleep(1)
+    except KeyboardInterrupt:
+        client.down(name)
+        print(f"avocado {name}: stopped", file=sys.stderr)
+
+
+@app.command()
+def status(name: Name = None, as_json: Json = False) -> None:
+    """Show the service. Exit status 0 if it serves, 3 if it does not."""
+    with _one_sentence():
+        state = client.status(_name(name))
+    _print(state, as_json)
+    if state.state not in ("ready", "degraded"):
+        raise typer.Exit(3)
+
+
+@app.command()
+def down(
+    name: Name = None, all: Annotated[bool, typer.Option("--all", help="Every service of this user.")] = False
+) -> None:
+    """Stop the service and everything it started."""
+    with _one_sentence():
+        for each in [state.name for state in client.services()] if all else [_name(name)]:
+            print(f"avocado {each}: stopped" if client.down(each) else f"avocado {each}: was not running")
+
+
+@app.command()
+def logs(
+    part: Annotated[str, typer.Argument(help=", ".join(LOGS), autocompletion=lambda: list(LOGS))] = "supervisor",
+    lines: Annotated[int, typer.Option("-n", min=1, help="How many of the last lines.")] = 50,
+    name: Name = None,
+) -> None:
+    """Print the last lines of a part's log."""
+    with _one_sentence():
+        print("\n".join(client.logs(part, _name(name), lines)))
+
+
+@app.command()
+def announce(name: Name = None) -> None:
+    """Publish the URL once more."""
+    with _one_sentence():
+        client.command(_name(name), "announce")
+
+
+@app.command()
+def restart(
+    part: Annotated[str, typer.Argument(help="engine, gateway or tunnel", autocompletion=lambda: list(PARTS[:3]))],
+    name: Name = None,
+) -> None:
+    """Restart one part."""
+    with _one_sentence():
+        client.command(_name(name), "restart", part=part)
+
+
+@app.command()
+def rotate_key(name: Name = None) -> None:
+    """Replace the API key; the old one stops working within a second."""
+    with _one_sentence():
+        client.command(_name(name), "rotate_key")
+        print(f"the new key is in {client.status(_name(name)).api_key_file}")
+
+
+@app.command()
+def keep(name: Name = None) -> None:
+    """Let the service live on without an owner, for its maximum lifetime from now."""
+    with _one_sentence():
+        client.command(_name(name), "keep")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"avocado {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of ``avocado``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Magic lines as people write them: quotes, trailing notes, names that were not filled in."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic_arguments import MagicArgumentParser
+from IPython.utils.process import arg_split
+
+# A '#' that begins a word outside quotes begins a note; the quoted parts are skipped over.
+_NOTE = re.compile(r"""^((?:[^'"#]|"[^"]*"|'[^']*'|(?<=\S)\#)*?)(?:(?:^|\s)\#.*)$""", re.DOTALL)
+_LEFTOVER = re.compile(r"\{[A-Za-z_][\w.\[\]'\"]*\}|^\$[A-Za-z_]\w*$")
+
+
+def without_note(line: str) -> str:
+    """`line` without a trailing `` # note``."""
+    match = _NOTE.match(line)
+    return (match[1] if match else line).strip()
+
+
+def parse(magic: Any, line: str) -> Any:
+    """The arguments of `line` for `magic`; raises a plain UsageError, which IPython shows as one line.
+
+    Quotes around a value are dropped before argparse looks at it, and a ``{name}`` or ``$name`` that
+    IPython could not fill in is refused rather than taken as a value.
+    """
+    parser: MagicArgumentParser = magic.parser
+    try:
+        tokens = [_unquoted(token) for token in arg_split(without_note(line))]
+    except ValueError as error:
+        raise UsageError(f"the line cannot be read: {error}") from None
+    for token in tokens:
+        if _LEFTOVER.search(token):
+            raise UsageError(f"{token} was not filled in: there is no such variable, or one on the line is unknown")
+    return parser.parse_args(tokens)
+
+
+def _unquoted(token: str) -> str:
+    name, equals, value = token.partition("=")
+    if equals and name.startswith("-"):
+        return f"{name}={_unquoted(value)}"
+    return token[1:-1] if len(token) > 1 and token[0] == token[-1] and token[0] in "\"'" else token

@@ -1,0 +1,249 @@
+"""The magics: %avocado_up, %avocado_status, %avocado_down, %avocado_logs and, from ollama_magic, %%ollama."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments
+from traitlets import Bool, CFloat, CInt, TraitError, Unicode, validate
+
+from .arguments import parse, without_note
+
+if TYPE_CHECKING:
+    from ..config import Settings
+
+_ENGINES = ("auto", "ollama", "embedded")
+_TUNNELS = ("auto", "ngrok", "cloudflared", "none")
+
+
+def _trait(kind: Any, help: str, **more: Any) -> Any:
+    return kind(None, allow_none=True, help=help, **more).tag(config=True)
+
+
+@magics_class
+class AvocadoMagics(Magics):
+    """Serve an LLM from a notebook. A trait that is None leaves the choice to the environment and the default."""
+
+    model = _trait(Unicode, "Model to serve: a name, or the path of a *.gguf file (AVOCADO_MODEL).")
+    engine = _trait(Unicode, "What runs the model: auto, ollama or embedded (AVOCADO_ENGINE).")
+    tunnel = _trait(Unicode, "How the world reaches it: auto, ngrok, cloudflared or none (AVOCADO_TUNNEL).")
+    public_url = _trait(Unicode, "The URL the world uses, when the way in is yours (AVOCADO_PUBLIC_URL).")
+    port = _trait(CInt, "Port of the gateway on 127.0.0.1; 0 picks a free one (AVOCADO_PORT).")
+    name = _trait(Unicode, "Name of the service, when you run several (AVOCADO_NAME).")
+    domain = _trait(Unicode, "Your ngrok domain, for a URL that stays the same (AVOCADO_DOMAIN).")
+    grace = _trait(CFloat, "Minutes a service outlives its last notebook (AVOCADO_GRACE).")
+    announce = _trait(Bool, "Publish the URL when a broker is configured (AVOCADO_ANNOUNCE).")
+    timeout = _trait(CFloat, "Seconds until %avocado_up gives up (AVOCADO_TIMEOUT).")
+    max_lifetime = _trait(CFloat, "Hours a service without an owner lives (AVOCADO_MAX_LIFETIME).")
+    ollama_host = _trait(Unicode, "Where an Ollama of yours listens (OLLAMA_HOST).")
+    ollama_models = _trait(Unicode, "Folder in which Ollama keeps its models (OLLAMA_MODELS).")
+    ollama_download = _trait(Unicode, "Mirror to install Ollama from (AVOCADO_OLLAMA_DOWNLOAD).")
+    ngrok_path = _trait(Unicode, "An ngrok agent of yours (AVOCADO_NGROK_PATH).")
+    ngrok_config = _trait(Unicode, "An ngrok config file of yours (AVOCADO_NGROK_CONFIG).")
+
+    @validate("engine", "tunnel")
+    def _one_of(self, proposal: Any) -> Any:
+        choices = _ENGINES if proposal["trait"].name == "engine" else _TUNNELS
+        if proposal["value"] not in (None, *choices):
+            raise TraitError(f"{proposal['trait'].name} must be one of {', '.join(choices)}, not {proposal['value']!r}")
+        return proposal["value"]
+
+    @validate("port", "grace", "timeout", "max_lifetime")
+    def _not_negative(self, proposal: Any) -> Any:
+        if proposal["value"] is not None and proposal["value"] < 0:
+            raise TraitError(f"{proposal['trait'].name} must not be negative")
+        return proposal["value"]
+
+    @line_magic
+    @magic_arguments()
+    @argument("model", nargs="?", help="a model's name, or the path of a *.gguf file")
+    @argument("--engine", help="auto (default), ollama or embedded")
+    @argument("--tunnel", help="auto (default), ngrok, cloudflared or none")
+    @argument("--public-url", metavar="URL", help="what the world calls this service, when the way in is yours")
+    @argument("--port", metavar="N", help="port of the gateway, 11435 by default; 0 picks a free one")
+    @argument("--name", help="name of the service, for running several")
+    @argument("--domain", metavar="D", help="your ngrok domain")
+    @argument("--grace", metavar="MINUTES", help="how long it outlives its last notebook, 10 by default")
+    @argument("--no-announce", dest="announce", action="store_const", const=False, help="publish nothing")
+    @argument("--timeout", metavar="S", help="seconds until it gives up, 600 by default; a moving download extends it")
+    def avocado_up(self, line: str) -> None:
+        """Serve a model at a safe public URL; returns when a request has come back through it.
+
+        If the service runs already, this notebook joins it, and another MODEL is pulled into it.
+        Ctrl-C undoes what this call began.
+
+        Examples::
+
+            %avocado_up llama3
+            %avocado_up smollm2:135m --engine embedded --tunnel none
+        """
+        from ..runtime import client
+        from . import panel
+        from .host import connection_file
+        from .progress import Progress
+
+        args = parse(self.avocado_up, line)
+        with _usage_errors():
+            settings = self._settings(vars(args))
+            from ..runtime.owners import Owner
+
+            owner = Owner.of(os.getpid(), connection_file())
+            progress = Progress(self.shell)
+            try:
+                result = client.up(settings, owner, progress.show)
+            finally:
+                progress.end()
+            progress.replace(result.state)
+            panel.show(self.shell, result.state, line=False)
+            for notice in result.notices:
+                print(f"note: {notice}")
+
+    @line_magic
+    @magic_arguments()
+    @argument("--name", help="name of the service")
+    @argument("--json", action="store_true", help="print the object that scripts rely on")
+    def avocado_status(self, line: str) -> None:
+        """Show the service: URL, health, models, owners; live in a notebook. Starts nothing."""
+        from ..config import check_name
+        from ..runtime import client
+        from . import panel
+
+        args = parse(self.avocado_status, line)
+        with _usage_errors():
+            name = args.name or self.name
+            states = [client.status(check_name(name))] if name else _chosen(client.services())
+            if args.json:
+                objects = [state.public() for state in states] or [client.status().public()]
+                print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
+                return
+            if not states or all(state.started_at is None for state in states):
+                print(f"No service{f' {name!r}' if name else ''} has been started. %avocado_up MODEL starts one.")
+                return
+            for state in states:
+                panel.show(self.shell, state)
+
+    @line_magic
+    @magic_arguments()
+    @argument("--name", help="name of the service")
+    @argument("--all", action="store_true", help="every service of this user")
+    def avocado_down(self, line: str) -> None:
+        """Stop the service and everything it started; nothing is left behind."""
+        from ..runtime import client
+
+        args = parse(self.avocado_down, line)
+        if args.all and args.name:
+            raise UsageError("--all and --name exclude each other")
+        with _usage_errors():
+            names = [state.name for state in client.services()] if args.all else [args.name or self.name or "default"]
+            for name in names:
+                print(f"avocado {name}: stopped" if client.down(name) else f"avocado {name}: was not running")
+            if not names:
+                print("no service is running")
+
+    @line_magic
+    @magic_arguments()
+    @argument("part", nargs="?", default="supervisor", help="engine, gateway, tunnel, announcer or supervisor")
+    @argument("-n", dest="lines", metavar="N", default="50", help="how many of the last lines, 50 by default")
+    @argument("--name", help="name of the service")
+    def avocado_logs(self, line: str) -> None:
+        """Print the last lines of a part's log."""
+        from ..runtime import client
+
+        args = parse(self.avocado_logs, line)
+        if not args.lines.isdigit():
+            raise UsageError(f"-n {args.lines} is not a number of lines")
+        with _usage_errors():
+            found = client.logs(args.part, args.name or self.name or "default", int(args.lines))
+        print("\n".join(found) if found else f"the log of the {args.part} is empty")
+
+    @line_cell_magic
+    @magic_arguments()
+    @argument("model", nargs="?", help="the model to ask; the service's first one by default")
+    @argument("-s", "--system", help="system prompt")
+    @argument("-t", "--temperature", help="0 is deterministic")
+    @argument(
+        "--option", action="append", metavar="K=V", help="an option of the Ollama API, for instance num_predict=50"
+    )
+    @argument("-o", "--output", metavar="VARIABLE", help="put the answer into this variable")
+    @argument("--url", help="another service's URL; its key is taken from AVOCADO_API_KEY")
+    @argument("--name", help="name of the service")
+    def ollama(self, line: str, cell: str | None = None) -> Any:
+        """Ask the model; the answer appears as it is made. Returns it with its token counts.
+
+        As a cell magic, the cell is the prompt and the line takes the options below. As a line magic,
+        ``%ollama Why is the sky blue``, the whole line is the prompt. IPython takes a line that ends
+        in ``?`` for a question to itself, so quote that one: ``%ollama "Why is the sky blue?"``.
+        Ctrl-C keeps what came before and stops the generation.
+        """
+        from . import ollama_magic
+
+        if cell is None:
+            args = parse(self.ollama, "")
+            prompt = without_note(line)
+            if len(prompt) > 1 and prompt[0] == prompt[-1] and prompt[0] in "\"'":
+                prompt = prompt[1:-1]
+        else:
+            args, prompt = parse(self.ollama, line), cell.strip()
+        if not prompt:
+            raise UsageError("there is no prompt: write it below %%ollama, or after %ollama")
+        if args.output and not args.output.isidentifier():
+            raise UsageError(f"-o {args.output} is not a variable name")
+        with _usage_errors():
+            request = ollama_magic.request_of(args, self._settings({"name": args.name}))
+            return ollama_magic.ask(self.shell, request, prompt, args.output)
+
+    def _settings(self, flags: dict[str, Any]) -> Settings:
+        from ..config import resolve
+        from .host import notebook_secret
+
+        traits = {name: getattr(self, name) for name in self.trait_names(config=True)}
+        return resolve(flags, traits, notebook_secret=notebook_secret)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Bad input becomes a plain UsageError, which IPython prints as one line."""
+    from ..errors import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(error.sentence()) from None
+
+
+def _chosen(states: list[Any]) -> list[Any]:
+    """The services to show when none was named: the default one, or all where others run."""
+    running = [state for state in states if state.state not in ("stopped",)]
+    default = [state for state in states if state.name == "default"]
+    if not running:
+        return default
+    return running if len(running) == 1 or not any(s.name == "default" for s in running) else default
+
+
+def register(shell: Any) -> None:
+    """Put the magics into `shell`, in place of an earlier load's."""
+    unregister(shell)
+    shell.register_magics(AvocadoMagics)
+
+
+def unregister(shell: Any) -> None:
+    """Take the magics and their configurable out of `shell`, and end the panels' threads."""
+    import sys
+
+    if f"{__package__}.panel" in sys.modules:
+        from .panel import close_panels
+
+        close_panels()
+    manager = shell.magics_manager
+    for kind in ("line", "cell"):
+        for name, function in list(manager.magics[kind].items()):
+            if isinstance(getattr(function, "__self__", None), AvocadoMagics):
+                del manager.magics[kind][name]
+    manager.registry.pop("AvocadoMagics", None)
+    shell.configurables[:] = [c for c in shell.configurables if not isinstance(c, AvocadoMagics)]

@@ -1,0 +1,222 @@
+"""%%ollama: a prompt in, an answer out as it is made."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import Settings, base_url
+from ..errors import AvocadoError, ConfigError, NotRunningError, StoppedByUser
+from ..runtime import client
+from .host import in_kernel
+
+# An output block is closed at about this size: re-sending a long one whole makes pages freeze.
+BLOCK_BYTES = 8000
+_UPDATE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Request:
+    """Whom to ask and how. The key shows in no repr."""
+
+    url: str
+    model: str
+    options: Mapping[str, Any]
+    system: str | None = None
+    key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer: its text, the model, tokens of prompt and answer, tokens per second; `stopped` by Ctrl-C."""
+
+    text: str
+    model: str
+    prompt_tokens: int = 0
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    stopped: bool = False
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        how = ", stopped" if self.stopped else ""
+        return f"<{self.model}: {self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s{how}>"
+
+
+def request_of(args: Any, settings: Settings) -> Request:
+    """The request that the flags `args` mean. Raises ConfigError or NotRunningError."""
+    options = dict(_option(text) for text in args.option or [])
+    if args.temperature is not None:
+        try:
+            options["temperature"] = float(args.temperature)
+        except ValueError:
+            raise ConfigError(f"-t {args.temperature} is not a number", "0 is deterministic, 0.8 usual") from None
+    if args.url:
+        key = settings.api_key.reveal() if settings.api_key else ""
+        if not args.model and not settings.model:
+            raise ConfigError("--url needs a model", "name one, as in %%ollama llama3 --url URL")
+        return Request(base_url(args.url, "--url"), args.model or settings.model or "", options, args.system, key)
+    state = client.status(settings.name)
+    if state.state not in ("ready", "degraded") or not state.local_url:
+        raise NotRunningError(f"the service {settings.name!r} is {state.state}", "%avocado_up MODEL starts it")
+    model = args.model or (state.models[0] if state.models else "")
+    return Request(state.local_url, model, options, args.system, client.api_key(state))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--option {text} is not of the form K=V", "write it as in --option num_predict=50")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answer:
+    """Ask, show the answer as it comes, and return it; on Ctrl-C keep what came and raise StoppedByUser."""
+    messages = [{"role": "system", "content": request.system}] if request.system else []
+    messages.append({"role": "user", "content": prompt})
+    body = {"model": request.model, "messages": messages, "stream": True, "options": dict(request.options)}
+    output = _Output(in_kernel(shell))
+    text: list[str] = []
+    last: Mapping[str, Any] = {}
+    begin = time.monotonic()
+    try:
+        for piece in _pieces(request, body):
+            last = piece
+            part = str((piece.get("message") or {}).get("content") or "")
+            if part:
+                text.append(part)
+                output.write(part)
+    except KeyboardInterrupt:
+        output.close()
+        seconds = max(time.monotonic() - begin, 1e-9)
+        answer = Answer("".join(text), request.model, 0, len(text), len(text) / seconds, stopped=True)
+        _keep(shell, variable, answer)
+        raise StoppedByUser(f"Stopped after {len(text)} tokens; what came before is kept.") from None
+    output.close()
+    seconds = int(last.get("eval_duration") or 0) / 1e9
+    tokens = int(last.get("eval_count") or 0)
+    answer = Answer(
+        "".join(text),
+        request.model,
+        int(last.get("prompt_eval_count") or 0),
+        tokens,
+        tokens / seconds if seconds else 0.0,
+    )
+    _keep(shell, variable, answer)
+    return answer
+
+
+def _keep(shell: Any, variable: str | None, answer: Answer) -> None:
+    if variable:
+        shell.user_ns[variable] = answer
+
+
+def _pieces(request: Request, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    import requests
+
+    headers = {"ngrok-skip-browser-warning": "1"}
+    if request.key:
+        headers["Authorization"] = f"Bearer {request.key}"
+    try:
+        with requests.Session() as session:
+            # A netrc or proxy of the environment's has no say about the key, nor about loopback.
+            session.trust_env = not request.url.startswith("http://127.0.0.1:")
+            session.auth = lambda prepared: prepared
+            with session.post(
+                f"{request.url}/api/chat", json=body, headers=headers, stream=True, timeout=(10, 3600)
+            ) as answer:
+                if answer.status_code != 200:
+                    raise _refused(request, answer.status_code, answer.text)
+                # An answer that is not chunked would be held back until a whole buffer is full.
+                chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+                for line in answer.iter_lines(chunk_size=None if chunked else 1):
+                    if not line:
+                        continue
+                    piece = json.loads(line)
+                    if "error" in piece:
+                        raise AvocadoError(
+                            f"the model broke off: {piece['error']}", "%avocado_logs engine may say why", part="engine"
+                        )
+                    yield piece
+    except requests.RequestException as error:
+        raise AvocadoError(
+            f"no answer from {request.url} ({type(error).__name__})", "%avocado_status says how the service is"
+        ) from None
+    except ValueError:
+        raise AvocadoError(f"{request.url} does not speak the Ollama API", "check --url") from None
+
+
+def _refused(request: Request, status: int, text: str) -> AvocadoError:
+    try:
+        said = json.loads(text)["error"]
+        said = said.get("message", said) if isinstance(said, dict) else said
+    except (ValueError, KeyError, TypeError):
+        said = f"status {status}"
+    hints = {
+        401: "set AVOCADO_API_KEY to that service's key" if "://127." not in request.url else "run %avocado_up again",
+        404: f"%avocado_up {request.model} pulls it into the service",
+        502: "%avocado_logs engine may say why",
+    }
+    return AvocadoError(f"{request.url} refused: {said}", hints.get(status, "%avocado_status says how the service is"))
+
+
+class _Output:
+    """Shows text as it grows: Markdown blocks in a notebook, plain text in a terminal."""
+
+    def __init__(self, notebook: bool) -> None:
+        self._notebook = notebook
+        self._handle: Any = None
+        self._block = ""
+        self._shown = ""
+        self._at = 0.0
+
+    def write(self, part: str) -> None:
+        if not self._notebook:
+            print(part, end="", flush=True)
+            self._block = part
+            return
+        self._block += part
+        if time.monotonic() - self._at > _UPDATE_SECONDS:
+            self._update()
+        if len(self._block) > BLOCK_BYTES:
+            self._next_block()
+
+    def _update(self) -> None:
+        from IPython.display import display
+
+        if self._block == self._shown:
+            return
+        self._at, self._shown = time.monotonic(), self._block
+        bundle = {"text/markdown": self._block, "text/plain": self._block}
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+    def _next_block(self) -> None:
+        """Close the block at its last paragraph, reopening a code fence that is open there."""
+        cut = self._block.rfind("\n\n")
+        cut = cut if cut > BLOCK_BYTES // 4 else self._block.rfind("\n")
+        cut = cut if cut > 0 else len(self._block)
+        done, rest = self._block[:cut], self._block[cut:].lstrip("\n")
+        fences = [line for line in done.splitlines() if line.lstrip().startswith("```")]
+        if len(fences) % 2:
+            done, rest = f"{done}\n```", f"{fences[-1]}\n{rest}"
+        self._block = done
+        self._update()
+        self._handle, self._block, self._shown = None, rest, ""
+
+    def close(self) -> None:
+        if not self._notebook:
+            if self._block and not self._block.endswith("\n"):
+                print()
+            return
+        self._update()

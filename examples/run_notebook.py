@@ -34,7 +34,9 @@ def main() -> int:
     from nbclient.exceptions import CellExecutionError
 
     notebook = nbformat.read(args.notebook, as_version=4)
-    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(args.notebook.parent)}})
+    client = NotebookClient(
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(args.notebook.parent)}}
+    )
     failed = ""
     try:
         client.execute()

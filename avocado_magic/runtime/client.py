@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -115,12 +116,14 @@ def down(name: str = "default") -> bool:
         raise AvocadoError(f"the service {name!r} runs on {where}", "say down there")
     identity = state.supervisor_identity()
     ran = state.live()
-    if ran and identity:
-        try:
-            ask(state.socket, "down", timeout=5)
-        except AvocadoError:
-            end([identity], 20)  # it does not listen: TERM means down as well
-        if not wait_until(lambda: not _running(name, folder), _DOWN_SECONDS):
+    if identity and identity.alive():
+        if ran:
+            try:
+                ask(state.socket, "down", timeout=5)
+            except AvocadoError:
+                end([identity], 20)  # it does not listen: TERM means down as well
+        # Also where it stops by itself already: it writes its last state a moment before it ends.
+        if not wait_until(lambda: not _running(name, identity), _DOWN_SECONDS):
             end([identity], 5)
     _reap(name)
     orphans = _sweep(folder, state)
@@ -209,6 +212,7 @@ def _preflight(settings: Settings) -> None:
 
 
 def _spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None) -> None:
+    _reap(folder.name)
     instance = uuid.uuid4().hex
     order = {
         "name": folder.name,
@@ -266,8 +270,8 @@ def _current(folder: ServiceFolder) -> ServiceState:
         raise AvocadoError(
             f"the service {folder.name!r} runs on {where}", "use it from there, or choose another --name"
         )
-    if state.live() and state.state == "stopping":
-        wait_until(lambda: not _running(folder.name, folder), _DOWN_SECONDS)
+    if state.state not in ("starting", "ready", "degraded"):
+        _wait_gone(folder.name, state)
         state = _readable(folder)
     return state
 
@@ -317,9 +321,10 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
         if state.state in ("ready", "degraded"):
             return state
         if state.state == "failed" and state.error:
-            _reap(folder.name)
+            _wait_gone(folder.name, state)
             raise AvocadoError.from_dict(state.error)
         if state.state in ("stopped", "failed"):
+            _wait_gone(folder.name, state)
             raise StartError("the service was stopped while it started", "run %avocado_up again")
         if not state.live():
             _reap(folder.name)
@@ -356,23 +361,24 @@ def _catch_up(
 
 
 def _pull(folder: ServiceFolder, model: str, state: ServiceState, on_progress: OnProgress) -> None:
-    import threading
-
     failed: list[BaseException] = []
+    call_off = threading.Event()
 
     def work() -> None:
         try:
-            ask(state.socket, "pull", timeout=None, model=model)
+            ask(state.socket, "pull", timeout=None, call_off=call_off, model=model)
         except BaseException as error:  # handed to the waiting thread below
             failed.append(error)
 
-    # In a thread, so that progress can be shown; a Ctrl-C here ends the process's wait, and the
-    # supervisor's pull is called off by _undo, which closes nothing but says so.
+    # In a thread, so that this one can show progress and be interrupted.
     thread = threading.Thread(target=work, name="avocado-pull", daemon=True)
     thread.start()
-    while thread.is_alive():
-        on_progress(folder.read())
-        thread.join(_POLL)
+    try:
+        while thread.is_alive():
+            on_progress(folder.read())
+            thread.join(_POLL)
+    finally:
+        call_off.set()
     if failed:
         raise failed[0]
 
@@ -390,9 +396,16 @@ def _undo(folder: ServiceFolder, owner: Owner | None, *, spawned: bool, joined: 
 # ending
 
 
-def _running(name: str, folder: ServiceFolder) -> bool:
+def _running(name: str, supervisor: Identity) -> bool:
     _reap(name)
-    return _readable(folder).live()
+    return supervisor.alive()
+
+
+def _wait_gone(name: str, state: ServiceState) -> None:
+    """Wait for a supervisor that has written its last state to end."""
+    identity = state.supervisor_identity()
+    if identity:
+        wait_until(lambda: not _running(name, identity), _DOWN_SECONDS)
 
 
 def _reap(name: str) -> None:

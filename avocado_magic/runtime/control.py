@@ -15,6 +15,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,14 +130,21 @@ def _read_line(connection: socket.socket) -> bytes:
     return data
 
 
-def ask(path: str | None, command: str, timeout: float | None = 10.0, **arguments: Any) -> dict[str, Any]:
+def ask(
+    path: str | None,
+    command: str,
+    timeout: float | None = 10.0,
+    call_off: threading.Event | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
     """Send one command and return its answer. Raises what the supervisor raised, or NotRunningError.
 
-    `timeout` in seconds; None waits for as long as the command takes. Leaving early, by an exception,
-    tells the supervisor so.
+    `timeout` in seconds; None waits for as long as the command takes. Setting `call_off` leaves, by which
+    the supervisor calls the command off; the answer is then empty.
     """
     if not path:
         raise NotRunningError("the service does not listen", "%avocado_up starts it")
+    deadline = None if timeout is None else time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
@@ -144,6 +152,11 @@ def ask(path: str | None, command: str, timeout: float | None = 10.0, **argument
             if _peer_uid(connection) not in (None, os.getuid()):
                 raise AvocadoError(f"the socket {path} belongs to somebody else", "remove it, then %avocado_up")
             connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            while not select.select([connection], [], [], 0.1)[0]:
+                if call_off is not None and call_off.is_set():
+                    return {}
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError
             data = _read_line(connection)
         except TimeoutError:
             raise AvocadoError(

@@ -33,7 +33,7 @@ from .control import ControlServer
 from .keys import prepare_key, read_key, rotate_key
 from .owners import Owner
 from .proof import NotProved, prove
-from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, utc_now
+from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, replace_file, utc_now
 from .watch import Watcher
 
 logger = logging.getLogger("avocado_magic.supervisor")
@@ -73,7 +73,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Start, keep, stop. The state file tells how it went."""
-        self.folder.instance_file.write_text(self.state.instance)
+        replace_file(self.folder.instance_file, self.state.instance)
         control: ControlServer | None = None
         failed = False
         try:

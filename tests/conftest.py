@@ -1,0 +1,149 @@
+"""Homes, stand-ins and the watch over processes that tests must not leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from avocado_magic.config import SECRET_VARIABLES
+from avocado_magic.process import INSTANCE_VARIABLE
+from avocado_magic.runtime import client
+
+HERE = Path(__file__).parent
+DOUBLES = HERE / "doubles"
+RECORDINGS = HERE / "recordings"
+# Kept between runs, inside the virtual environment: the model is fetched once.
+CACHE = Path(sys.prefix) / "avocado-test-cache"
+_OURS = ("AVOCADO_", "OLLAMA_", "FAKE_", "PYNGROK_")
+
+
+def until(condition: Callable[[], Any], seconds: float = 20, what: str = "the condition") -> Any:
+    """Wait until `condition` gives something true and return it; fail when the time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not come within {seconds} s")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def recording(name: str) -> dict[str, Any]:
+    """One recorded exchange with a real Ollama, by the number or the beginning of its file's name."""
+    (path,) = RECORDINGS.glob(f"{name}*.json")
+    return json.loads(path.read_text("utf-8"))
+
+
+def our_processes(marker: str) -> list[psutil.Process]:
+    """Live processes of services, whose home is below `marker`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environ = process.environ()
+            if environ.get("AVOCADO_HOME", "").startswith(marker) and process.pid != os.getpid():
+                if process.status() != psutil.STATUS_ZOMBIE and (
+                    INSTANCE_VARIABLE in environ or "avocado" in " ".join(process.cmdline())
+                ):
+                    found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def model_cache() -> Path:
+    """A cache that holds the demo model, fetched as a user's would be."""
+    from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, Library
+
+    async def fetch() -> None:
+        async for _ in Library(CACHE).pull(CATALOG[0].name):
+            pass
+
+    if Library(CACHE).find(CATALOG[0].name) is None:
+        import asyncio
+
+        asyncio.run(fetch())
+    return CACHE
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An AVOCADO_HOME of the test's own, in an environment without anybody's settings; emptied of services after."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) or name in SECRET_VARIABLES:
+            monkeypatch.delenv(name)
+    where = tmp_path / "home"
+    where.mkdir()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("AVOCADO_HOME", str(where))
+    monkeypatch.setenv("AVOCADO_PORT", "0")
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    yield where
+    for state in client.services():
+        client.down(state.name)
+    left = our_processes(str(tmp_path))
+    told = [f"{p.pid} {' '.join(p.cmdline())[:120]}" for p in left]
+    for process in left:
+        process.kill()
+    assert not told, f"left running: {told}"
+
+
+def install_double(home: Path, name: str, script: str | None = None) -> Path:
+    """Put a stand-in program on the test's PATH; its path."""
+    program = home.parent / "bin" / name
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {DOUBLES / (script or name + ".py")} "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+@pytest.fixture
+def ollama(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in ollama on PATH, with one model; the file of its trace."""
+    install_double(home, "ollama")
+    monkeypatch.setenv("FAKE_OLLAMA_MODELS", "llama3:latest")
+    trace = home.parent / "ollama.trace"
+    monkeypatch.setenv("FAKE_OLLAMA_TRACE", str(trace))
+    return trace
+
+
+@pytest.fixture
+def ngrok(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in ngrok agent, with a token in the environment; the agent's path."""
+    program = install_double(home, "ngrok", "ngrok_agent.py")
+    monkeypatch.setenv("NGROK_AUTHTOKEN", TOKEN)
+    return program
+
+
+TOKEN = "2abcTOKENthatMustNeverBeSeen_3x9ZQ7"
+
+
+def trace_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def everything_written(home: Path) -> str:
+    """Every file below `home` but the key files, as text."""
+    parts = []
+    for path in home.rglob("*"):
+        if path.is_file() and path.name not in ("api_key",) and "cache" not in path.parts:
+            parts.append(path.read_bytes().decode("utf-8", "replace"))
+    return "\n".join(parts)

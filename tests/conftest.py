@@ -147,3 +147,18 @@ def everything_written(home: Path) -> str:
         if path.is_file() and path.name not in ("api_key",) and "cache" not in path.parts:
             parts.append(path.read_bytes().decode("utf-8", "replace"))
     return "\n".join(parts)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real RabbitMQ; tests that use it are skipped where there is none."""
+    import broker as own
+
+    if own.find() is None:
+        pytest.skip("rabbitmq-server is not installed")
+    running = own.Broker(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import cache_dir
-from .api.gate import App, Gate, behind_fastapi
+from .api.gate import Gate, Receive, Scope, Send, behind_fastapi
 from .service.access import AccessPolicy, KeyFile
 from .settings import InferSettings
 
@@ -21,7 +21,7 @@ HEAD_SECONDS = 10
 HEAD_BYTES = 32 * 1024
 
 
-def create_app(settings: InferSettings) -> App:
+def create_app(settings: InferSettings) -> Gateway:
     """The gateway as an ASGI application. Raises ValueError or OSError for settings that cannot be used."""
     from fastapi import FastAPI
 
@@ -45,9 +45,25 @@ def create_app(settings: InferSettings) -> App:
 
         client = HttpClient(settings.upstream)
         closing.append(client.close)
-        return Gate(access, Relay(client), app, settings.max_body)
+        gate = Gate(access, Relay(client), app, settings.max_body)
+        return Gateway(gate, lambda: client.abort("the gateway is stopping"))
     closing.append(_embedded(app, settings))
-    return Gate(access, behind_fastapi(app), app, settings.max_body)
+    return Gateway(Gate(access, behind_fastapi(app), app, settings.max_body), lambda: None)
+
+
+class Gateway:
+    """The ASGI application, and how its open requests are ended."""
+
+    def __init__(self, gate: Gate, break_off: Callable[[], None]) -> None:
+        self._gate = gate
+        self._break_off = break_off
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._gate(scope, receive, send)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new requests and end the open ones within about `seconds`."""
+        await self._gate.drain(max(0.0, seconds - 0.5), self._break_off)
 
 
 def _embedded(app: Any, settings: InferSettings) -> Callable[[], Any]:
@@ -74,8 +90,9 @@ async def serve(settings: InferSettings) -> None:
     from granian.http import HTTP1Settings
     from granian.server.embed import Server
 
+    gateway = create_app(settings)
     server = Server(
-        create_app(settings),
+        gateway,
         address=settings.host,
         port=settings.port,
         interface=Interfaces.ASGI,
@@ -86,8 +103,18 @@ async def serve(settings: InferSettings) -> None:
         http1_settings=HTTP1Settings(header_read_timeout=HEAD_SECONDS * 1000, max_buffer_size=HEAD_BYTES),
     )
     loop = asyncio.get_running_loop()
+    ending: list[asyncio.Task[None]] = []
+
+    async def end() -> None:
+        await gateway.drain(settings.drain)
+        server.stop()
+
+    def on_signal() -> None:
+        # At the second signal nothing is waited for any more.
+        server.stop() if ending else ending.append(loop.create_task(end()))
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, on_signal)
     logger.info("avocado-infer listens on http://%s:%d, backend %s", settings.host, settings.port, settings.backend)
     await server.serve()
     logger.info("avocado-infer ended")

@@ -13,6 +13,9 @@ from ..process import Identity, ManagedProcess
 from .base import StartContext, part_error
 from .local_http import local_session
 
+# Open streams get this long to end when the service stops; well inside what `stop` waits for.
+DRAIN_SECONDS = 1.5
+
 
 class Gateway:
     """Runs ``avocado-infer --backend ollama`` on 127.0.0.1:`port`."""
@@ -43,7 +46,7 @@ class Gateway:
             "--api-key-file",
             str(self._key_file),
         ]
-        self._process = ManagedProcess(argv, self.log)
+        self._process = ManagedProcess(argv, self.log, {"AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
         self._process.start()
 
         def answers() -> bool:

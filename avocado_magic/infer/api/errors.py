@@ -7,7 +7,7 @@ import logging
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from ..domain.types import InferError
+from ..domain.types import Dialect, InferError, RequestError
 from . import wire
 from .routes import dialect_of
 
@@ -19,7 +19,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(InferError)
     async def on_infer_error(request: Request, error: InferError) -> Response:
-        return _respond(request, error.status, error.message)
+        return _respond(request, error.status, error.message, read=not isinstance(error, RequestError))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -31,6 +31,10 @@ def add_handlers(app: FastAPI) -> None:
         return _respond(request, 500, "internal error: the gateway's log has it")
 
 
-def _respond(request: Request, status: int, message: str) -> Response:
-    body = wire.encode(wire.error_object(dialect_of(request.url.path), status, message))
+def _respond(request: Request, status: int, message: str, read: bool = False) -> Response:
+    dialect = dialect_of(request.url.path)
+    body = wire.encode(wire.error_object(dialect, status, message))
+    if read and dialect is not Dialect.OLLAMA:
+        # What a compatible API says of a request that it could read goes through another encoder (recording 184).
+        return Response(body + b"\n", status, headers={"content-type": wire.JSON_BARE})
     return Response(body, status, headers={"content-type": wire.JSON})

@@ -53,10 +53,6 @@ class Refused(Exception):
         self.status, self.message, self.plain, self.headers = status, message, plain, headers
 
 
-class ClientLeft(Exception):
-    """The client closed the connection before its request was whole."""
-
-
 class Gate:
     """ASGI application. `behind` answers requests that may pass; `app` serves the routes of our own."""
 
@@ -67,6 +63,8 @@ class Gate:
         self._behind = behind
         self._app = app
         self._max_body = max_body
+        self._open: set[asyncio.Task[Any]] = set()
+        self._draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -74,13 +72,34 @@ class Gate:
             return
         if scope["type"] != "http":
             return
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            await self._handle(scope, receive, send)
+        finally:
+            self._open.discard(task)
+
+    async def drain(self, seconds: float, break_off: Callable[[], None]) -> None:
+        """Take no new requests; give the open ones `seconds`, then have them broken off and end what is left."""
+        self._draining = True
+        await self._until_idle(seconds)
+        break_off()
+        await self._until_idle(0.5)
+        for task in list(self._open):
+            task.cancel()
+
+    async def _until_idle(self, seconds: float) -> None:
+        tasks = set(self._open)
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
         try:
             request = await self._admit(scope, path, receive)
         except Refused as refusal:
             await self._refuse(refusal, dialect_of(path), scope["method"], send)
-            return
-        except ClientLeft:
             return
         if request.route.access is Access.OPEN:
             await answer(send, 200, wire.JSON, b'{"status":"ok"}', head=request.method == "HEAD")
@@ -111,6 +130,8 @@ class Gate:
             watch.cancel()
 
     async def _admit(self, scope: Scope, path: str, receive: Receive) -> Request:
+        if self._draining:
+            raise Refused(503, "the gateway is stopping", headers=((b"connection", b"close"),))
         headers = self._head(scope["headers"])
         route = find_route(path)
         if route is None or route.access is not Access.OPEN:
@@ -171,7 +192,8 @@ class Gate:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientLeft
+                # The client left, or what it sent is no chunked body; in the first case nobody reads this.
+                raise Refused(400, "the request body broke off")
             part = message.get("body", b"")
             if part:
                 parts.append(part)

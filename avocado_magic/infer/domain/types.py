@@ -18,6 +18,10 @@ class InferError(Exception):
         self.message = message
 
 
+class RequestError(InferError):
+    """A request that could not be read. Ollama's compatible APIs frame this error otherwise than an engine's."""
+
+
 class UpstreamError(Exception):
     """The engine could not be reached, or broke off before its answer was whole."""
 

@@ -55,7 +55,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"the engine sent something that is not HTTP ({type(error).__name__})")
+            self.fail(f"the engine sent something that is not HTTP ({type(error).__name__})")
 
     def eof_received(self) -> None:
         return None
@@ -67,13 +67,14 @@ class _Connection(asyncio.Protocol):
                 self.complete = True
                 self._wake()
             else:
-                self._fail("the engine closed the connection")
+                self.fail("the engine closed the connection")
 
     def _until_close(self) -> bool:
         names = {name.lower() for name, _ in self.headers}
         return b"content-length" not in names and b"transfer-encoding" not in names
 
-    def _fail(self, message: str) -> None:
+    def fail(self, message: str) -> None:
+        """End the exchange with an error, unless it is complete."""
         if self.error is None and not self.complete:
             self.error = UpstreamError(message)
         self.close()
@@ -200,8 +201,7 @@ class Answer:
 
     def close(self) -> None:
         """Leave: an unfinished exchange loses its connection, which stops the engine's work."""
-        if not self._connection.complete:
-            self._connection.close()
+        self._client.leave(self._connection)
 
 
 class HttpClient:
@@ -215,6 +215,7 @@ class HttpClient:
         name = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{name}:{self.port}".encode()
         self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
         self._max_idle = max_idle
 
     async def request(
@@ -229,10 +230,12 @@ class HttpClient:
             head += (b"Content-Length: ", str(len(body)).encode(), b"\r\n")
         head.append(b"\r\n")
         connection = await self._connection()
+        self._busy.add(connection)
         try:
             connection.send(verb, [b"".join(head), body] if body else [b"".join(head)])
             await connection.head()
         except BaseException:
+            self._busy.discard(connection)
             connection.close()
             raise
         return Answer(self, connection)
@@ -255,6 +258,7 @@ class HttpClient:
 
     def release(self, connection: _Connection) -> None:
         """Keep a connection whose exchange is complete, unless the engine wants it closed."""
+        self._busy.discard(connection)
         if connection.idle:
             return
         closing = any(name.lower() == b"connection" and value.lower() == b"close" for name, value in connection.headers)
@@ -263,6 +267,17 @@ class HttpClient:
         else:
             connection.idle = True
             self._idle.append(connection)
+
+    def leave(self, connection: _Connection) -> None:
+        """Drop a connection whose exchange is not complete."""
+        self._busy.discard(connection)
+        if not connection.complete:
+            connection.close()
+
+    def abort(self, message: str) -> None:
+        """Break off every exchange under way; who reads them gets an UpstreamError with `message`."""
+        for connection in list(self._busy):
+            connection.fail(message)
 
     def close(self) -> None:
         for connection in self._idle:

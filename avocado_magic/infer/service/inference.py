@@ -280,7 +280,11 @@ async def whole(pieces: AsyncGenerator[dict[str, Any], None], text: str, logprob
     answer = {**last, text: joined if text == "response" else _message(joined)}
     if logprobs and logprobs_last:
         return {**answer, "logprobs": logprobs}
-    if logprobs:
-        head = {name: answer.pop(name) for name in (text, "done", "done_reason")}
-        return {**head, "logprobs": logprobs, **answer}
-    return answer
+    if not logprobs:
+        return answer
+    out: dict[str, Any] = {}
+    for name, value in answer.items():
+        out[name] = value
+        if name == "done_reason":
+            out["logprobs"] = logprobs
+    return out

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-from ..domain.types import InferError
+from ..domain.types import InferError, RequestError
 
 
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -17,10 +17,10 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     messages: list[dict[str, Any]] = []
     for message in request.get("messages", []):
         if not isinstance(message, dict):
-            raise InferError(400, "invalid message format")
+            raise RequestError(400, "invalid message format")
         messages += _messages(message)
     if not messages:
-        raise InferError(400, "[] is too short - 'messages'")
+        raise RequestError(400, "[] is too short - 'messages'")
     out = {
         "model": request.get("model", ""),
         "messages": messages,
@@ -33,7 +33,7 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     effort = request.get("reasoning_effort") or (request.get("reasoning") or {}).get("effort")
     if effort:
         if effort not in ("high", "medium", "low", "none"):
-            raise InferError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")')
+            raise RequestError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")')
         out["think"] = False if effort == "none" else effort
     return out
 
@@ -58,7 +58,7 @@ def _messages(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     if not isinstance(content, list):
         kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}"}.get(type(content), "?")
-        raise InferError(400, f"invalid message content type: {kind}")
+        raise RequestError(400, f"invalid message content type: {kind}")
     for part in content:
         part_kind = part.get("type") if isinstance(part, dict) else None
         if part_kind == "text" and isinstance(part.get("text"), str):
@@ -67,10 +67,10 @@ def _messages(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             url = part.get("image_url")
             url = url.get("url") if isinstance(url, dict) else url
             if not isinstance(url, str) or not url.startswith("data:") or "," not in url:
-                raise InferError(400, "invalid image input")
+                raise RequestError(400, "invalid image input")
             yield {"role": role, "content": "", "images": [url.partition(",")[2]]}
         else:
-            raise InferError(400, "invalid message format")
+            raise RequestError(400, "invalid message format")
 
 
 def _options(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..domain.types import InferError
+from ..domain.types import InferError, RequestError
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,14 @@ _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, 
 
 
 def decode(body: bytes, struct: Struct, missing: str = "missing request body") -> dict[str, Any]:
-    """`body` as the members of `struct`, nulls and unknown members left out; InferError 400 in Go's words."""
+    """`body` as the members of `struct`, nulls and unknown members left out; RequestError 400 in Go's words."""
     if not body.strip():
-        raise InferError(400, missing)
+        raise RequestError(400, missing)
     value = _parse(body.decode("utf-8", "replace"))
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InferError(400, f"json: cannot unmarshal {_kind(value)} into Go value of type api.{struct.name}")
+        raise RequestError(400, f"json: cannot unmarshal {_kind(value)} into Go value of type api.{struct.name}")
     return _members(value, struct, struct.name)
 
 
@@ -195,12 +195,12 @@ def _checked(item: Any, kind: Any, path: str) -> Any:
     if not isinstance(item, wanted) or (isinstance(item, bool) and wanted not in (bool, object)):
         raise _mismatch(item, path, _GO_NAMES.get(kind, kind))
     if kind == "int" and isinstance(item, float):
-        raise InferError(400, f"json: cannot unmarshal number {item} into Go struct field {path} of type int")
+        raise RequestError(400, f"json: cannot unmarshal number {item} into Go struct field {path} of type int")
     return item
 
 
-def _mismatch(item: Any, path: str, go_type: str) -> InferError:
-    return InferError(400, f"json: cannot unmarshal {_kind(item)} into Go struct field {path} of type {go_type}")
+def _mismatch(item: Any, path: str, go_type: str) -> RequestError:
+    return RequestError(400, f"json: cannot unmarshal {_kind(item)} into Go struct field {path} of type {go_type}")
 
 
 def _kind(value: Any) -> str:
@@ -217,13 +217,13 @@ def _parse(text: str) -> Any:
     try:
         return json.JSONDecoder(parse_constant=_no_constant).raw_decode(text)[0]
     except json.JSONDecodeError as error:
-        raise InferError(400, _go_syntax_error(error, text)) from None
+        raise RequestError(400, _go_syntax_error(error, text)) from None
     except RecursionError:
-        raise InferError(400, "exceeded max depth") from None
+        raise RequestError(400, "exceeded max depth") from None
 
 
 def _no_constant(name: str) -> Any:
-    raise InferError(400, f"invalid character '{name[0]}' looking for beginning of value")
+    raise RequestError(400, f"invalid character '{name[0]}' looking for beginning of value")
 
 
 def _go_syntax_error(error: json.JSONDecodeError, text: str) -> str:

@@ -1,0 +1,328 @@
+"""The announcement, through a real RabbitMQ, read as existing consumers read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from avocado_magic.config import resolve
+from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlChanged
+from avocado_magic.discovery.publisher import PublishError, parse_broker_url, publish
+from avocado_magic.errors import ConfigError
+from avocado_magic.runtime import client
+from avocado_magic.runtime.state import ServiceState
+from broker import PASSWORD
+from conftest import everything_written, free_port, until
+
+QUEUE = "inference-url-updates"
+BODY = UrlChanged("https://abc.ngrok-free.app").to_json()
+
+
+class Consumer:
+    """Binds a durable queue as the consumers out there do, and keeps what arrives."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        self.channel = self._connection.channel()
+        self.channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        self.channel.queue_declare(QUEUE, durable=True)
+        self.channel.queue_bind(QUEUE, EXCHANGE, URL_CHANGED)
+        self.channel.queue_purge(QUEUE)
+
+    def next(self, seconds: float = 10) -> tuple[Any, Any, dict[str, Any]]:
+        method, properties, body = until(self._get, seconds, "a message")
+        return method, properties, json.loads(body)
+
+    def _get(self) -> Any:
+        got = self.channel.basic_get(QUEUE, auto_ack=True)
+        return got if got[0] is not None else None
+
+    def nothing(self) -> bool:
+        return self._get() is None
+
+    def close(self) -> None:
+        self.channel.queue_delete(QUEUE)
+        self._connection.close()
+
+
+@pytest.fixture
+def consumer(broker: Any) -> Iterator[Consumer]:
+    reader = Consumer(broker.url)
+    yield reader
+    reader.close()
+
+
+def announced(url: str = "http://127.0.0.1:9", **flags: Any) -> ServiceState:
+    port = free_port()
+    options = {"model": "llama3", "timeout": 30, "port": port, "public_url": f"http://127.0.0.1:{port}", **flags}
+    return client.up(resolve(options), None).state
+
+
+def test_the_message_is_the_contract() -> None:
+    moment = datetime(2026, 1, 31, 12, 34, 56, 789, timezone.utc)
+    body = json.loads(UrlChanged("https://x.ngrok-free.app", moment).to_json())
+    assert body == {"NewUrl": "https://x.ngrok-free.app", "Timestamp": "2026-01-31T12:34:56Z",
+                    "ServiceId": "inference-engine", "Version": "1.0"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "url", ["x.example", "https://x.example/", "https://u:p@x.example", "https://x.example?a=1", "ftp://x"]
+)
+def test_a_url_that_breaks_the_contract_is_never_sent(url: str) -> None:
+    with pytest.raises(ValueError, match="NewUrl"):
+        UrlChanged(url)
+
+
+def test_messages_are_read_back_and_unknown_members_ignored() -> None:
+    sent = UrlChanged("https://x.example", kind="notebook", models=("a",))
+    data = json.loads(sent.to_json()) | {"Later": {"x": 1}}
+    read = UrlChanged.from_json(json.dumps(data).encode())
+    assert (read.new_url, read.kind, read.models) == (sent.new_url, "notebook", ("a",))
+    with pytest.raises(ValueError, match="not a discovery message"):
+        UrlChanged.from_json(b'{"newUrl": "https://x.example"}')
+
+
+@pytest.mark.broker
+def test_up_announces_to_an_existing_consumer(
+    ollama: Path, consumer: Consumer, broker: Any, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    state = announced()
+    method, properties, body = consumer.next()
+    assert method.routing_key == URL_CHANGED
+    assert properties.delivery_mode == 2
+    assert body["NewUrl"] == state.url
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", body["Timestamp"])
+    assert (body["ServiceId"], body["Version"], body["Kind"]) == ("inference-engine", "1.0", "notebook")
+    assert state.parts["announcer"].state == "healthy"
+    assert state.announced is not None
+    assert state.announced["outcome"] == "published"
+    assert client.api_key(state) not in json.dumps(body)
+    assert PASSWORD not in everything_written(home)
+    assert consumer.nothing()
+
+
+@pytest.mark.broker
+def test_announcing_again_on_request(
+    ollama: Path, consumer: Consumer, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOUDAMQP_URL", broker.url)
+    announced()
+    consumer.next()
+    client.command("default", "announce")
+    consumer.next()
+
+
+@pytest.mark.broker
+def test_nobody_listening_is_said_and_tried_until_somebody_does(
+    ollama: Path, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    state = announced()
+    assert state.state == "ready"
+    assert state.parts["announcer"].state == "unrouted"
+    assert "no queue is bound" in (state.parts["announcer"].error or "")
+    late = Consumer(broker.url)
+    try:
+        assert late.next(30)[2]["NewUrl"] == state.url
+        until(lambda: client.status().parts["announcer"].state == "healthy")
+    finally:
+        late.close()
+
+
+@pytest.mark.broker
+def test_a_broker_that_comes_later_gets_the_url(
+    ollama: Path, broker: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("RABBITMQ_URL", broker.url.replace(f":{broker.port}/", f":{port}/"))
+    state = announced()
+    assert state.state == "ready"
+    assert state.parts["announcer"].state == "failed"
+    assert "nothing listens at" in (state.parts["announcer"].error or "")
+    forward = Forward(port, broker.port)
+    try:
+        assert consumer.next(30)[2]["NewUrl"] == state.url
+    finally:
+        forward.close()
+
+
+def test_no_broker_means_not_configured(ollama: Path) -> None:
+    state = announced()
+    assert state.parts["announcer"].state == "not configured"
+    assert state.announced is None
+
+
+@pytest.mark.broker
+def test_without_a_public_url_nothing_is_announced(
+    ollama: Path, broker: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    state = client.up(resolve({"model": "llama3", "tunnel": "none"}), None).state
+    assert state.parts["announcer"].state == "not announced"
+    assert "no public URL" in (state.parts["announcer"].error or "")
+    assert consumer.nothing()
+
+
+@pytest.mark.broker
+def test_no_announce_is_heard(ollama: Path, broker: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    assert announced(announce=False).parts["announcer"].state == "off"
+    assert consumer.nothing()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cret-word@host", "amqp://user:s3cret-word@host:port", "amqp://user:s3cret-word@", "amqp://user@host/",
+        "amqp://user:s3cret-word@host/a/b", "user:s3cret-word@host", "amqp://user:s3cret word@ho st/",
+    ],
+)  # fmt: skip
+def test_a_malformed_url_is_refused_without_its_password(
+    home: Path, ollama: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", url)
+    with pytest.raises(ConfigError, match="RABBITMQ_URL is malformed") as caught:
+        announced()
+    assert "s3cret" not in "\n".join(caught.value.lines())
+    assert client.status().started_at is None
+
+
+@pytest.mark.broker
+def test_what_a_broker_refuses_becomes_a_sentence(broker: Any) -> None:
+    def said(url: str) -> str:
+        with pytest.raises(PublishError) as caught:
+            publish(parse_broker_url(url), URL_CHANGED, BODY, 5)
+        assert PASSWORD not in repr(caught.value)
+        assert PASSWORD not in caught.value.sentence()
+        return caught.value.message
+
+    assert "refused the user 'avocado'" in said(broker.url.replace(PASSWORD, "wrong-password"))
+    assert "has no virtual host 'gone'" in said(broker.url.rpartition("/")[0] + "/gone")
+    assert "host name 'no.such.host.invalid' is unknown" in said(
+        broker.url.replace("127.0.0.1", "no.such.host.invalid")
+    )
+    assert "TLS with" in said(broker.url.replace("amqp://", "amqps://"))
+    assert "nothing listens" in said(f"amqp://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.broker
+def test_an_exchange_that_is_another_is_used_all_the_same(broker: Any) -> None:
+    other = broker.url.rpartition("/")[0] + "/other"
+    broker.control("add_vhost", "other")
+    broker.control("set_permissions", "-p", "other", "avocado", ".*", ".*", ".*")
+    connection = pika.BlockingConnection(pika.URLParameters(other))
+    channel = connection.channel()
+    channel.exchange_declare(EXCHANGE, "topic", durable=False)
+    channel.queue_declare(QUEUE)
+    channel.queue_bind(QUEUE, EXCHANGE, URL_CHANGED)
+    outcome = publish(parse_broker_url(other), URL_CHANGED, BODY, 5)
+    assert outcome.delivered
+    assert "no durable topic exchange" in outcome.warning
+    assert channel.basic_get(QUEUE, auto_ack=True)[2] == BODY
+    connection.close()
+
+
+@pytest.mark.broker
+def test_a_user_who_may_not_declare_still_publishes(broker: Any, consumer: Consumer) -> None:
+    outcome = publish(parse_broker_url(broker.reader_url), URL_CHANGED, BODY, 5)
+    assert outcome.delivered
+    assert "may not declare" in outcome.warning
+    assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+
+
+@pytest.mark.broker
+def test_the_deadline_holds_when_the_broker_blocks(broker: Any, consumer: Consumer) -> None:
+    """A memory alarm: pika alone would hang in publish and in close."""
+    broker.control("set_vm_memory_high_watermark", "absolute", "1")
+    try:
+        begin = time.monotonic()
+        with pytest.raises(PublishError):
+            publish(parse_broker_url(broker.url), URL_CHANGED, BODY, 3)
+        assert time.monotonic() - begin < 10
+    finally:
+        broker.control("set_vm_memory_high_watermark", "0.8")
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_the_deadline_holds_against_a_server_that_is_no_broker(says: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stop = threading.Event()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(says)
+            stop.wait(20)
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            begin = time.monotonic()
+            with pytest.raises(PublishError) as caught:
+                publish(parse_broker_url(f"amqp://127.0.0.1:{listener.getsockname()[1]}"), URL_CHANGED, BODY, 2)
+            assert time.monotonic() - begin < 8
+            assert caught.value.hint
+        finally:
+            stop.set()
+            thread.join()
+
+
+@pytest.mark.broker
+def test_down_never_waits_for_a_broker(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("RABBITMQ_URL", f"amqp://127.0.0.1:{silent.getsockname()[1]}")
+        state = announced()
+        assert state.state == "ready"
+        begin = time.monotonic()
+        client.down()
+        assert time.monotonic() - begin < 8
+
+
+class Forward:
+    """A loopback port that leads to another, through a process of its own."""
+
+    CODE = (
+        "import socket,sys,threading\n"
+        "def pump(a,b):\n"
+        "    try:\n"
+        "        while d:=a.recv(65536): b.sendall(d)\n"
+        "    except OSError: pass\n"
+        "s=socket.create_server(('127.0.0.1',int(sys.argv[1])))\n"
+        "while True:\n"
+        "    a,_=s.accept(); b=socket.create_connection(('127.0.0.1',int(sys.argv[2])))\n"
+        "    for p in ((a,b),(b,a)): threading.Thread(target=pump,args=p,daemon=True).start()\n"
+    )
+
+    def __init__(self, port: int, target: int) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", self.CODE, str(port), str(target)])
+
+    def close(self) -> None:
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def test_urls_are_read_as_the_specification_says() -> None:
+    table: dict[str, tuple[Callable[[Any], Any], Any]] = {
+        "amqp://host": (lambda b: (b.port, b.virtual_host, b.user), (5672, "/", "guest")),
+        "amqps://u:p%40ss@host/": (lambda b: (b.port, b.virtual_host, b.password, b.tls), (5671, "/", "p@ss", True)),
+        "amqp://u:p@[::1]:99/a%2Fb": (lambda b: (b.host, b.port, b.virtual_host), ("::1", 99, "a/b")),
+    }
+    for url, (look, wanted) in table.items():
+        parsed = parse_broker_url(url)
+        assert look(parsed) == wanted
+        assert "p@ss" not in repr(parsed)

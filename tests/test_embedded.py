@@ -1,0 +1,299 @@
+"""The embedded engine, with the real model: held against the recordings of a real Ollama, and used by real clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ollama
+import openai
+import pytest
+import requests
+
+from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
+from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file
+from avocado_magic.parts.engine import embedded
+from conftest import RECORDINGS, free_port, until
+
+MODEL = "smollm2:135m"
+
+
+@pytest.fixture(scope="module")
+def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a running embedded engine, without a key as the supervisor runs it."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("engine") / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port)],
+            stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "AVOCADO_INFER_CACHE": str(model_cache)},
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return requests.get(f"{url}/api/version", timeout=1).ok
+        except requests.RequestException:
+            return False
+
+    until(answers)
+    # Loaded, as the model of the recordings was.
+    assert requests.post(f"{url}/api/generate", json={"model": MODEL}, timeout=30).status_code == 200
+    yield url
+    process.terminate()
+    process.wait(15)
+
+
+# What the first cut answers otherwise than Ollama 0.24, on purpose; each with its reason.
+OTHERWISE = {
+    "generate-image": "images are refused clearly instead of being ignored",
+    "chat-image": "images are refused clearly instead of being ignored",
+    "v1-chat-image-url": "images are refused clearly instead of being ignored",
+    "pull-unreachable": "this engine pulls from the Python registry and knows its models' names",
+    "pull-unreachable-nostream": "this engine pulls from the Python registry and knows its models' names",
+    "show-created": "needs /api/create",
+    "tags-more": "needs /api/copy",
+    "ps-unloaded": "follows an unload in the recording's own order",
+    "generate-num-predict-0": "378 tokens long; num_predict 0 is covered by its own test",
+}
+
+
+def _replayable() -> list[Any]:
+    found = []
+    for path in sorted(RECORDINGS.glob("*.json")):
+        exchange = json.loads(path.read_text("utf-8"))
+        if exchange["name"] not in OTHERWISE and exchange["request"]["headers"].get("Origin") is None:
+            found.append(pytest.param(exchange, id=exchange["name"]))
+    return found
+
+
+@pytest.mark.parametrize("exchange", _replayable())
+def test_recordings_are_answered_alike(engine: str, exchange: dict[str, Any]) -> None:
+    asked, wanted = exchange["request"], exchange["response"]
+    kept = {k: v for k, v in asked["headers"].items() if k not in ("Content-Length", "Connection", "Transfer-Encoding")}
+    if kept.get("Host", "").startswith("127.0.0.1"):
+        del kept["Host"]
+    body = (asked["body"] or "").encode()
+    got = requests.request(
+        asked["method"], engine + asked["path"], data=body, headers=kept, timeout=60, allow_redirects=False
+    )
+    status = int(wanted["status_line"].split()[1])
+    assert got.status_code == status, got.text
+    kinds = {name.lower(): value for name, value in wanted["headers"]}
+    assert got.headers.get("Content-Type") == kinds.get("content-type")
+    assert got.headers.get("Allow") == kinds.get("allow")
+    if asked["method"] == "HEAD":
+        assert got.content == b""
+    elif status >= 400 or not kinds.get("content-type", "").startswith(
+        ("application/json", "application/x-ndjson", "text/event")
+    ):
+        assert got.text.rstrip("\n") == (wanted["body"] or "").rstrip("\n")
+    else:
+        _same_shape(got.text, wanted["body"], kinds["content-type"])
+
+
+def _same_shape(got: str, wanted: str, kind: str) -> None:
+    """The same members in the same order with the same kinds of values, frame by frame."""
+    if kind.startswith("application/json"):
+        assert got.endswith("\n") == wanted.endswith("\n")
+        _alike(json.loads(got), json.loads(wanted), "")
+        return
+    mark = "data: " if kind.startswith("text/event") else ""
+    here, there = ([line.removeprefix(mark) for line in text.splitlines() if line] for text in (got, wanted))
+    if mark:
+        assert here[-1] == there[-1] == "[DONE]"
+        here, there = here[:-1], there[:-1]
+    _alike(json.loads(here[0]), json.loads(there[0]), "first")
+    _alike(json.loads(here[-1]), json.loads(there[-1]), "last")
+    for line in here[1:-1]:
+        json.loads(line)
+
+
+# Members that depend on the file's own metadata, or that Ollama leaves out when they are zero.
+FREE = ("model_info", "parameters", "license")
+ZERO = ("prompt_eval_duration", "eval_duration", "load_duration")
+
+
+def _alike(got: Any, wanted: Any, where: str) -> None:
+    if isinstance(wanted, dict) and isinstance(got, dict):
+        shown = [[k for k in side if k not in FREE + ZERO] for side in (got, wanted)]
+        assert shown[0] == shown[1], where
+        for key in shown[1]:
+            _alike(got[key], wanted[key], f"{where}.{key}")
+    elif isinstance(wanted, list) and isinstance(got, list):
+        assert bool(got) == bool(wanted), where
+        if got:
+            _alike(got[0], wanted[0], f"{where}[0]")
+    elif wanted is not None:
+        number = (int, float)
+        same = (
+            isinstance(got, number)
+            if isinstance(wanted, number) and not isinstance(wanted, bool)
+            else type(got) is type(wanted)
+        )
+        assert same, f"{where}: {got!r} is not like {wanted!r}"
+
+
+def test_every_deviation_is_still_one() -> None:
+    names = {json.loads(path.read_text("utf-8"))["name"] for path in RECORDINGS.glob("*.json")}
+    assert set(OTHERWISE) <= names
+
+
+def test_images_are_refused_clearly(engine: str) -> None:
+    image = "iVBORw0KGgo="
+    answer = requests.post(
+        f"{engine}/api/generate", json={"model": MODEL, "prompt": "x", "images": [image]}, timeout=30
+    )
+    assert answer.status_code == 400
+    assert answer.json() == {"error": f'"{MODEL}" does not support images'}
+
+
+def test_options_reach_the_sampler(engine: str) -> None:
+    def ask(**options: Any) -> dict[str, Any]:
+        body = {
+            "model": MODEL,
+            "prompt": "Write about the sea.",
+            "stream": False,
+            "options": {"num_predict": 12, **options},
+        }
+        return requests.post(f"{engine}/api/generate", json=body, timeout=60).json()
+
+    first = ask(temperature=0, seed=1)
+    assert ask(temperature=0, seed=2)["response"] == first["response"]
+    assert first["eval_count"] == 12
+    assert first["done_reason"] == "length"
+    assert len(first["context"]) == first["prompt_eval_count"] + 12
+    assert ask(temperature=2, seed=1, top_k=400)["response"] != ask(temperature=2, seed=99, top_k=400)["response"]
+    stopped = ask(temperature=0, stop=[first["response"].split()[2]])
+    assert stopped["done_reason"] == "stop"
+    assert len(stopped["response"]) < len(first["response"])
+
+
+def test_output_follows_a_json_schema(engine: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "A person as JSON."}], "format": schema, "stream": False,
+            "options": {"temperature": 0, "num_predict": 100}}  # fmt: skip
+    content = requests.post(f"{engine}/api/chat", json=body, timeout=60).json()["message"]["content"]
+    person = json.loads(content)
+    assert isinstance(person["name"], str)
+    assert isinstance(person["age"], int)
+
+
+def test_durations_and_counts_are_measured(engine: str) -> None:
+    body = {
+        "model": MODEL,
+        "prompt": "Count to ten.",
+        "stream": False,
+        "options": {"temperature": 0, "num_predict": 20},
+    }
+    begin = time.perf_counter_ns()
+    answer = requests.post(f"{engine}/api/generate", json=body, timeout=60).json()
+    took = time.perf_counter_ns() - begin
+    assert 0 < answer["eval_duration"] <= answer["total_duration"] <= took
+    assert answer["eval_count"] == 20
+
+
+def test_embeddings_are_unit_vectors_like_ollamas(engine: str) -> None:
+    wanted = json.loads(json.loads((RECORDINGS / "131-embed-one.json").read_text())["response"]["body"])["embeddings"][
+        0
+    ]
+    got = requests.post(f"{engine}/api/embed", json={"model": MODEL, "input": "hello"}, timeout=30).json()[
+        "embeddings"
+    ][0]
+    assert abs(sum(x * x for x in got) - 1) < 1e-6
+    assert sum(x * y for x, y in zip(got, wanted, strict=True)) > 0.999
+
+
+def test_a_leaving_client_frees_the_engine(engine: str) -> None:
+    body = {"model": MODEL, "prompt": "Write a very long story.", "options": {"num_predict": 4000}}
+    for _ in range(6):  # more than the engine runs side by side
+        with requests.post(f"{engine}/api/generate", json=body, stream=True, timeout=30) as answer:
+            next(answer.iter_lines(chunk_size=None))
+    short = {"model": MODEL, "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
+    assert requests.post(f"{engine}/api/generate", json=short, timeout=10).status_code == 200
+
+
+def test_foreign_hosts_and_origins_are_refused(engine: str) -> None:
+    assert requests.get(f"{engine}/api/tags", headers={"Host": "abc.ngrok-free.app"}, timeout=5).status_code == 403
+    assert requests.get(f"{engine}/api/tags", headers={"Origin": "https://example.org"}, timeout=5).status_code == 403
+    assert requests.get(f"{engine}/api/tags", headers={"Origin": "http://localhost:3000"}, timeout=5).status_code == 200
+
+
+def test_the_official_ollama_client(engine: str, request: pytest.FixtureRequest) -> None:
+    client = ollama.Client(host=engine)
+    request.addfinalizer(client._client.close)  # it has no close of its own
+    assert [m.model for m in client.list().models] == [MODEL]
+    options = {"temperature": 0, "num_predict": 8}
+    pieces = list(
+        client.chat(MODEL, messages=[{"role": "user", "content": "Say hello."}], stream=True, options=options)
+    )
+    text = "".join(p.message.content or "" for p in pieces)
+    assert (
+        text
+        == client.chat(MODEL, messages=[{"role": "user", "content": "Say hello."}], options=options).message.content
+    )
+    assert client.generate(MODEL, "Say hello.", options=options).eval_count == 8
+    assert len(client.embed(MODEL, ["a", "b"]).embeddings) == 2
+    assert client.show(MODEL).details.family == "llama"  # type: ignore[union-attr]
+    assert [m.model for m in client.ps().models] == [MODEL]
+    with pytest.raises(ollama.ResponseError, match="not found"):
+        client.chat("nosuch", messages=[{"role": "user", "content": "x"}])
+
+
+def test_the_official_openai_client(engine: str) -> None:
+    client = openai.OpenAI(base_url=f"{engine}/v1", api_key="none", max_retries=0)
+    messages: Any = [{"role": "user", "content": "Say hello."}]
+    whole = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0)
+    streamed = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8, temperature=0, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in streamed if c.choices) == whole.choices[0].message.content
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 8
+    assert client.completions.create(model=MODEL, prompt="One two", max_tokens=4).choices[0].text
+    assert [m.id for m in client.models.list()] == [MODEL]
+    assert len(client.embeddings.create(model=MODEL, input="hello").data[0].embedding) == 576
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nosuch", messages=messages)
+    client.close()
+
+
+def test_pull_of_what_it_knows(engine: str) -> None:
+    lines = requests.post(f"{engine}/api/pull", json={"model": MODEL}, timeout=60).text.splitlines()
+    assert json.loads(lines[0]) == {"status": "pulling manifest"}
+    assert json.loads(lines[-1]) == {"status": "success"}
+    unknown = requests.post(f"{engine}/api/pull", json={"model": "llama3"}, timeout=10).text.splitlines()
+    assert "does not know the model 'llama3'" in json.loads(unknown[-1])["error"]
+
+
+@pytest.mark.parametrize("path", ["/api/push", "/api/create", "/api/copy", "/v1/responses", "/v1/messages"])
+def test_what_llama_cpp_cannot_do_is_a_501(engine: str, path: str) -> None:
+    answer = requests.post(engine + path, json={"model": MODEL}, timeout=5)
+    assert answer.status_code == 501
+    assert "not supported by the embedded engine" in answer.text
+
+
+def test_unreadable_files_are_told_apart(tmp_path: Path, model_cache: Path) -> None:
+    real = next((model_cache / "models").glob("*.gguf"))
+    cut, text = tmp_path / "cut.gguf", tmp_path / "text.gguf"
+    cut.write_bytes(real.read_bytes()[:5000])
+    text.write_text("hello")
+    with pytest.raises(NotGguf, match="in the middle of its head"):
+        read_gguf(cut)
+    with pytest.raises(NotGguf, match="does not begin with the letters GGUF"):
+        read_gguf(text)
+
+
+def test_both_sides_name_a_file_and_the_catalog_alike() -> None:
+    assert embedded.KNOWN_MODELS == tuple(entry.name for entry in CATALOG)
+    for name in ("/x/My Model-Q4.gguf", "/x/ümlaut.GGUF", "/x/---.gguf"):
+        assert embedded.model_name(name) == name_of_file(Path(name))

@@ -31,6 +31,7 @@ from ..parts.ports import free_port, require_free
 from ..process import INSTANCE_VARIABLE, Identity, end, processes_of, rotate
 from .control import ControlServer
 from .keys import prepare_key, read_key, rotate_key
+from .output import redacted_output
 from .owners import Owner
 from .proof import NotProved, prove
 from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, replace_file, utc_now
@@ -472,7 +473,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: supervisor.request_stop("INT"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        return supervisor.run()
+        with redacted_output(folder.log("supervisor"), supervisor.settings.secrets):
+            return supervisor.run()
     finally:
         lock.release()
 

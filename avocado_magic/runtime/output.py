@@ -1,0 +1,43 @@
+"""What the supervisor and the programs it starts print, on its way into the supervisor's log."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import redact
+from ..process import open_private
+
+
+@contextmanager
+def redacted_output(log: Path, secrets: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Lead standard output and error, those of children too, through a filter into `log`.
+
+    The ngrok agent prints the token it was given to the stderr it inherits when it does not like it, and
+    pyngrok leaves that stderr ours.
+    """
+    reader, writer = os.pipe()
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    for number, _ in saved:
+        os.dup2(writer, number)
+    os.close(writer)
+
+    def work() -> None:
+        with os.fdopen(reader, "r", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as out:
+                    out.write(redact(line, secrets()))
+
+    thread = threading.Thread(target=work, name="avocado-output", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        for number, old in saved:
+            os.dup2(old, number)
+            os.close(old)
+        # A child that does not end keeps the pipe open; it is not waited for longer than this.
+        thread.join(2)

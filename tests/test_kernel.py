@@ -1,0 +1,242 @@
+"""The magics in a real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from avocado_magic.process import Identity
+from avocado_magic.runtime import client
+from conftest import TOKEN, everything_written, trace_of, until
+from kernels import Kernel
+
+ROOT = Path(__file__).parent.parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+pytestmark = [
+    pytest.mark.lowest,
+    # jupyter_client's own: event loops and sockets that it closes later than pytest likes.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning",
+                               "ignore::RuntimeWarning", "ignore::UserWarning"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def kernel(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    running = Kernel(tmp_path)
+    assert running.run("%load_ext avocado_magic").status == "ok"
+    yield running
+    running.close()
+
+
+def test_the_whole_job(ollama: Path, kernel: Kernel) -> None:
+    up = kernel.run("%avocado_up llama3  # the small one")
+    assert up.status == "ok", up.text
+    assert "avocado default: ready" in up.shown[0]["text/plain"]
+    for bundle in up.shown:
+        assert {"text/plain", "text/html"} <= set(bundle)
+    assert WIDGET in up.shown[-1]
+    state = client.status()
+    assert [owner["pid"] for owner in state.owners] == [kernel.pid]
+
+    status = kernel.run("%avocado_status")
+    assert state.local_url
+    assert state.local_url in status.text
+    assert json.loads(kernel.run("%avocado_status --json").printed) == client.status().public()
+
+    asked = kernel.run("%%ollama -s 'Be brief.' -t 0 --option num_predict=5 -o answer\nHello {there} $you")
+    assert asked.shown[-1]["text/markdown"] == "Hello from the stand-in."
+    assert asked.result is not None
+    assert re.fullmatch(r"<llama3:latest: 5 tokens, \d+\.\d tokens/s>", asked.result["text/plain"])
+    sent = [json.loads(e["body"]) for e in trace_of(ollama) if e.get("path") == "/api/chat"][-1]
+    assert sent["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello {there} $you"},
+    ]
+    assert sent["options"] == {"num_predict": 5, "temperature": 0.0}
+    assert (
+        kernel.run("print(answer.text, answer.tokens, answer.prompt_tokens)").printed
+        == "Hello from the stand-in. 5 3\n"
+    )
+
+    line = kernel.run('%ollama "Why?"')
+    assert line.shown[-1]["text/markdown"] == "Hello from the stand-in."
+    assert (
+        "gateway" in kernel.run("%avocado_logs gateway -n 3").printed
+        or "avocado-infer" in kernel.run("%avocado_logs gateway").printed
+    )
+    assert kernel.run("%avocado_down").printed == "avocado default: stopped\n"
+    assert client.status().state == "stopped"
+    assert kernel.run("%avocado_down").printed == "avocado default: was not running\n"
+
+
+def test_a_kernel_restart_loses_nothing(ollama: Path, kernel: Kernel) -> None:
+    kernel.run("%avocado_up llama3")
+    before, old_pid = client.status(), kernel.pid
+    kernel.restart()
+    kernel.run("%load_ext avocado_magic")
+    assert kernel.pid != old_pid
+    assert before.local_url
+    assert before.local_url in kernel.run("%avocado_status").text
+    again = kernel.run("%avocado_up llama3")
+    assert again.status == "ok"
+    after = client.status()
+    assert (after.instance, after.local_url) == (before.instance, before.local_url)
+    assert [owner["pid"] for owner in after.owners] == [kernel.pid]
+
+
+def test_a_killed_kernel_is_no_owner_any_more(ollama: Path, kernel: Kernel) -> None:
+    kernel.run("%avocado_up llama3 --grace 0.02")
+    kernel.kill()
+    until(lambda: client.status().state == "stopped", 30, "the end of the grace time")
+
+
+def test_ctrl_c_in_a_prompt_keeps_what_came_and_stops_the_queue(
+    ollama: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.run("%avocado_up llama3")
+    running = kernel.send("%%ollama --option num_predict=5000 -o partial\nTell me everything")
+    queued = kernel.send("print('the next cell ran')")
+    kernel.wait_output(running, "stand")
+    kernel.interrupt()
+    ran = kernel.wait(running)
+    assert ran.status == "error"
+    assert re.search(r"Stopped after \d+ tokens; what came before is kept\.", ran.error)
+    assert "Traceback" not in ran.error
+    assert len(ran.error.splitlines()) == 1
+    assert kernel.wait(queued).status == "aborted"
+    assert kernel.run("print(partial.text[:5], partial.stopped)").printed == "Hello True\n"
+    until(lambda: any("left" in entry for entry in trace_of(ollama)), 5, "the end of the generation")
+
+
+def test_ctrl_c_during_up_leaves_nothing(ollama: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.run("import os; os.environ['FAKE_OLLAMA_MODE'] = 'slow_start:60'")
+    running = kernel.send("%avocado_up llama3")
+    kernel.wait_output(running, "starting")
+    kernel.interrupt()
+    ran = kernel.wait(running)
+    assert "nothing of it is left running" in ran.error
+    assert "Traceback" not in ran.error
+    assert client.status().state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("%avocado_up --engine vllm", "unknown engine 'vllm'"),
+        ("%avocado_up --enjin x", "unrecognized arguments: --enjin"),
+        ("%avocado_up --port eighty", "--port is 'eighty'"),
+        ("%avocado_up {nothing_of_that_name}", "was not filled in"),
+        ("%avocado_up 'two words'", "is not a model name"),
+        ("%avocado_up --tunnel ngrok", "ngrok needs an authtoken"),
+        ("%avocado_up nosuch.gguf", "cannot be read: No such file"),
+        ("%avocado_up llama3 --engine embedded", "does not know the model 'llama3'"),
+        ("%avocado_up --name ../x", "is not a service name"),
+        ("%avocado_logs kitchen", "there is no log of 'kitchen'"),
+        ("%%ollama -t warm\nhi", "-t warm is not a number"),
+        ("%%ollama --option x\nhi", "is not of the form K=V"),
+        ("%ollama", "there is no prompt"),
+        ("%ollama hi", "%avocado_up MODEL starts it"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(home: Path, kernel: Kernel, line: str, words: str) -> None:
+    ran = kernel.run(line)
+    said = ran.printed + ran.error
+    assert words in said
+    assert "Traceback" not in said
+    assert ran.status == "error"
+    assert not list((home / "services").glob("*/instance"))
+
+
+def test_quotes_are_taken_off_values(ollama: Path, kernel: Kernel) -> None:
+    assert kernel.run('%avocado_up "llama3" --engine \'ollama\' --tunnel="none"').status == "ok"
+    assert client.status().tunnel_kind == "none"
+
+
+def test_traits_stand_between_flags_and_environment(ollama: Path, kernel: Kernel) -> None:
+    kernel.run("import os; os.environ['AVOCADO_NAME'] = 'from-env'")
+    kernel.run("%config AvocadoMagics.name = 'from-trait'\n%config AvocadoMagics.model = 'llama3'")
+    kernel.run("%avocado_up")
+    assert client.status("from-trait").state == "ready"
+    kernel.run("%avocado_up --name from-flag")
+    assert client.status("from-flag").state == "ready"
+    bad = kernel.run("%config AvocadoMagics.engine = 'vllm'")
+    assert "must be one of auto, ollama, embedded" in bad.printed + bad.error
+
+
+def test_reloading_leaves_one_and_unloading_none(kernel: Kernel) -> None:
+    count = "print(sum(type(c).__name__ == 'AvocadoMagics' for c in get_ipython().configurables))"
+    kernel.run("%reload_ext avocado_magic")
+    assert kernel.run(count).printed == "1\n"
+    kernel.run("%unload_ext avocado_magic")
+    assert kernel.run(count).printed == "0\n"
+    assert "not found" in (gone := kernel.run("%avocado_status")).printed + gone.error
+
+
+def test_colab_and_kaggle_secrets_are_used_when_the_environment_has_none(
+    ollama: Path, ngrok: Path, kernel: Kernel
+) -> None:
+    kernel.run(
+        "import os, sys, types\n"
+        "os.environ.pop('NGROK_AUTHTOKEN', None)\n"
+        "colab = types.ModuleType('google.colab'); colab.userdata = types.SimpleNamespace()\n"
+        "class SecretNotFoundError(Exception): pass\n"
+        "def get(name):\n"
+        f"    if name == 'NGROK_AUTHTOKEN': return '{TOKEN}'\n"
+        "    raise SecretNotFoundError(name)\n"
+        "colab.userdata.get = get\n"
+        "colab.output = types.SimpleNamespace(enable_custom_widget_manager=lambda: None)\n"
+        "google = types.ModuleType('google'); google.colab = colab\n"
+        "sys.modules['google'] = google; sys.modules['google.colab'] = colab"
+    )
+    assert kernel.run("%avocado_up llama3").status == "ok"
+    assert client.status().tunnel_kind == "ngrok"
+
+
+def test_the_help_tells_about_question_marks(kernel: Kernel) -> None:
+    shown = kernel.run("print(get_ipython().magics_manager.magics['line']['ollama'].__doc__)").printed
+    assert "quote" in shown
+    assert "--temperature" in shown
+
+
+def test_the_quickstart_runs_and_its_saved_notebook_holds_no_secret(
+    home: Path, model_cache: Path, tmp_path: Path
+) -> None:
+    """The real model, through nbclient, which saves the state of every widget."""
+    (home / "cache").symlink_to(model_cache)
+    saved = tmp_path / "executed.ipynb"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "run_notebook.py"), str(ROOT / "examples" / "quickstart.ipynb"), "--save", str(saved)],
+        capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "AVOCADO_ENGINE": "embedded", "NGROK_AUTHTOKEN": "", "AVOCADO_API_KEY": "avo-secret-of-the-quickstart-0001"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The model answered" in done.stdout
+    notebook = saved.read_text()
+    assert "avo-secret-of-the-quickstart-0001" not in notebook
+    assert "avo-secret-of-the-quickstart-0001" not in everything_written(home)
+    assert "application/vnd.jupyter.widget-state+json" in notebook, (
+        "no widget state was saved: this test would prove nothing"
+    )
+    assert len(nbformat.read(saved, as_version=4).cells) == 11
+
+
+def test_a_python_child_sees_no_secret_of_ours(home: Path, ollama: Path, ngrok: Path, kernel: Kernel) -> None:
+    kernel.run("%avocado_up llama3")
+    state = client.status()
+    gateway = psutil.Process(state.parts["gateway"].pid or 0)
+    assert TOKEN not in json.dumps(gateway.environ())
+    assert client.api_key(state) not in json.dumps(gateway.environ())
+    supervisor = Identity.from_dict(state.supervisor)
+    assert supervisor
+    assert TOKEN not in json.dumps(psutil.Process(supervisor.pid).environ())

@@ -1,0 +1,131 @@
+"""The shape of the code: who imports whom, what loading costs, and that the page and the repository keep their word."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "avocado_magic"
+# Folder or module -> what of ours it may import, besides itself.
+MAY: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "process": {"config"},
+    "discovery": {"errors"},
+    "parts": {"discovery", "process", "config", "errors"},
+    "runtime": {"parts", "process", "config", "errors"},
+    "notebook": {"runtime", "config", "errors"},
+    "cli": {"notebook", "runtime", "config", "errors", "__init__"},
+    "__init__": {"notebook", "runtime"},
+    "infer/domain": set(),
+    "infer/service": {"infer/domain"},
+    "infer/api": {"infer/service", "infer/domain"},
+    "infer/infrastructure": {"infer/domain"},
+    "infer/settings": set(),
+    "infer/app": {"infer/api", "infer/service", "infer/domain", "infer/infrastructure", "infer/settings", "config"},
+    "infer/__main__": {"infer/app", "infer/settings"},
+    "infer/__init__": set(),
+}
+
+
+def _unit(parts: list[str]) -> str:
+    if parts[:1] == ["infer"] and len(parts) > 1:
+        return "/".join(parts[:2])
+    return "infer/__init__" if parts == ["infer"] else parts[0] if parts else "__init__"
+
+
+def _imports(path: Path) -> set[str]:
+    where = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    package = where[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                target = base + (node.module.split(".") if node.module else [])
+                names = [[*target, alias.name] for alias in node.names] if not node.module else [target]
+                found |= {_unit(name) for name in names}
+            elif (node.module or "").split(".")[0] == "avocado_magic":
+                found.add(_unit((node.module or "").split(".")[1:]))
+        elif isinstance(node, ast.Import):
+            found |= {_unit(a.name.split(".")[1:]) for a in node.names if a.name.split(".")[0] == "avocado_magic"}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    unit = _unit(list(path.relative_to(PACKAGE).with_suffix("").parts))
+    known = {name for name in _imports(path) if name in MAY}
+    assert known - {unit} <= MAY[unit], f"{unit} must not import {known - {unit} - MAY[unit]}"
+
+
+def test_the_domain_is_standard_library_only() -> None:
+    for path in (PACKAGE / "infer" / "domain").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                assert all(a.name.split(".")[0] in sys.stdlib_module_names for a in node.names), path
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] in sys.stdlib_module_names, path
+
+
+@pytest.mark.lowest
+def test_loading_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from IPython.core.interactiveshell import InteractiveShell; s = InteractiveShell.instance(); before = set(sys.modules);"
+        "s.run_line_magic('load_ext', 'avocado_magic'); import json; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    new = json.loads(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    )
+    ours = [name for name in new if name.startswith("avocado_magic")]
+    assert sorted(ours) == [
+        "avocado_magic",
+        "avocado_magic.notebook",
+        "avocado_magic.notebook.arguments",
+        "avocado_magic.notebook.magics",
+    ]
+    others = (
+        {name.split(".")[0] for name in new} - set(sys.stdlib_module_names) - {"avocado_magic", "IPython", "traitlets"}
+    )
+    assert not others
+
+
+def test_the_repository_names_no_registry_and_no_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    hosts = (
+        ("py", "pi.org"),
+        ("python", "hosted"),
+        ("registry.np", "mjs"),
+        ("deb.deb", "ian.org"),
+        ("/ro", "ot/"),
+        ("/wo", "rk/"),
+    )
+    registry = re.compile("|".join(re.escape("".join(halves)) for halves in hosts) + r"|index-url\s*=")
+    for name in listed:
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png", ".gguf"):
+            found = registry.search(path.read_text("utf-8", "replace"))
+            assert not found, f"{name}: {found[0] if found else ''}"
+
+
+def test_the_quickstart_is_committed_without_outputs() -> None:
+    for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]:
+        assert not cell.get("outputs")
+
+
+@pytest.mark.parametrize("language", ["python"])
+def test_python_examples_of_the_readme_compile(language: str) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "README.md", "exec")

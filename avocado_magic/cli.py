@@ -82,7 +82,7 @@ def up(
         owner = _owner(foreground, owner_pid)
         result = _up(settings, owner)
         _print(result.state, as_json)
-        for notice in result.notices:
+        for notice in (*(result.state.notices if as_json else ()), *result.notices):
             print(f"note: {notice}", file=sys.stderr)
         if owner is None and not result.attached:
             print(

@@ -100,7 +100,7 @@ class AvocadoMagics(Magics):
             finally:
                 progress.end()
             progress.replace(result.state)
-            panel.show(self.shell, result.state, line=False)
+            panel.show(self.shell, result.state, with_line=False)
             for notice in result.notices:
                 print(f"note: {notice}")
 

@@ -54,7 +54,7 @@ function render({ model, el }) {
 
   function draw() {
     const service = model.get("service") || {}, parts = service.parts || {};
-    head.replaceChildren(element("span", "name", `🥑 avocado ${service.name || ""}`), element("span", "", service.state || ""));
+    head.replaceChildren(element("span", "name", `avocado ${service.name || ""}`), element("span", "", service.state || ""));
     chips.replaceChildren(...PARTS.map(name => {
       const part = parts[name] || {}, state = part.state || "";
       const kind = GOOD.includes(state) ? "good" : BAD.includes(state) ? "bad" : CALM.includes(state) ? "" : "busy";

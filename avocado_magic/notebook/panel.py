@@ -24,6 +24,7 @@ _BEAT_SECONDS = 5.0
 _UNSEEN_SECONDS = 120.0
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _GOOD, _BAD = ("healthy",), ("failed", "unhealthy", "unrouted")
+_CALM = ("off", "not configured", "stopped")
 
 
 def lines(state: ServiceState) -> list[str]:
@@ -99,35 +100,34 @@ def _is_web(url: str) -> bool:
 
 
 def _mark(state: str) -> str:
-    return (
-        "🟢"
-        if state in _GOOD
-        else "🔴"
-        if state in _BAD
-        else "⚪"
-        if state in ("off", "not configured", "stopped")
-        else "🟡"
-    )
+    colour = "#2e9e4f" if state in _GOOD else "#d33a3a" if state in _BAD else "#8a8a8a" if state in _CALM else "#d9a400"
+    return f'<span style="color:{colour}">●</span>'
 
 
-def bundle(state: ServiceState) -> dict[str, Any]:
-    """The service for any front end without widgets."""
-    return {"text/plain": text(state), "text/html": html(state)}
+def line(state: ServiceState) -> dict[str, Any]:
+    """The static line, for any front end and for ever: where the service was, and when."""
+    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    where = state.url or state.local_url or ""
+    return {"text/plain": f"avocado {state.name}: {state.state} {where} (as of {stamp})", "text/html": html(state)}
 
 
-def show(shell: Any, state: ServiceState, *, line: bool = True) -> None:
-    """Show a service: text in a terminal; in a notebook the HTML line (unless `line` is False) and the live panel."""
+def whole(state: ServiceState) -> dict[str, Any]:
+    """All there is to say, where the live panel cannot be shown."""
+    return {"text/plain": text(state), "text/html": f"<pre>{escape(text(state))}</pre>"}
+
+
+def show(shell: Any, state: ServiceState, *, with_line: bool = True) -> None:
+    """Show a service: text in a terminal; in a notebook the static line, unless it is there already, and the live panel."""
     if not in_kernel(shell):
         print(text(state))
         return
     from IPython.display import display
 
-    if line:
-        display(bundle(state), raw=True)
+    if with_line:
+        display(line(state), raw=True)
     widget = _widget(shell, state) if state.state != "stopped" else None
-    if widget is not None:
-        view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
-        display({**bundle(state), _WIDGET: view}, raw=True)
+    view = {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}} if widget is not None else {}
+    display({**whole(state), **view}, raw=True)
 
 
 def _widget(shell: Any, state: ServiceState) -> Any:

@@ -57,4 +57,4 @@ class Progress:
     def replace(self, state: ServiceState) -> None:
         """Turn the line into what stays: the static one with URL and date. In a terminal the text follows anyway."""
         if self._notebook:
-            self._update(panel.bundle(state))
+            self._update(panel.line(state))

@@ -32,7 +32,7 @@ _children: dict[str, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True)
 class Up:
-    """What `up` came to: the service, whether it ran before, and what there is to say about it."""
+    """What `up` came to: the service, whether it ran before, and what of the wishes it could not meet."""
 
     state: ServiceState
     attached: bool
@@ -62,10 +62,9 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
                 spawned = True
                 _spawn(folder, settings, owner)
         state = _wait_ready(folder, on_progress)
-        notices = tuple(state.notices)
+        notices: tuple[str, ...] = ()
         if attached:
-            state, more = _catch_up(folder, state, settings, on_progress)
-            notices += more
+            state, notices = _catch_up(folder, state, settings, on_progress)
         return Up(state, attached, notices)
     except KeyboardInterrupt:
         _undo(folder, owner, spawned=spawned, joined=joined)

@@ -1,0 +1,14 @@
+#!/bin/sh
+# The part of the suite marked `lowest`, at the lowest versions pyproject.toml allows: the hosts people have.
+set -eu
+cd "$(dirname "$0")/.."
+venv=.venv-lowest
+if [ ! -e "$venv/.done" ] || [ pyproject.toml -nt "$venv/.done" ]; then
+  rm -rf "$venv"
+  "${PYTHON:-python3}" -m venv "$venv"
+  "$venv/bin/python" tests/lowest_versions.py >"$venv/constraints.txt"
+  "$venv/bin/python" -m pip --quiet --disable-pip-version-check install --constraint "$venv/constraints.txt" \
+    --editable . ipykernel xllamacpp nbclient nbformat jupyter_client ollama openai pytest pytest-timeout setuptools
+  touch "$venv/.done"
+fi
+exec "$venv/bin/python" -m pytest -m lowest -W default -p no:cacheprovider

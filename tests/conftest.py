@@ -57,11 +57,10 @@ def our_processes(marker: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             environ = process.environ()
-            if environ.get("AVOCADO_HOME", "").startswith(marker) and process.pid != os.getpid():
-                if process.status() != psutil.STATUS_ZOMBIE and (
-                    INSTANCE_VARIABLE in environ or "avocado" in " ".join(process.cmdline())
-                ):
-                    found.append(process)
+            of_service = INSTANCE_VARIABLE in environ or "avocado" in " ".join(process.cmdline())
+            below = environ.get("AVOCADO_HOME", "").startswith(marker) and process.pid != os.getpid()
+            if below and of_service and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
         except (psutil.Error, OSError):
             continue
     return found

@@ -120,12 +120,3 @@ def test_the_repository_names_no_registry_and_no_machine() -> None:
 def test_the_quickstart_is_committed_without_outputs() -> None:
     for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]:
         assert not cell.get("outputs")
-
-
-@pytest.mark.parametrize("language", ["python"])
-def test_python_examples_of_the_readme_compile(language: str) -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    blocks = re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        compile(block, "README.md", "exec")

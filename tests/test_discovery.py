@@ -18,6 +18,8 @@ from typing import Any
 
 import pika
 import pytest
+from broker import PASSWORD
+from conftest import everything_written, free_port, until
 
 from avocado_magic.config import resolve
 from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlChanged
@@ -25,8 +27,6 @@ from avocado_magic.discovery.publisher import PublishError, parse_broker_url, pu
 from avocado_magic.errors import ConfigError
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceState
-from broker import PASSWORD
-from conftest import everything_written, free_port, until
 
 QUEUE = "inference-url-updates"
 BODY = UrlChanged("https://abc.ngrok-free.app").to_json()

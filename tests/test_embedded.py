@@ -15,11 +15,11 @@ import ollama
 import openai
 import pytest
 import requests
+from conftest import RECORDINGS, free_port, until
 
 from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
 from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file
 from avocado_magic.parts.engine import embedded
-from conftest import RECORDINGS, free_port, until
 
 MODEL = "smollm2:135m"
 
@@ -294,6 +294,6 @@ def test_unreadable_files_are_told_apart(tmp_path: Path, model_cache: Path) -> N
 
 
 def test_both_sides_name_a_file_and_the_catalog_alike() -> None:
-    assert embedded.KNOWN_MODELS == tuple(entry.name for entry in CATALOG)
+    assert tuple(entry.name for entry in CATALOG) == embedded.KNOWN_MODELS
     for name in ("/x/My Model-Q4.gguf", "/x/ümlaut.GGUF", "/x/---.gguf"):
         assert embedded.model_name(name) == name_of_file(Path(name))

@@ -13,11 +13,11 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from conftest import TOKEN, everything_written, trace_of, until
+from kernels import Kernel
 
 from avocado_magic.process import Identity
 from avocado_magic.runtime import client
-from conftest import TOKEN, everything_written, trace_of, until
-from kernels import Kernel
 
 ROOT = Path(__file__).parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"

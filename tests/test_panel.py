@@ -15,11 +15,11 @@ from typing import Any
 import nbformat
 import pytest
 import requests
+from conftest import free_port, until
 
 from avocado_magic.notebook import panel
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceState
-from conftest import free_port, until
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 quiet = pytest.mark.filterwarnings(

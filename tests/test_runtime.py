@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from conftest import everything_written, free_port, trace_of, until
 
 from avocado_magic.config import Settings, resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
@@ -22,7 +23,6 @@ from avocado_magic.process import Identity
 from avocado_magic.runtime import client
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceFolder, ServiceState
-from conftest import everything_written, free_port, trace_of, until
 
 
 def settings(**flags: Any) -> Settings:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TOKEN, everything_written, free_port, until
 
 from avocado_magic.runtime import client
-from conftest import TOKEN, everything_written, free_port, until
 
 PARTS = ["engine", "gateway", "tunnel", "announcer"]
 

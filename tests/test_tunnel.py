@@ -11,13 +11,13 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from conftest import TOKEN, everything_written, install_double, trace_of, until
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
 from avocado_magic.parts.tunnel.ngrok import explain
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceState
-from conftest import TOKEN, everything_written, install_double, trace_of, until
 
 
 def up(**flags: Any) -> ServiceState:

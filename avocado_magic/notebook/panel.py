@@ -126,7 +126,9 @@ def show(shell: Any, state: ServiceState, *, with_line: bool = True) -> None:
     if with_line:
         display(line(state), raw=True)
     widget = _widget(shell, state) if state.state != "stopped" else None
-    view = {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}} if widget is not None else {}
+    view = (
+        {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}} if widget is not None else {}
+    )
     display({**whole(state), **view}, raw=True)
 
 

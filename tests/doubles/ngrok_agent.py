@@ -8,7 +8,16 @@ FAKE_NGROK_VERSION: what --version says; below 3.30 there is no /api/endpoints
 FAKE_NGROK_TRACE: file that gets a line per start: the arguments
 """
 
-import base64, http.client, json, os, re, secrets, signal, socket, sys, threading, time
+import base64
+import http.client
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit

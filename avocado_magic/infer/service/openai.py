@@ -33,7 +33,9 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     effort = request.get("reasoning_effort") or (request.get("reasoning") or {}).get("effort")
     if effort:
         if effort not in ("high", "medium", "low", "none"):
-            raise RequestError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")')
+            raise RequestError(
+                400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")'
+            )
         out["think"] = False if effort == "none" else effort
     return out
 

@@ -1,0 +1,77 @@
+"""The board: what is known of a running service, written down for everybody who watches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..errors import AvocadoError, redact
+from ..process import Identity
+from .state import ServiceFolder, ServiceState, utc_now
+
+logger = logging.getLogger("avocado_magic.supervisor")
+# The parts that a request passes through; the announcer's troubles leave the service ready.
+SERVING = ("engine", "gateway", "tunnel")
+_WELL = ("healthy", "off")
+_REPORT_SECONDS = 0.1
+
+
+class Board:
+    """Owns the state of one service. Any thread may write to it; every change goes to the state file."""
+
+    def __init__(self, folder: ServiceFolder, state: ServiceState, secrets: Sequence[str]) -> None:
+        self._folder = folder
+        self._secrets = secrets
+        self._lock = threading.RLock()
+        self._written = 0.0
+        self.state = state
+
+    @contextmanager
+    def change(self) -> Iterator[ServiceState]:
+        """Change several things at once; written down at the end."""
+        with self._lock:
+            yield self.state
+        self.save()
+
+    def part(self, name: str, state: str, error: str | None = None, identity: Identity | None = None) -> None:
+        """Note how a part is, and which process it is."""
+        with self.change() as service:
+            part = service.parts[name]
+            if (part.state, part.error) != (state, error):
+                part.since = utc_now()
+            part.state, part.detail = state, ""
+            part.error = redact(error, self._secrets) if error else None
+            part.identity = identity.to_dict() if identity else None
+            part.pid = identity.pid if identity else None
+            if service.state in ("ready", "degraded"):
+                well = all(service.parts[each].state in _WELL for each in SERVING)
+                service.state = "ready" if well else "degraded"
+
+    def report(self, name: str, text: str) -> None:
+        """Note in words how far a part is; written down at most ten times a second."""
+        with self._lock:
+            self.state.parts[name].detail = text
+            due = time.monotonic() - self._written > _REPORT_SECONDS
+        if due:
+            self.save()
+
+    def failure(self, error: AvocadoError) -> None:
+        """Note why the service failed, without secrets."""
+        data = {key: redact(v, self._secrets) if isinstance(v, str) else v for key, v in error.to_dict().items()}
+        data["log"] = [redact(line, self._secrets) for line in error.log]
+        logger.error("%s", redact(error.sentence(), self._secrets))
+        with self.change() as service:
+            service.error = data
+
+    def save(self) -> None:
+        """Write the state file; what goes wrong is logged, and the service goes on."""
+        with self._lock:
+            self.state.beat = time.time()
+            self._written = time.monotonic()
+            try:
+                self._folder.write(self.state)
+            except OSError as error:
+                logger.error("state.json cannot be written: %s", error.strerror)

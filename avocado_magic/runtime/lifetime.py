@@ -1,0 +1,64 @@
+"""How long a service lives: as long as an owner does and the grace time after, or its maximum lifetime."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+
+from ..config import Settings
+from .owners import Owner
+
+
+class Lifetime:
+    """The owners of a service and what their absence means. Thread-safe."""
+
+    def __init__(self, settings: Settings, owner: Owner | None) -> None:
+        self._grace = settings.grace * 60
+        self._longest = settings.max_lifetime * 3600
+        self._lock = threading.Lock()
+        self._owners = [owner] if owner else []
+        self._kept = owner is None  # nobody owns it from the beginning: it lives until it is told to end
+        self._born = time.monotonic()
+        self._ownerless_since: float | None = None
+
+    def owners(self) -> list[dict[str, object]]:
+        with self._lock:
+            return [owner.to_dict() for owner in self._owners]
+
+    def join(self, owner: Owner) -> bool:
+        """Add an owner; True if it is a new one. A restarted kernel takes its old place."""
+        with self._lock:
+            others = [other for other in self._owners if not owner.same(other)]
+            new = len(others) == len(self._owners)
+            self._owners = [*others, owner]
+            self._ownerless_since = None
+            return new
+
+    def leave(self, owner: Owner) -> None:
+        with self._lock:
+            self._owners = [other for other in self._owners if not owner.same(other)]
+
+    def keep(self) -> None:
+        """Live on without an owner, for the maximum lifetime from now."""
+        with self._lock:
+            self._kept, self._born = True, time.monotonic()
+
+    def look(self) -> tuple[str | None, str | None]:
+        """Forget the owners that are gone. Returns when the service ends as things are (UTC), and why now if it is due."""
+        with self._lock:
+            self._owners = [owner for owner in self._owners if owner.alive()]
+            now = time.monotonic()
+            if self._kept:
+                left = self._longest - (now - self._born)
+                return _in(left), f"its lifetime of {self._longest / 3600:g} h is over" if left <= 0 else None
+            if self._owners:
+                self._ownerless_since = None
+                return None, None
+            self._ownerless_since = self._ownerless_since or now
+            left = self._grace - (now - self._ownerless_since)
+            return _in(left), f"its last owner has been gone for {self._grace / 60:g} min" if left <= 0 else None
+
+
+def _in(seconds: float) -> str:
+    return (datetime.now(timezone.utc) + timedelta(seconds=max(0.0, seconds))).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,60 @@
+"""The README keeps its word: its examples run, and its tables are complete."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from kernels import Kernel
+
+from avocado_magic.config import Settings
+from avocado_magic.notebook.magics import AvocadoMagics
+
+README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::DeprecationWarning"
+)
+def test_the_examples_run_one_after_another(
+    home: Path, model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "cache").symlink_to(model_cache)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("AVOCADO_ENGINE", "embedded")
+    kernel = Kernel(tmp_path)
+    try:
+        assert len(BLOCKS) == 5
+        for block in BLOCKS:
+            ran = kernel.run(block)
+            assert ran.status == "ok", ran.text
+        assert "stopped" in ran.text
+    finally:
+        kernel.close()
+
+
+def test_every_setting_and_its_variables_are_listed() -> None:
+    for f in fields(Settings):
+        row = next((line for line in README.splitlines() if line.startswith(f"| `{f.name}`")), "")
+        assert row, f"{f.name} is not in the table of settings"
+        for variable in f.metadata["env"]:
+            assert f"`{variable}`" in row
+
+
+@pytest.mark.parametrize("magic", ["avocado_up", "avocado_status", "avocado_down", "avocado_logs", "ollama"])
+def test_every_flag_of_every_magic_is_listed(magic: str) -> None:
+    parser = getattr(AvocadoMagics, magic).parser
+    for action in parser._actions:
+        for flag in action.option_strings:
+            assert f"`{flag}" in README or f" {flag} " in README or f"[{flag}" in README, f"{flag} of %{magic}"
+
+
+def test_the_two_commands_are_targets() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert os.access(Path(__file__).parent.parent / ".ci" / "run", os.X_OK)

@@ -240,10 +240,12 @@ def unregister(shell: Any) -> None:
         from .panel import close_panels
 
         close_panels()
+    if not any(isinstance(c, AvocadoMagics) for c in shell.configurables):
+        return
     manager = shell.magics_manager
-    for kind in ("line", "cell"):
-        for name, function in list(manager.magics[kind].items()):
-            if isinstance(getattr(function, "__self__", None), AvocadoMagics):
-                del manager.magics[kind][name]
+    # Our own names alone: looking into the others would load IPython's lazy magics, which takes 20 ms.
+    for kind, names in AvocadoMagics.magics.items():
+        for name in names:
+            manager.magics[kind].pop(name, None)
     manager.registry.pop("AvocadoMagics", None)
     shell.configurables[:] = [c for c in shell.configurables if not isinstance(c, AvocadoMagics)]

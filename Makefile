@@ -27,7 +27,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/run_notebook.py examples/quickstart.ipynb
 
 lab: $(VENV)/.demo
-	$(BIN)/jupyter lab examples/quickstart.ipynb
+	$(BIN)/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) examples/quickstart.ipynb
 
 # The tests drive a real broker and a real browser. As root on a Debian they are installed; elsewhere
 # the tests that need them are skipped, and pytest says which and why.

@@ -17,9 +17,12 @@ import pytest
 import requests
 from conftest import RECORDINGS, free_port, until
 
+from avocado_magic.config import resolve
+from avocado_magic.errors import AvocadoError
 from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
 from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file
 from avocado_magic.parts.engine import embedded
+from avocado_magic.runtime import client
 
 MODEL = "smollm2:135m"
 
@@ -231,24 +234,24 @@ def test_foreign_hosts_and_origins_are_refused(engine: str) -> None:
 
 
 def test_the_official_ollama_client(engine: str, request: pytest.FixtureRequest) -> None:
-    client = ollama.Client(host=engine)
-    request.addfinalizer(client._client.close)  # it has no close of its own
-    assert [m.model for m in client.list().models] == [MODEL]
+    official = ollama.Client(host=engine)
+    request.addfinalizer(official._client.close)  # it has no close of its own
+    assert [m.model for m in official.list().models] == [MODEL]
     options = {"temperature": 0, "num_predict": 8}
     pieces = list(
-        client.chat(MODEL, messages=[{"role": "user", "content": "Say hello."}], stream=True, options=options)
+        official.chat(MODEL, messages=[{"role": "user", "content": "Say hello."}], stream=True, options=options)
     )
     text = "".join(p.message.content or "" for p in pieces)
     assert (
         text
-        == client.chat(MODEL, messages=[{"role": "user", "content": "Say hello."}], options=options).message.content
+        == official.chat(MODEL, messages=[{"role": "user", "content": "Say hello."}], options=options).message.content
     )
-    assert client.generate(MODEL, "Say hello.", options=options).eval_count == 8
-    assert len(client.embed(MODEL, ["a", "b"]).embeddings) == 2
-    assert client.show(MODEL).details.family == "llama"  # type: ignore[union-attr]
-    assert [m.model for m in client.ps().models] == [MODEL]
+    assert official.generate(MODEL, "Say hello.", options=options).eval_count == 8
+    assert len(official.embed(MODEL, ["a", "b"]).embeddings) == 2
+    assert official.show(MODEL).details.family == "llama"  # type: ignore[union-attr]
+    assert [m.model for m in official.ps().models] == [MODEL]
     with pytest.raises(ollama.ResponseError, match="not found"):
-        client.chat("nosuch", messages=[{"role": "user", "content": "x"}])
+        official.chat("nosuch", messages=[{"role": "user", "content": "x"}])
 
 
 def test_the_official_openai_client(engine: str) -> None:
@@ -297,3 +300,34 @@ def test_both_sides_name_a_file_and_the_catalog_alike() -> None:
     assert tuple(entry.name for entry in CATALOG) == embedded.KNOWN_MODELS
     for name in ("/x/My Model-Q4.gguf", "/x/ümlaut.GGUF", "/x/---.gguf"):
         assert embedded.model_name(name) == name_of_file(Path(name))
+
+
+def test_up_serves_a_gguf_file(home: Path, model_cache: Path) -> None:
+    (home / "cache").symlink_to(model_cache)
+    file = home.parent / "My Model-Q4_1.gguf"
+    file.symlink_to(next((model_cache / "models").glob("*.gguf")))
+    state = client.up(resolve({"model": str(file), "timeout": 60}), None).state
+    assert state.engine["kind"] == "embedded"
+    assert "my-model-q4_1:latest" in state.models
+    service = client.connection()
+    body = {"model": "my-model-q4_1", "prompt": "Hi", "stream": False, "options": {"num_predict": 2}}
+    answer = requests.post(f"{service.url}/api/generate", json=body, headers=service.headers, timeout=60)
+    assert answer.json()["eval_count"] == 2
+    # Another model into the running service: the one it can fetch.
+    again = client.up(resolve({"model": MODEL}), None)
+    assert again.attached
+    assert MODEL in again.state.models
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"GGUF\x03\0\0\0 and then nothing of use", "is not a usable GGUF file"), (b"PK", "is not a GGUF file")],
+)
+def test_up_with_an_unreadable_file(home: Path, content: bytes, words: str) -> None:
+    file = home.parent / "bad.gguf"
+    file.write_bytes(content)
+    with pytest.raises(AvocadoError, match=words) as caught:
+        client.up(resolve({"model": str(file), "timeout": 30}), None)
+    assert str(file) in caught.value.message
+    assert client.status().state in ("failed", "stopped")
+    assert not any(part.pid for part in client.status().parts.values())

@@ -6,12 +6,13 @@ import importlib.util
 import re
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
-from ...process import Identity, ManagedProcess
+from ...process import Identity, ManagedProcess, tail
 from ..base import StartContext, part_error
 from ..ports import free_port
 from .common import ensure_model, placement, same_model
@@ -101,15 +102,18 @@ class Embedded:
 
         def answers() -> bool:
             if self._process is None or self._process.returncode() is not None:
-                raise part_error(
-                    self.name, "the embedded engine ended while it started", "the lines below say why", self.log
-                )
+                raise part_error(self.name, self._last_words(), "give another model, or see the lines below", self.log)
             return self.api.version() is not None
 
         context.wait_until(answers, "starting the embedded engine", self.name, self.log)
-        self.version = self.api.version()
+        self.version = metadata.version("xllamacpp")
         ensure_model(self.api, model_name(self._model), context)
         self.where = placement(self.api)
+
+    def _last_words(self) -> str:
+        """Why the process ended while it started: its own sentence, where it said one."""
+        said = [line for line in tail(self.log, 5) if line.startswith("avocado-infer: ")]
+        return said[-1].removeprefix("avocado-infer: ") if said else "the embedded engine ended while it started"
 
     def check(self) -> str | None:
         if self._process is None or self._process.returncode() is not None:

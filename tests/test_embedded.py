@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,85 @@ def test_up_with_an_unreadable_file(home: Path, content: bytes, words: str) -> N
     assert str(file) in caught.value.message
     assert client.status().state in ("failed", "stopped")
     assert not any(part.pid for part in client.status().parts.values())
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"prompt": "x", "options": {"num_ctx": 1, "num_predict": 1}}, 200, ""),
+        ({"prompt": "x", "keep_alive": 1e15, "options": {"num_predict": 1}}, 200, ""),
+        ({"prompt": "x", "keep_alive": "99999999999h", "options": {"num_predict": 1}}, 200, ""),
+        ({"prompt": "a\ud800b", "options": {"num_predict": 1}}, 200, ""),
+        ({"prompt": "x", "options": {"num_predict": 1, "repeat_last_n": 1000000000, "seed": 10**12}}, 200, ""),
+        ({"prompt": "x", "format": {"type": "bogus"}}, 500, "invalid JSON schema in format"),
+        (
+            {"prompt": "x", "format": {"type": "object", "properties": {"a": {"$ref": "#/nope"}}}},
+            500,
+            "invalid JSON schema",
+        ),
+        ({"prompt": "x", "options": {"temperature": float("inf")}}, 400, "invalid character 'I'"),
+    ],
+)
+def test_odd_requests_harm_nobody(engine: str, body: dict[str, Any], status: int, words: str) -> None:
+    answer = requests.post(
+        f"{engine}/api/generate", data=json.dumps({"model": MODEL, "stream": False, **body}), timeout=30
+    )
+    assert answer.status_code == status, answer.text
+    assert words in answer.text
+    after = {"model": MODEL, "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
+    assert requests.post(f"{engine}/api/generate", json=after, timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "text", ['{"options": {"temperature": 1e999}}', '{"top_logprobs": ' + "9" * 5000 + "}", "[" * 100_000]
+)
+def test_numbers_and_depths_that_nothing_can_hold(engine: str, text: str) -> None:
+    assert requests.post(f"{engine}/api/generate", data=text, timeout=10).status_code == 400
+
+
+def test_every_request_has_the_whole_context(engine: str) -> None:
+    """Side by side, prompts that together are longer than one context."""
+    body = {"model": MODEL, "prompt": "word " * 400, "stream": False, "options": {"num_ctx": 512, "num_predict": 5}}
+    with ThreadPoolExecutor(5) as pool:
+        done = list(pool.map(lambda _: requests.post(f"{engine}/api/generate", json=body, timeout=60), range(5)))
+    assert [answer.status_code for answer in done] == [200] * 5
+
+
+def test_unloading_does_not_wait_for_other_peoples_streams(engine: str) -> None:
+    long = {"model": MODEL, "prompt": "Tell me a very long story.", "options": {"num_predict": 300}}
+    with requests.post(f"{engine}/api/generate", json=long, stream=True, timeout=30) as stream:
+        lines = stream.iter_lines(chunk_size=None)
+        next(lines)
+        begin = time.monotonic()
+        unload = requests.post(f"{engine}/api/generate", json={"model": MODEL, "keep_alive": 0}, timeout=30)
+        assert unload.json()["done_reason"] == "unload"
+        took = time.monotonic() - begin
+        *_, last = lines
+        assert json.loads(last)["done"]
+        assert took < time.monotonic() - begin
+    until(lambda: requests.get(f"{engine}/api/ps", timeout=5).json()["models"] == [])
+
+
+def test_a_model_is_unloaded_when_its_keep_alive_is_over(engine: str) -> None:
+    for _ in range(5):
+        body = {"model": MODEL, "keep_alive": "100ms"}
+        assert requests.post(f"{engine}/api/generate", json=body, timeout=30).status_code == 200
+        until(lambda: requests.get(f"{engine}/api/ps", timeout=5).json()["models"] == [], 5)
+
+
+def test_embeddings_of_fewer_dimensions(engine: str) -> None:
+    got = requests.post(f"{engine}/api/embed", json={"model": MODEL, "input": "hello", "dimensions": 4}, timeout=30)
+    (vector,) = got.json()["embeddings"]
+    assert len(vector) == 4
+    assert abs(sum(x * x for x in vector) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 8, b"\x00" * 7 + b"\x40"])
+def test_damaged_heads_of_files_are_no_crash(tmp_path: Path, damage: bytes) -> None:
+    head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
+    key = (1).to_bytes(8, "little") + b"k"
+    for value in ((8).to_bytes(4, "little") + damage, (9).to_bytes(4, "little") + (8).to_bytes(4, "little") + damage):
+        file = tmp_path / "damaged.gguf"
+        file.write_bytes(head + key + value)
+        with pytest.raises(NotGguf):
+            read_gguf(file)

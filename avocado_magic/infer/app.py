@@ -9,12 +9,17 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import cache_dir
 from .api.gate import Gate, Receive, Scope, Send, behind_fastapi
 from .service.access import AccessPolicy, KeyFile
 from .settings import InferSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from .infrastructure.llamacpp.engine import LlamaCppEngine
 
 logger = logging.getLogger("avocado_magic.infer")
 HEAD_SECONDS = 10
@@ -47,8 +52,10 @@ def create_app(settings: InferSettings) -> Gateway:
         closing.append(client.close)
         gate = Gate(access, Relay(client), app, settings.max_body)
         return Gateway(gate, lambda: client.abort("the gateway is stopping"))
-    closing.append(_embedded(app, settings))
-    return Gateway(Gate(access, behind_fastapi(app), app, settings.max_body), lambda: None)
+    engine = _embedded(app, settings)
+    closing.append(engine.close)
+    gate = Gate(access, behind_fastapi(app), app, settings.max_body)
+    return Gateway(gate, lambda: engine.abort("the gateway is stopping"))
 
 
 class Gateway:
@@ -66,7 +73,7 @@ class Gateway:
         await self._gate.drain(max(0.0, seconds - 0.5), self._break_off)
 
 
-def _embedded(app: Any, settings: InferSettings) -> Callable[[], Any]:
+def _embedded(app: FastAPI, settings: InferSettings) -> LlamaCppEngine:
     from .api import ollama_api, openai_api
     from .api.errors import add_handlers
     from .infrastructure.llamacpp.engine import LlamaCppEngine
@@ -81,7 +88,7 @@ def _embedded(app: Any, settings: InferSettings) -> Callable[[], Any]:
     app.include_router(ollama_api.router(inference))
     app.include_router(openai_api.router(inference))
     add_handlers(app)
-    return engine.close
+    return engine
 
 
 async def serve(settings: InferSettings) -> None:

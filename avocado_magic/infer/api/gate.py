@@ -25,6 +25,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
+# Seconds a request body may stall, and how many of the largest may be on their way in at once.
+BODY_SECONDS = 30.0
+HELD_BODIES = 4
 # Names that cannot be made to point at us from outside; what Ollama accepts (allowedHost in routes.go).
 _LOCAL_HOST = re.compile(
     r"(localhost|[^.:/\s]+\.(localhost|local|internal)|127(\.\d{1,3}){3}|0\.0\.0\.0|\[::1?\])(:\d{1,5})?", re.IGNORECASE
@@ -65,6 +68,7 @@ class Gate:
         self._max_body = max_body
         self._open: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._held = 0  # bytes of bodies that are being read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -149,7 +153,9 @@ class Gate:
                 raise Refused(403, "this gateway does not let anybody change the engine's models")
             if role is not Role.ADMIN:
                 raise Refused(403, "this needs the admin key")
-        return Request(method, path, route, headers, await self._body(headers, receive))
+        # Open routes read no body: whoever has no key gets no memory of ours.
+        body = b"" if route.access is Access.OPEN else await self._body(headers, receive)
+        return Request(method, path, route, headers, body)
 
     def _role(self, headers: dict[bytes, bytes]) -> Role:
         if self._access.open_to_all:
@@ -189,19 +195,29 @@ class Gate:
             raise Refused(413, f"the request body is larger than {self._max_body} bytes")
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                # The client left, or what it sent is no chunked body; in the first case nobody reads this.
-                raise Refused(400, "the request body broke off")
-            part = message.get("body", b"")
-            if part:
-                parts.append(part)
-                size += len(part)
-                if size > self._max_body:
-                    raise Refused(413, f"the request body is larger than {self._max_body} bytes")
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            while True:
+                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                if message["type"] == "http.disconnect":
+                    # The client left, or what it sent is no chunked body; in the first case nobody reads this.
+                    raise Refused(400, "the request body broke off")
+                part = message.get("body", b"")
+                if part:
+                    parts.append(part)
+                    size += len(part)
+                    self._held += len(part)
+                    if size > self._max_body:
+                        raise Refused(413, f"the request body is larger than {self._max_body} bytes")
+                    if self._held > HELD_BODIES * self._max_body:
+                        raise Refused(
+                            503, "too many large requests at once: try again", headers=((b"retry-after", b"1"),)
+                        )
+                if not message.get("more_body"):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+        except asyncio.TimeoutError:
+            raise Refused(408, "the request body stalled", headers=((b"connection", b"close"),)) from None
+        finally:
+            self._held -= size
 
     @staticmethod
     async def _refuse(refusal: Refused, dialect: Dialect, method: str, send: Send) -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from ..domain.types import Dialect, InferError, Model
 from ..service import openai
 from ..service import validation as check
-from ..service.inference import Inference, whole
+from ..service.inference import NO_INPUT, Inference, whole
 from . import wire
 from .streams import Pieces, json_response, streamed
 
@@ -42,11 +42,10 @@ def router(inference: Inference) -> APIRouter:
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         body = check.decode(await request.body(), check.OPENAI_EMBED, "EOF")
-        if body.get("input") in (None, [], ""):
-            raise InferError(
-                500 if body.get("input") == "" else 400,
-                "Failed to create new sequence: no input provided" if body.get("input") == "" else "invalid input",
-            )
+        if body.get("input") in (None, []):
+            raise InferError(400, "invalid input")
+        if body["input"] == "":
+            raise InferError(500, NO_INPUT)
         vectors, _, _, tokens = await inference.embed(body)
         return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
 

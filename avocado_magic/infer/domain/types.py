@@ -53,6 +53,11 @@ class Model:
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...] = field(repr=False)
     license: str = field(default="", repr=False)
 
+    def of_architecture(self, key: str) -> int:
+        """A whole number of the architecture's metadata; 0 where there is none."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) else 0
+
     @property
     def parameter_size(self) -> str:
         """As Ollama prints it (format.HumanNumber): 134.52M, 8.0B."""

@@ -149,12 +149,16 @@ class _Connection(asyncio.Protocol):
             self.transport.resume_reading()
         return data
 
+    def unsent(self) -> bool:
+        """True if a part of the request is still on its way: the engine answered before it had read it."""
+        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+
     def reusable(self) -> bool:
         """True if the idle connection still lives, asked of the kernel and not of our own last look."""
         if self.closed or not self.complete or self._paused or self.transport is None:
             return False
         sock = self.transport.get_extra_info("socket")
-        if sock is None or self.transport.is_closing():
+        if sock is None or self.transport.is_closing() or self.unsent():
             return False
         try:
             duplicate = socket.socket(fileno=socket.dup(sock.fileno()))
@@ -262,16 +266,16 @@ class HttpClient:
         if connection.idle:
             return
         closing = any(name.lower() == b"connection" and value.lower() == b"close" for name, value in connection.headers)
-        if closing or len(self._idle) >= self._max_idle or connection.closed:
+        if closing or len(self._idle) >= self._max_idle or connection.closed or connection.unsent():
             connection.close()
         else:
             connection.idle = True
             self._idle.append(connection)
 
     def leave(self, connection: _Connection) -> None:
-        """Drop a connection whose exchange is not complete."""
+        """Drop a connection that was not released: its answer was not read to the end."""
         self._busy.discard(connection)
-        if not connection.complete:
+        if not connection.idle:
             connection.close()
 
     def abort(self, message: str) -> None:

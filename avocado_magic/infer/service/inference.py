@@ -29,6 +29,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _NOT_SAMPLING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep")
 _KEPT = 4  # tokens kept of the beginning when a prompt is cut (num_keep)
+NO_INPUT = "Failed to create new sequence: no input provided"
 _VARIABLE = re.compile(r"\{\{-?\s*\.(System|Prompt|Response)\s*-?\}\}")
 
 
@@ -157,14 +158,18 @@ class Inference:
         count = 0
         async with self._engine.session(model, run.context, check.keep_alive(request.get("keep_alive"))) as session:
             for text in inputs if inputs != [""] else []:
+                if not text:
+                    raise InferError(500, NO_INPUT)
                 tokens = await session.tokenize(text)
                 if len(tokens) > session.context_length:
                     if request.get("truncate") is False:
                         raise InferError(400, "the input length exceeds the context length")
                     tokens = tokens[: session.context_length - 2]
                 found = await session.embed(tokens)
-                norm = math.sqrt(sum(x * x for x in found.vector)) or 1.0
-                vectors.append([x / norm for x in found.vector])
+                size = int(request.get("dimensions") or 0)
+                vector = found.vector[:size] if size > 0 else found.vector
+                norm = math.sqrt(sum(x * x for x in vector)) or 1.0
+                vectors.append([x / norm for x in vector])
                 count += found.tokens
             return vectors, time.perf_counter_ns() - begin, session.load_duration, count
 
@@ -208,6 +213,7 @@ class _Run:
         if not 0 <= self.top_logprobs <= 20:
             raise InferError(400, "top_logprobs must be between 0 and 20")
         self.sampling = {**_DEFAULTS, **{name: value for name, value in options.items() if name not in _NOT_SAMPLING}}
+        self.sampling["repeat_last_n"] = max(self.sampling["repeat_last_n"], -1)
         if self.sampling["num_predict"] <= 0:
             self.sampling["num_predict"] = -1  # as a real one answers to 0 (recording 076)
         schema = check.output_format(request.get("format"))
@@ -222,7 +228,7 @@ class _Run:
             return tokens
         if not self._truncate:
             raise InferError(400, "the input length exceeds the context length")
-        room = context - max(1, min(context // 4, 256)) - _KEPT
+        room = max(1, context - max(1, min(context // 4, 256)) - _KEPT)
         return tokens[:_KEPT] + tokens[-room:]
 
 

@@ -93,7 +93,10 @@ def _format(response_format: Mapping[str, Any] | None) -> Any:
     if kind == "json_object":
         return "json"
     if kind == "json_schema":
-        return ((response_format or {}).get("json_schema") or {}).get("schema")
+        described = (response_format or {}).get("json_schema")
+        if not isinstance(described, dict):
+            raise RequestError(400, "invalid json_schema in response_format")
+        return described.get("schema")
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ _INTS = (
     "top_k",
     "repeat_last_n",
 )
+_INT32 = (-(2**31), 2**31 - 1)
+_LONGEST = 292 * 365 * 86400.0
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -214,12 +217,34 @@ def _kind(value: Any) -> str:
 def _parse(text: str) -> Any:
     """The first JSON value of `text`, as Go's decoder reads it: what follows it is not looked at."""
     text = text.lstrip(" \t\r\n")
+    decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
     try:
-        return json.JSONDecoder(parse_constant=_no_constant).raw_decode(text)[0]
+        value = decoder.raw_decode(text)[0]
     except json.JSONDecodeError as error:
         raise RequestError(400, _go_syntax_error(error, text)) from None
     except RecursionError:
         raise RequestError(400, "exceeded max depth") from None
+    except ValueError:  # Python refuses integers of thousands of digits
+        raise RequestError(400, "json: cannot unmarshal number into Go value of type int") from None
+    return _without_surrogates(value) if "\\u" in text else value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise RequestError(400, f"json: cannot unmarshal number {text} into Go value of type float64")
+    return value
+
+
+def _without_surrogates(value: Any) -> Any:
+    """`value` with halves of surrogate pairs replaced by U+FFFD, as Go's decoder does."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    return value
 
 
 def _no_constant(name: str) -> Any:
@@ -261,7 +286,7 @@ def keep_alive(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return _bounded(float(value))
     if not isinstance(value, str):
         raise InferError(400, f"Unsupported type: '{_kind(value)}'")
     sign = -1.0 if value.startswith("-") else 1.0
@@ -273,7 +298,12 @@ def keep_alive(value: Any) -> float | None:
         missing_unit = re.fullmatch(r"\d+(\.\d*)?", text)
         word = "missing unit in" if missing_unit else "invalid"
         raise InferError(400, f'time: {word} duration "{value}"')
-    return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return _bounded(sign * sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def _bounded(seconds: float) -> float:
+    """A duration that Go can hold, 292 years; what is longer is for ever."""
+    return -1.0 if seconds < 0 or seconds > _LONGEST else seconds
 
 
 def options(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -290,7 +320,7 @@ def options(given: Mapping[str, Any] | None) -> dict[str, Any]:
         elif name in _INTS:
             if not number:
                 raise InferError(500, f'option "{name}" must be of type integer')
-            out[name] = int(value)
+            out[name] = max(_INT32[0], min(int(value), _INT32[1]))
         elif name == "stop":
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise InferError(500, 'option "stop" must be of type array')
@@ -305,9 +335,53 @@ def output_format(value: Any) -> dict[str, Any] | None:
     if value == "json":
         return {"type": "object"}
     if isinstance(value, dict):
+        if not _usable_schema(value, value):
+            raise InferError(500, "invalid JSON schema in format")
         return value
     shown = json.dumps(json.dumps(value))
     raise InferError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+
+
+_SCHEMA_TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
+
+
+def _usable_schema(schema: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
+    """Whether llama.cpp can hold the output to `schema`; it ignores one that it cannot read, which nobody wants."""
+    if isinstance(schema, bool):
+        return True
+    if not isinstance(schema, dict) or depth > 64:
+        return False
+    types = schema.get("type", [])
+    if not all(kind in _SCHEMA_TYPES for kind in (types if isinstance(types, list) else [types])):
+        return False
+    if "$ref" in schema and not _resolves(schema["$ref"], root):
+        return False
+    try:
+        re.compile(schema.get("pattern", ""))
+    except (re.error, TypeError):
+        return False
+    inner: list[Any] = []
+    for name in ("properties", "$defs", "definitions"):
+        members = schema.get(name, {})
+        if not isinstance(members, dict):
+            return False
+        inner += members.values()
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        members = schema.get(name, [])
+        if not isinstance(members, list):
+            return False
+        inner += members
+    inner += [schema[name] for name in ("items", "additionalProperties") if name in schema]
+    return all(_usable_schema(part, root, depth + 1) for part in inner)
+
+
+def _resolves(reference: Any, root: Mapping[str, Any]) -> bool:
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return False
+    value: Any = root
+    for step in filter(None, reference[1:].split("/")):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value is not None
 
 
 def check_images(images: list[Any], model: str) -> None:

@@ -7,7 +7,8 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -19,7 +20,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 4096
 DEFAULT_KEEP_ALIVE = 300.0
 _FOREVER = timedelta(days=365 * 292)  # what Ollama shows for keep_alive -1: its longest duration
-_PARALLEL = 4
+# Requests that run side by side; the others wait inside llama.cpp.
+PARALLEL = 2
+# llama.cpp pads a context to this, and aborts the process on one of a single token.
+SMALLEST_CONTEXT = 256
 _SERVER_NAMES = {"num_predict": "n_predict"}
 _DURATION = 1_000_000  # nanoseconds in one of llama.cpp's milliseconds
 
@@ -41,6 +45,8 @@ class LlamaSession:
         return [int(token) for token in answer["tokens"]]
 
     async def complete(self, prompt: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        window = min(int(options.get("repeat_last_n", 64)), self.context_length)
+        options = {**options, "repeat_last_n": window}
         body = {_SERVER_NAMES.get(name, name): value for name, value in options.items()}
         body |= {"prompt": list(prompt), "stream": True, "cache_prompt": True, "return_tokens": True}
         answer = await self._send("/completion", body)
@@ -74,10 +80,15 @@ class LlamaSession:
 
 
 class LlamaCppEngine:
-    """TextEngine: one model in memory at a time, unloaded when nobody used it for its keep-alive."""
+    """TextEngine: one model in memory at a time, unloaded when nobody used it for its keep-alive.
+
+    Requests are admitted in the order they came: one that needs another model or context waits until
+    the running ones are done, and the ones behind it wait with it.
+    """
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
+        self._queue: deque[object] = deque()
         self._server: Any = None
         self._client: HttpClient | None = None
         self._key = ""
@@ -87,45 +98,65 @@ class LlamaCppEngine:
         self._keep_alive = DEFAULT_KEEP_ALIVE
         self._expires = datetime.now(timezone.utc)
         self._timer: asyncio.TimerHandle | None = None
+        self._use = 0  # counts sessions: a timer that was set before the last one means nothing
         self._tasks: set[asyncio.Task[None]] = set()
 
     def loaded(self) -> Sequence[Loaded]:
         if self._server is None or self._model is None:
             return []
-        size = self._model.size + self._context * self._model.embedding_length * 4
+        size = self._model.size + _cache_bytes(self._model, self._context * PARALLEL)
         return [Loaded(self._model, self._context, size, size if _has_gpu() else 0, self._expires)]
 
     @asynccontextmanager
     async def session(self, model: Model, context: int | None, keep_alive: float | None) -> AsyncIterator[LlamaSession]:
         begin = time.perf_counter_ns()
-        wanted = min(context or DEFAULT_CONTEXT, model.context_length or DEFAULT_CONTEXT)
-        async with self._changed:
-            while not self._serves(model, wanted):
-                if self._active == 0:
-                    await self._unload()
-                    await self._load(model, wanted)
-                else:
-                    await self._changed.wait()
-            self._active += 1
-        if keep_alive is not None:
-            self._keep_alive = keep_alive
-        if self._timer:
-            self._timer.cancel()
-        self._set_expiry()
-        assert self._client is not None
+        limit = model.context_length or DEFAULT_CONTEXT
+        wanted = max(SMALLEST_CONTEXT, min(context or DEFAULT_CONTEXT, limit))
+        await self._admit(model, wanted)
         try:
+            if keep_alive is not None:
+                self._keep_alive = keep_alive
+            self._use += 1
+            self._set_expiry()
+            assert self._client is not None
             yield LlamaSession(self._client, self._key, self._context, time.perf_counter_ns() - begin)
         finally:
             # No await between here and the end: a cancelled request must still let go.
             self._active -= 1
-            self._schedule()
+            self._let_go()
+
+    async def _admit(self, model: Model, context: int) -> None:
+        ticket = object()
+        self._queue.append(ticket)
+        async with self._changed:
+            try:
+                while True:
+                    if self._queue[0] is ticket:
+                        if self._serves(model, context):
+                            break
+                        if self._active == 0:
+                            await self._to_the_end(self._replace(model, context))
+                            break
+                    await self._changed.wait()
+                self._active += 1
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
 
     async def unload(self, model: Model) -> None:
+        """Unload `model` now, or when the requests that run with it are done; returns at once then."""
         async with self._changed:
-            while self._active and self._model == model:
-                await self._changed.wait()
-            if self._model is not None and self._model.digest == model.digest:
-                await self._unload()
+            if self._model is None or self._model.digest != model.digest:
+                return
+            if self._active:
+                self._keep_alive = 0.0
+            else:
+                await self._to_the_end(self._unload())
+
+    def abort(self, message: str) -> None:
+        """Break off what is being generated; who reads it gets an InferError with `message`."""
+        if self._client:
+            self._client.abort(message)
 
     async def close(self) -> None:
         if self._timer:
@@ -136,41 +167,52 @@ class LlamaCppEngine:
         same = self._model is not None and self._model.path == model.path and self._model.digest == model.digest
         return self._server is not None and same and self._context == context
 
-    async def _load(self, model: Model, context: int) -> None:
-        self._key = secrets.token_hex(16)
+    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` whole, also when the request that caused it is cancelled meanwhile: half a swap is none."""
+        task = asyncio.ensure_future(work)
         try:
-            self._server = await asyncio.to_thread(_start_server, model.path, context, self._key)
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
+
+    async def _replace(self, model: Model, context: int) -> None:
+        await self._unload()
+        key = secrets.token_hex(16)
+        try:
+            self._server = await asyncio.to_thread(_start_server, model.path, context, key)
         except ModuleNotFoundError:
-            raise InferError(
-                501, "the embedded engine is not installed (pip install 'avocado-magic[embedded]')"
-            ) from None
+            hint = "pip install 'avocado-magic[embedded]'"
+            raise InferError(501, f"the embedded engine is not installed ({hint})") from None
         except RuntimeError:
             raise InferError(500, f"llama.cpp cannot load {model.path}: the engine's log says why") from None
         self._client = HttpClient(self._server.listening_address)
-        self._model, self._context = model, context
+        self._model, self._context, self._key = model, context, key
         self._keep_alive = DEFAULT_KEEP_ALIVE
 
     async def _unload(self) -> None:
-        server, client = self._server, self._client
+        if self._client:
+            self._client.close()
+        # The list holds the last reference: its destructor waits for threads, so it must not run on the loop.
+        last = [self._server]
         self._server = self._client = self._model = None
-        if client:
-            client.close()
-        if server is not None:
-            await asyncio.to_thread(_stop_server, [server])
-            del server
+        await asyncio.to_thread(last.clear)
 
     def _set_expiry(self) -> None:
         left = _FOREVER if self._keep_alive < 0 else timedelta(seconds=self._keep_alive)
         self._expires = datetime.now(timezone.utc) + left
 
-    def _schedule(self) -> None:
+    def _let_go(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._set_expiry()
+        if self._timer:
+            self._timer.cancel()
         if self._active == 0 and self._keep_alive >= 0:
-            self._set_expiry()
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._keep_alive, lambda: self._spawn(self._expire()))
+            use = self._use
+            self._timer = loop.call_later(self._keep_alive, lambda: self._spawn(self._expire(use)))
         self._spawn(self._notify())
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -179,10 +221,17 @@ class LlamaCppEngine:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _expire(self) -> None:
+    async def _expire(self, use: int) -> None:
         async with self._changed:
-            if self._active == 0 and datetime.now(timezone.utc) >= self._expires:
-                await self._unload()
+            if self._active == 0 and self._use == use:
+                await self._to_the_end(self._unload())
+
+
+def _cache_bytes(model: Model, tokens: int) -> int:
+    """Memory of the key-value cache for `tokens`: two 16-bit vectors per layer and head."""
+    heads = model.of_architecture("attention.head_count") or 1
+    shared = model.of_architecture("attention.head_count_kv") or heads
+    return 2 * 2 * tokens * model.of_architecture("block_count") * model.embedding_length // heads * shared
 
 
 def _start_server(path: str, context: int, key: str) -> Any:
@@ -190,9 +239,10 @@ def _start_server(path: str, context: int, key: str) -> Any:
 
     params = xllamacpp.CommonParams()
     params.model.path = path
-    params.n_ctx = context
-    params.n_parallel = _PARALLEL
-    params.kv_unified = True  # every request may use the whole context, as with Ollama
+    # As with Ollama, every request may use the whole of its context: llama.cpp divides what it is given.
+    params.n_parallel = PARALLEL
+    params.n_ctx = context * PARALLEL
+    params.kv_unified = False
     params.embedding = True
     # Ollama answers with the last token's vector where a model has no pooling of its own; and only
     # this kind lets llama.cpp split an input that is longer than its physical batch.
@@ -202,10 +252,6 @@ def _start_server(path: str, context: int, key: str) -> Any:
     params.api_keys = [key]
     params.hostnames = ["127.0.0.1"]
     return xllamacpp.Server(params)
-
-
-def _stop_server(last_reference: list[Any]) -> None:
-    last_reference.clear()  # its destructor stops the threads; here, because that takes a while
 
 
 def _has_gpu() -> bool:

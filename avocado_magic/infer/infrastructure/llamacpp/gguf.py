@@ -129,6 +129,8 @@ class _Reader:
             for _ in range(count):
                 at += 8 + unpack(data, at)[0]
             self.at = at
+            if at > len(data):
+                raise NotGguf("it ends in the middle of its head")
         else:
             for _ in range(count):
                 self.value(kind)
@@ -142,10 +144,10 @@ def read_gguf(path: Path) -> Gguf:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _read(_Reader(data))
-        except (struct.error, ValueError, MemoryError) as error:
-            if isinstance(error, NotGguf):
-                raise
-            raise NotGguf("it ends in the middle of its head") from None
+        except NotGguf:
+            raise
+        except (struct.error, ValueError, OverflowError, RecursionError, MemoryError):
+            raise NotGguf("it ends in the middle of its head, or is damaged") from None
 
 
 def _read(reader: _Reader) -> Gguf:

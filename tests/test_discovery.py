@@ -189,7 +189,8 @@ def test_no_announce_is_heard(ollama: Path, broker: Any, consumer: Consumer, mon
     "url",
     [
         "http://user:s3cret-word@host", "amqp://user:s3cret-word@host:port", "amqp://user:s3cret-word@", "amqp://user@host/",
-        "amqp://user:s3cret-word@host/a/b", "user:s3cret-word@host", "amqp://user:s3cret word@ho st/",
+        "amqp://user:s3cret-word@host/a/b", "amqp://user:s3cret/4@host", "amqp://user:s3#cret@host/",
+        "amqp://user:s3cret@ss#word@host/", "amqp://user:s3cret@s?s@host/v", "user:s3cret-word@host", "amqp://user:s3cret word@ho st/",
     ],
 )  # fmt: skip
 def test_a_malformed_url_is_refused_without_its_password(
@@ -326,3 +327,36 @@ def test_urls_are_read_as_the_specification_says() -> None:
         parsed = parse_broker_url(url)
         assert look(parsed) == wanted
         assert "p@ss" not in repr(parsed)
+
+
+@pytest.mark.broker
+def test_after_an_unknown_outcome_the_url_goes_out_once_more(broker: Any, consumer: Consumer, home: Path) -> None:
+    """What a blocked broker held back may arrive late and behind a newer message; so the newest is repeated."""
+    import threading
+
+    from avocado_magic.parts import announcer as part
+    from avocado_magic.parts.base import StartContext
+
+    settings = resolve({}, environ={"RABBITMQ_URL": broker.url})
+    announcer = part.Announcer(settings, "default", "0123456789", lambda: None)
+    stopped = threading.Event()
+    announcer.start(StartContext(settings, home, time.monotonic() + 60, lambda text: None, stopped))
+    try:
+        broker.control("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            announcer.announce("https://old.example", ())
+            until(lambda: announcer.state == "failed", 30)
+        finally:
+            broker.control("set_vm_memory_high_watermark", "0.8")
+        announcer.announce("https://new.example", ())
+        arrived: list[str] = []
+        until(
+            lambda: (
+                (got := consumer._get())
+                and (arrived.append(json.loads(got[2])["NewUrl"]) or arrived.count("https://new.example") == 2)
+            ),
+            40,
+        )
+        assert arrived[-1] == "https://new.example"
+    finally:
+        announcer.stop(3)

@@ -58,7 +58,13 @@ class Outcome:
 
 
 class PublishError(AvocadoError):
-    """The message was not published, or nobody can tell."""
+    """The message was not published; or, with `unknown` true, nobody can tell and it may still arrive.
+
+    After an unknown outcome the latest message should go out once more a few seconds after the next
+    confirm: what a broker held back is not cancelled, and may arrive behind a newer one.
+    """
+
+    unknown = False
 
 
 def parse_broker_url(url: str, origin: str = "RABBITMQ_URL") -> Broker:
@@ -78,6 +84,12 @@ def parse_broker_url(url: str, origin: str = "RABBITMQ_URL") -> Broker:
         raise ConfigError(f"{origin} is malformed: the host is missing", hint)
     if parts.username and parts.password is None:
         raise ConfigError(f"{origin} is malformed: it has a user and no password", hint)
+    if parts.fragment or "@" in parts.path + parts.query or parts.netloc.count("@") > 1:
+        # Read on, a password with such characters in it would end up in the host or the virtual host.
+        raise ConfigError(
+            f"{origin} is malformed: it has a '#', '/', '?' or '@' that belongs to the user or password",
+            "write such characters as %23, %2F, %3F and %40",
+        )
     if parts.path.count("/") > 1:
         raise ConfigError(f"{origin} is malformed: a '/' inside the virtual host must be written %2F", hint)
     tls = parts.scheme == "amqps"
@@ -99,10 +111,11 @@ def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEA
     in a daemon thread of its own, so that not even a name server that hangs holds the caller longer.
     """
     result: list[Outcome | BaseException] = []
+    attempt = _Attempt(time.monotonic() + deadline)
 
     def work() -> None:
         try:
-            result.append(_publish(broker, routing_key, body, time.monotonic() + deadline))
+            result.append(_publish(broker, routing_key, body, attempt))
         except BaseException as error:
             result.append(error)
 
@@ -110,23 +123,44 @@ def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEA
     thread.start()
     thread.join(deadline + 1.0)
     if not result:
+        attempt.abandoned.set()  # from here on it must not go out: a newer URL may follow
         raise PublishError(
             f"no answer from {broker} within {deadline:g} s", "check the host name and the network", part="announcer"
         )
     if isinstance(result[0], Outcome):
         return result[0]
-    raise _sentence(result[0], broker, deadline) from None
+    failed = _sentence(result[0], broker, deadline)
+    failed.unknown = bool(getattr(result[0], "avocado_sent", False))
+    raise failed from None
 
 
-def _publish(broker: Broker, routing_key: str, body: bytes, until: float) -> Outcome:
+class _Attempt:
+    """One publish: until when it may take (time.monotonic()), whether it was given up, and whether it was sent."""
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.abandoned = threading.Event()
+
+    def left(self) -> float:
+        """Seconds left; TimeoutError if there are none."""
+        seconds = self.until - time.monotonic()
+        if seconds <= 0 or self.abandoned.is_set():
+            raise TimeoutError("the deadline has passed")
+        return seconds
+
+
+def _publish(broker: Broker, routing_key: str, body: bytes, attempt: _Attempt) -> Outcome:
     import pika
 
-    _silence_pika()
-    connection = pika.BlockingConnection(_parameters(broker, max(0.1, until - time.monotonic())))
-    watch = _Deadline(connection, until)
+    connection = pika.BlockingConnection(_parameters(broker, attempt.left()))
+    watch: _Deadline | None = None
+    sent = False
     try:
+        watch = _Deadline(connection, attempt.left())
         channel, warning = _declared(connection)
         channel.confirm_delivery()
+        attempt.left()
+        sent = True
         try:
             channel.basic_publish(
                 EXCHANGE,
@@ -140,10 +174,24 @@ def _publish(broker: Broker, routing_key: str, body: bytes, until: float) -> Out
         except pika.exceptions.NackError:
             return Outcome(False, "the broker refused the message (a full queue answers so)", warning)
         return Outcome(True, "published", warning)
+    except BaseException as error:
+        error.__dict__["avocado_sent"] = sent
+        raise
     finally:
+        _close(connection)
+        if watch:
+            watch.cancel()
+
+
+def _close(connection: pika.BlockingConnection) -> None:
+    """Close; what goes wrong here changes nothing about what was published."""
+    import pika
+
+    try:
         if connection.is_open:
             connection.close()
-        watch.cancel()
+    except (pika.exceptions.AMQPError, OSError) as error:
+        logger.warning("closing the connection failed: %s", type(error).__name__)
 
 
 def _declared(connection: pika.BlockingConnection) -> tuple[Any, str]:
@@ -171,10 +219,9 @@ class _Deadline:
     connection's own loop does, in every state a broker can be in.
     """
 
-    def __init__(self, connection: pika.BlockingConnection, until: float) -> None:
+    def __init__(self, connection: pika.BlockingConnection, seconds: float) -> None:
         impl: Any = connection._impl  # type: ignore[attr-defined]
         self._loop = impl.ioloop
-        seconds = max(0.05, until - time.monotonic())
         self._timer = self._loop.call_later(seconds, lambda: impl._terminate_stream(TimeoutError("deadline")))
 
     def cancel(self) -> None:
@@ -201,14 +248,6 @@ def _parameters(broker: Broker, seconds: float) -> Any:
         heartbeat=30,
         client_properties={"connection_name": "avocado"},
     )
-
-
-def _silence_pika() -> None:
-    # A wrong password makes pika log 19 lines to stderr; what matters of them is in our sentence.
-    log = logging.getLogger("pika")
-    if not any(isinstance(handler, logging.NullHandler) for handler in log.handlers):
-        log.addHandler(logging.NullHandler())
-        log.propagate = False
 
 
 def _sentence(error: BaseException, broker: Broker, deadline: float) -> PublishError:

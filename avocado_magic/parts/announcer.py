@@ -6,19 +6,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from ..config import Settings
 from ..discovery.message import URL_CHANGED, UrlChanged
 from ..discovery.publisher import Broker, PublishError, parse_broker_url, publish
-from ..errors import AvocadoError
 from ..process import Identity
 from .base import StartContext
 
 logger = logging.getLogger(__name__)
 # Seconds until a failed or unrouted announcement is tried again.
 _RETRIES = (5.0, 10.0, 20.0, 30.0)
+_AFTER_UNKNOWN = 5.0
 
 
 def check_broker(settings: Settings) -> None:
@@ -35,7 +36,7 @@ class Announcer:
     def __init__(self, settings: Settings, service: str, instance: str, changed: Callable[[], None]) -> None:
         self._broker: Broker | None = parse_broker_url(settings.broker_url.reveal()) if settings.broker_url else None
         self._enabled = settings.announce
-        self._kind = "notebook"
+        self._unknown = False
         self._instance = f"{service}-{instance[:8]}"
         self._changed = changed
         self._wake = threading.Event()
@@ -58,6 +59,7 @@ class Announcer:
 
     def start(self, context: StartContext) -> None:
         if self.active and self._thread is None:
+            _quiet()
             self._thread = threading.Thread(target=self._work, name="avocado-announcer", daemon=True)
             self._thread.start()
 
@@ -65,13 +67,14 @@ class Announcer:
         """Make `url` the one to be known; None where there is no public URL. Returns at once."""
         if not self.active:
             return
-        if url is None:
-            self.state = "not announced"
-            self.reason = "there is no public URL: use a tunnel, or say yours with --public-url"
-            self._changed()
-            return
         with self._lock:
-            self._message = UrlChanged(url, kind=self._kind, instance_id=self._instance, models=models, auth="bearer")
+            self._message = (
+                UrlChanged(url, kind="notebook", instance_id=self._instance, models=models, auth="bearer")
+                if url
+                else None
+            )
+        if url is None:
+            self._settle("not announced", "there is no public URL: use a tunnel, or say yours with --public-url", None)
         self._wake.set()
 
     def settled(self, seconds: float) -> bool:
@@ -82,51 +85,49 @@ class Announcer:
         return self.state not in ("waiting", "publishing")
 
     def _work(self) -> None:
-        retry = 0
+        tries = 0
+        pause: float | None = None  # until the next try; None waits for a new URL
         while not self._stopped.is_set():
-            self._wake.wait()
+            if self._wake.wait(pause):
+                tries = 0
             self._wake.clear()
-            while not self._stopped.is_set():
-                with self._lock:
-                    message = self._message
-                if message is None or self._try(message):
-                    retry = 0
-                    break
-                # Woken early by a newer URL, which then goes out in place of this one.
-                if self._wake.wait(_RETRIES[min(retry, len(_RETRIES) - 1)]):
-                    retry = -1
-                self._wake.clear()
-                retry += 1
+            with self._lock:
+                message = self._message
+            if message is None or self._stopped.is_set():
+                pause = None
+                continue
+            try:
+                pause = self._try(message, _RETRIES[min(tries, len(_RETRIES) - 1)])
+            except Exception:
+                logger.exception("announcing failed")
+                self._settle("failed", "unexpected error: the supervisor's log has it", None)
+                pause = _RETRIES[-1]
+            tries += 1
 
-    def _try(self, message: UrlChanged) -> bool:
+    def _try(self, message: UrlChanged, retry: float) -> float | None:
+        """Publish once; the seconds until it should be published again, None if that is not needed."""
         assert self._broker is not None
         if self.state == "waiting":
-            self.state = "publishing"
-            self._changed()
-        fresh = UrlChanged(
-            message.new_url,
-            datetime.now(timezone.utc),
-            kind=message.kind,
-            instance_id=message.instance_id,
-            models=message.models,
-            auth=message.auth,
-        )
+            self._settle("publishing", None, None)
+        fresh = replace(message, timestamp=datetime.now(timezone.utc))
         try:
             outcome = publish(self._broker, URL_CHANGED, fresh.to_json())
-        except AvocadoError as error:
+        except PublishError as error:
             logger.error("announcing %s failed: %s", message.new_url, error.sentence())
-            self._settle("failed", error.sentence() if isinstance(error, PublishError) else str(error), None)
-            return False
+            self._unknown = self._unknown or error.unknown
+            self._settle("failed", error.sentence(), None)
+            return retry
         if outcome.warning:
             logger.warning("%s", outcome.warning)
         logger.info("announcing %s at %s: %s", message.new_url, self._broker, outcome.text)
         at = fresh.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._settle(
-            "healthy" if outcome.delivered else "unrouted",
-            outcome.warning or (None if outcome.delivered else outcome.text),
-            {"at": at, "outcome": outcome.text},
-        )
-        return outcome.delivered
+        said = outcome.warning or (None if outcome.delivered else outcome.text)
+        self._settle("healthy" if outcome.delivered else "unrouted", said, {"at": at, "outcome": outcome.text})
+        if not outcome.delivered:
+            return retry
+        # A message of unknown outcome may still arrive, behind this one: then this one must be the last.
+        again, self._unknown = self._unknown, False
+        return _AFTER_UNKNOWN if again else None
 
     def _settle(self, state: str, reason: str | None, announced: dict[str, str] | None) -> None:
         self.state, self.reason = state, reason
@@ -147,3 +148,11 @@ class Announcer:
 
     def describe(self) -> Mapping[str, Any]:
         return {"broker": str(self._broker) if self._broker else None}
+
+
+def _quiet() -> None:
+    # A wrong password makes pika log 19 lines; what matters of them is in our sentence.
+    log = logging.getLogger("pika")
+    if not any(isinstance(handler, logging.NullHandler) for handler in log.handlers):
+        log.addHandler(logging.NullHandler())
+        log.propagate = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .config import Settings, resolve
+from .config import Settings, resolve, service_name
 from .errors import AvocadoError, ConfigError, StoppedByUser
 from .notebook.panel import progress, text
 from .runtime import client
@@ -40,10 +41,6 @@ def _one_sentence() -> Iterator[None]:
     except StoppedByUser as stopped:
         print(f"avocado: {stopped}", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _name(name: str | None) -> str:
-    return resolve({"name": name}).name
 
 
 def _print(state: ServiceState, as_json: bool) -> None:
@@ -80,6 +77,8 @@ def up(
     with _one_sentence():
         settings = resolve(flags)
         owner = _owner(foreground, owner_pid)
+        if foreground:
+            signal.signal(signal.SIGTERM, _interrupt)  # before `up`: a TERM during it undoes it as well
         result = _up(settings, owner)
         _print(result.state, as_json)
         for notice in (*(result.state.notices if as_json else ()), *result.notices):
@@ -89,8 +88,12 @@ def up(
                 f"note: nobody owns this service: it lives until `avocado down`, {settings.max_lifetime:g} h at most",
                 file=sys.stderr,
             )
-        if foreground:
-            _stay(settings.name)
+        if foreground and owner is not None:
+            _stay(settings.name, owner, result.attached)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _owner(foreground: bool, owner_pid: int | None) -> Owner | None:
@@ -114,27 +117,25 @@ def _up(settings: Settings, owner: Owner | None) -> client.Up:
         return client.up(settings, owner, lambda state: status.update(escape(progress(state))))
 
 
-def _stay(name: str) -> None:
-    """Wait with the service; Ctrl-C and TERM end it."""
-    import signal
-
-    def on_term(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, on_term)
+def _stay(name: str, owner: Owner, attached: bool) -> None:
+    """Wait with the service; Ctrl-C and TERM end it, or leave it to its other owners where it ran before."""
     try:
         while client.status(name).live():
             time.sleep(1)
     except KeyboardInterrupt:
-        client.down(name)
-        print(f"avocado {name}: stopped", file=sys.stderr)
+        if attached:
+            client.leave(name, owner)
+            print(f"avocado {name}: left to its other owners", file=sys.stderr)
+        else:
+            client.down(name)
+            print(f"avocado {name}: stopped", file=sys.stderr)
 
 
 @app.command()
 def status(name: Name = None, as_json: Json = False) -> None:
     """Show the service. Exit status 0 if it serves, 3 if it does not."""
     with _one_sentence():
-        state = client.status(_name(name))
+        state = client.status(service_name(name))
     _print(state, as_json)
     if state.state not in ("ready", "degraded"):
         raise typer.Exit(3)
@@ -146,8 +147,8 @@ def down(
 ) -> None:
     """Stop the service and everything it started."""
     with _one_sentence():
-        for each in [state.name for state in client.services()] if all else [_name(name)]:
-            print(f"avocado {each}: stopped" if client.down(each) else f"avocado {each}: was not running")
+        for told in client.down_all([state.name for state in client.services()] if all else [service_name(name)]):
+            print(told)
 
 
 @app.command()
@@ -158,14 +159,14 @@ def logs(
 ) -> None:
     """Print the last lines of a part's log."""
     with _one_sentence():
-        print("\n".join(client.logs(part, _name(name), lines)))
+        print("\n".join(client.logs(part, service_name(name), lines)))
 
 
 @app.command()
 def announce(name: Name = None) -> None:
     """Publish the URL once more."""
     with _one_sentence():
-        client.command(_name(name), "announce")
+        client.command(service_name(name), "announce")
 
 
 @app.command()
@@ -175,22 +176,22 @@ def restart(
 ) -> None:
     """Restart one part."""
     with _one_sentence():
-        client.command(_name(name), "restart", part=part)
+        client.command(service_name(name), "restart", part=part)
 
 
 @app.command()
 def rotate_key(name: Name = None) -> None:
     """Replace the API key; the old one stops working within a second."""
     with _one_sentence():
-        client.command(_name(name), "rotate_key")
-        print(f"the new key is in {client.status(_name(name)).api_key_file}")
+        client.command(service_name(name), "rotate_key")
+        print(f"the new key is in {client.status(service_name(name)).api_key_file}")
 
 
 @app.command()
 def keep(name: Name = None) -> None:
     """Let the service live on without an owner, for its maximum lifetime from now."""
     with _one_sentence():
-        client.command(_name(name), "keep")
+        client.command(service_name(name), "keep")
 
 
 def _version(value: bool) -> None:

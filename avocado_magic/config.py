@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class Settings:
     announce: bool = _setting(True, "publish the URL when a broker is configured", "AVOCADO_ANNOUNCE")
     timeout: float = _setting(600.0, "seconds until `up` gives up; a moving download extends it", "AVOCADO_TIMEOUT")
     max_lifetime: float = _setting(24.0, "hours a service without an owner lives", "AVOCADO_MAX_LIFETIME")
+    url_check: float = _setting(60.0, "seconds between looks at the public URL from outside", "AVOCADO_URL_CHECK")
     ollama_host: str = _setting("127.0.0.1:11434", "where an Ollama of yours listens", "OLLAMA_HOST")
     ollama_models: str | None = _setting(None, "folder in which Ollama keeps its models", "OLLAMA_MODELS")
     ollama_download: str | None = _setting(
@@ -122,9 +123,22 @@ def resolve(
     a name up in the notebook host's secret store; it is asked for secrets and the model only, because
     on Colab every question may open a dialog. Raises ConfigError naming the source of a bad value.
     """
+    return validate(Settings(**lookup([f.name for f in fields(Settings)], flags, traits, environ, notebook_secret)))
+
+
+def lookup(
+    names: Collection[str],
+    flags: Mapping[str, Any],
+    traits: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    notebook_secret: Callable[[str], str | None] | None = None,
+) -> dict[str, Any]:
+    """The settings `names` alone, those that have a value; what `resolve` does, without looking at the others."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for f in fields(Settings):
+        if f.name not in names:
+            continue
         for source in (flags, traits or {}):
             if source.get(f.name) not in (None, ""):
                 origin = f"--{f.name.replace('_', '-')}" if source is flags else f"c.AvocadoMagics.{f.name}"
@@ -134,7 +148,12 @@ def resolve(
             named = _from_environment(f, environ, notebook_secret)
             if named is not None:
                 values[f.name] = _typed(f, named[1], named[0])
-    return validate(Settings(**values))
+    return values
+
+
+def service_name(name: str | None, traits: Mapping[str, Any] | None = None) -> str:
+    """The service that is meant: by flag, trait, AVOCADO_NAME or default. Raises ConfigError."""
+    return check_name(lookup(["name"], {"name": name}, traits).get("name", "default"))
 
 
 def _from_environment(
@@ -181,9 +200,20 @@ def validate(s: Settings) -> Settings:
     check_name(s.name)
     if not 0 <= s.port <= 65535:
         raise ConfigError(f"port {s.port} does not exist", "choose 1 to 65535, or 0 for any free one")
-    for label, number in (("grace", s.grace), ("timeout", s.timeout), ("max_lifetime", s.max_lifetime)):
+    for label, number in (
+        ("grace", s.grace),
+        ("timeout", s.timeout),
+        ("max_lifetime", s.max_lifetime),
+        ("url_check", s.url_check),
+    ):
         if not (number >= 0 and number != float("inf")) or (number == 0 and label != "grace"):
             raise ConfigError(f"{label.replace('_', '-')} {number:g} is not possible", "give a positive number")
+    for label, number, longest in (
+        ("grace", s.grace, 10 * 365 * 24 * 60),
+        ("max-lifetime", s.max_lifetime, 10 * 365 * 24),
+    ):
+        if number > longest:
+            raise ConfigError(f"{label} {number:g} is longer than ten years", "give a smaller number")
     if s.model is not None and (not s.model.strip() or (any(c.isspace() for c in s.model) and not is_gguf(s.model))):
         raise ConfigError(f"{s.model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
     if s.domain is not None and not _DOMAIN.fullmatch(s.domain):
@@ -197,6 +227,11 @@ def validate(s: Settings) -> Settings:
         )
     ollama_base_url(s.ollama_host)
     changes: dict[str, Any] = {}
+    # The supervisor works in another folder: what is relative here must not be read there.
+    for label in ("ollama_models", "ngrok_path", "ngrok_config", "model"):
+        value = getattr(s, label)
+        if value is not None and (label != "model" or is_gguf(value)):
+            changes[label] = str(Path(value).expanduser().absolute())
     if s.public_url:
         changes |= {"public_url": base_url(s.public_url, "--public-url"), "tunnel": "none"}
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):

@@ -32,9 +32,16 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        import psutil
+        pass
+    try:  # macOS; the boot time would follow the clock
+        found = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, timeout=5)
+        if found.stdout.strip():
+            return found.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    import psutil
 
-        return str(int(psutil.boot_time()))
+    return str(int(psutil.boot_time()))
 
 
 def host_name() -> str:
@@ -119,6 +126,16 @@ def processes_of(instance: str) -> Iterator[Identity]:
             continue  # another user's, or gone meanwhile: in neither case one of ours
 
 
+def belongs_to_a_service(pid: int) -> bool:
+    """True if a supervisor started the process `pid`."""
+    import psutil
+
+    try:
+        return INSTANCE_VARIABLE in psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return False
+
+
 def end(identities: Sequence[Identity], budget: float) -> list[Identity]:
     """TERM, wait half the budget (seconds), KILL, wait the rest; returns those that still live."""
     left = [i for i in identities if i.alive()]
@@ -129,6 +146,12 @@ def end(identities: Sequence[Identity], budget: float) -> list[Identity]:
         if not left:
             break
     return left
+
+
+def end_group(leader: Identity, budget: float) -> list[Identity]:
+    """`end` for a process and everything in the group it leads."""
+    members = [Identity.of(pid) for pid in _group_members(leader.pid)]
+    return end([leader, *(member for member in members if member)], budget)
 
 
 def _signal(identity: Identity, number: int) -> None:
@@ -160,6 +183,15 @@ def wait_until(condition: Callable[[], bool], seconds: float, step: float = 0.05
 def open_private(path: Path, flags: int) -> int:
     """A file descriptor for `path` that only its owner may read, from the moment it exists."""
     return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log. A full disk loses the line and nothing else: whoever drains a pipe must go on."""
+    try:
+        with os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as log:
+            log.write(line if line.endswith("\n") else line + "\n")
+    except OSError:
+        return
 
 
 def rotate(path: Path, limit: int = LOG_LIMIT) -> None:

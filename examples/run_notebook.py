@@ -25,8 +25,10 @@ def main() -> int:
     args = parser.parse_args()
     # A home and a port of its own, so that the demo never touches a service that somebody uses.
     # The cache stays between runs: the model is fetched once.
-    os.environ.setdefault("AVOCADO_HOME", str(Path(sys.prefix) / "avocado-demo"))
-    os.environ.setdefault("AVOCADO_PORT", "0")
+    os.environ["AVOCADO_HOME"] = str(Path(sys.prefix) / "avocado-demo")
+    os.environ["AVOCADO_PORT"] = "0"
+    for name in ("AVOCADO_NAME", "AVOCADO_MODEL"):
+        os.environ.pop(name, None)
     os.environ["IPYTHONDIR"] = tempfile.mkdtemp(prefix="avocado-demo-")
 
     import nbformat

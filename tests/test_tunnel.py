@@ -15,7 +15,7 @@ from conftest import TOKEN, everything_written, install_double, trace_of, until
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
-from avocado_magic.parts.tunnel.ngrok import explain
+from avocado_magic.parts.tunnel.ngrok import explain, find_agent
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceState
 
@@ -225,3 +225,23 @@ def test_an_unknown_error_still_points_somewhere() -> None:
         "ngrok refused: ERR_NGROK_99999",
         "see ngrok.com/docs/errors/err_ngrok_99999",
     )
+
+
+def test_the_console_script_of_pyngrok_is_not_taken_for_an_agent(
+    home: Path, ngrok: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper = home.parent / "first" / "ngrok"
+    wrapper.parent.mkdir()
+    wrapper.write_text("#!/usr/bin/python3\nfrom pyngrok.ngrok import main\nmain()\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}")
+    assert find_agent() == str(ngrok)
+
+
+def test_a_url_that_is_dead_although_its_agent_looks_well_is_opened_anew(
+    ollama: Path, ngrok: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NGROK_MODE", "dead_url:6")
+    monkeypatch.setenv("AVOCADO_URL_CHECK", "2")
+    first = up()
+    until(lambda: client.status().state == "ready" and client.status().url not in (None, first.url), 90)

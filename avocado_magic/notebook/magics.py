@@ -41,6 +41,7 @@ class AvocadoMagics(Magics):
     announce = _trait(Bool, "Publish the URL when a broker is configured (AVOCADO_ANNOUNCE).")
     timeout = _trait(CFloat, "Seconds until %avocado_up gives up (AVOCADO_TIMEOUT).")
     max_lifetime = _trait(CFloat, "Hours a service without an owner lives (AVOCADO_MAX_LIFETIME).")
+    url_check = _trait(CFloat, "Seconds between looks at the public URL from outside (AVOCADO_URL_CHECK).")
     ollama_host = _trait(Unicode, "Where an Ollama of yours listens (OLLAMA_HOST).")
     ollama_models = _trait(Unicode, "Folder in which Ollama keeps its models (OLLAMA_MODELS).")
     ollama_download = _trait(Unicode, "Mirror to install Ollama from (AVOCADO_OLLAMA_DOWNLOAD).")
@@ -54,7 +55,7 @@ class AvocadoMagics(Magics):
             raise TraitError(f"{proposal['trait'].name} must be one of {', '.join(choices)}, not {proposal['value']!r}")
         return proposal["value"]
 
-    @validate("port", "grace", "timeout", "max_lifetime")
+    @validate("port", "grace", "timeout", "max_lifetime", "url_check")
     def _not_negative(self, proposal: Any) -> Any:
         if proposal["value"] is not None and proposal["value"] < 0:
             raise TraitError(f"{proposal['trait'].name} must not be negative")
@@ -110,22 +111,19 @@ class AvocadoMagics(Magics):
     @argument("--json", action="store_true", help="print the object that scripts rely on")
     def avocado_status(self, line: str) -> None:
         """Show the service: URL, health, models, owners; live in a notebook. Starts nothing."""
-        from ..config import check_name
         from ..runtime import client
         from . import panel
 
         args = parse(self.avocado_status, line)
         with _usage_errors():
-            name = args.name or self.name
-            states = [client.status(check_name(name))] if name else _chosen(client.services())
+            state = client.status(self._name(args))
             if args.json:
-                objects = [state.public() for state in states] or [client.status().public()]
-                print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
-                return
-            if not states or all(state.started_at is None for state in states):
-                print(f"No service{f' {name!r}' if name else ''} has been started. %avocado_up MODEL starts one.")
-                return
-            for state in states:
+                print(json.dumps(state.public(), indent=2))
+            elif state.started_at is None:
+                others = ", ".join(other.name for other in client.services() if other.live())
+                print(f"No service {state.name!r} has been started. %avocado_up MODEL starts it.")
+                print(f"Running: {others}; --name shows one of them." if others else "No other is running.")
+            else:
                 panel.show(self.shell, state)
 
     @line_magic
@@ -140,11 +138,11 @@ class AvocadoMagics(Magics):
         if args.all and args.name:
             raise UsageError("--all and --name exclude each other")
         with _usage_errors():
-            names = [state.name for state in client.services()] if args.all else [args.name or self.name or "default"]
-            for name in names:
-                print(f"avocado {name}: stopped" if client.down(name) else f"avocado {name}: was not running")
+            names = [state.name for state in client.services()] if args.all else [self._name(args)]
             if not names:
                 print("no service is running")
+            for text in client.down_all(names):
+                print(text)
 
     @line_magic
     @magic_arguments()
@@ -159,7 +157,7 @@ class AvocadoMagics(Magics):
         if not args.lines.isdigit():
             raise UsageError(f"-n {args.lines} is not a number of lines")
         with _usage_errors():
-            found = client.logs(args.part, args.name or self.name or "default", int(args.lines))
+            found = client.logs(args.part, self._name(args), int(args.lines))
         print("\n".join(found) if found else f"the log of the {args.part} is empty")
 
     @line_cell_magic
@@ -195,15 +193,29 @@ class AvocadoMagics(Magics):
         if args.output and not args.output.isidentifier():
             raise UsageError(f"-o {args.output} is not a variable name")
         with _usage_errors():
-            request = ollama_magic.request_of(args, self._settings({"name": args.name}))
+            request = ollama_magic.request_of(args, self._name(args), self._elsewhere() if args.url else {})
             return ollama_magic.ask(self.shell, request, prompt, args.output)
+
+    def _configured(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.trait_names(config=True)}
 
     def _settings(self, flags: dict[str, Any]) -> Settings:
         from ..config import resolve
         from .host import notebook_secret
 
-        traits = {name: getattr(self, name) for name in self.trait_names(config=True)}
-        return resolve(flags, traits, notebook_secret=notebook_secret)
+        return resolve(flags, self._configured(), notebook_secret=notebook_secret)
+
+    def _name(self, args: Any) -> str:
+        from ..config import service_name
+
+        return service_name(args.name, self._configured())
+
+    def _elsewhere(self) -> dict[str, Any]:
+        """What is needed to ask a service that is not ours: its key, and a model."""
+        from ..config import lookup
+        from .host import notebook_secret
+
+        return lookup(["api_key", "model"], {}, self._configured(), notebook_secret=notebook_secret)
 
 
 @contextmanager
@@ -215,15 +227,6 @@ def _usage_errors() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise UsageError(error.sentence()) from None
-
-
-def _chosen(states: list[Any]) -> list[Any]:
-    """The services to show when none was named: the default one, or all where others run."""
-    running = [state for state in states if state.state not in ("stopped",)]
-    default = [state for state in states if state.name == "default"]
-    if not running:
-        return default
-    return running if len(running) == 1 or not any(s.name == "default" for s in running) else default
 
 
 def register(shell: Any) -> None:

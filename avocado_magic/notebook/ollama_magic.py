@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import Settings, base_url
+from ..config import base_url
 from ..errors import AvocadoError, ConfigError, NotRunningError, StoppedByUser
 from ..runtime import client
 from .host import in_kernel
@@ -48,8 +48,12 @@ class Answer:
         return f"<{self.model}: {self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s{how}>"
 
 
-def request_of(args: Any, settings: Settings) -> Request:
-    """The request that the flags `args` mean. Raises ConfigError or NotRunningError."""
+def request_of(args: Any, name: str, elsewhere: Mapping[str, Any]) -> Request:
+    """The request that the flags `args` mean, to the service `name`, or with --url to another.
+
+    `elsewhere` has the `api_key` and `model` for that one; our own key never goes there. Raises
+    ConfigError or NotRunningError.
+    """
     options = dict(_option(text) for text in args.option or [])
     if args.temperature is not None:
         try:
@@ -57,14 +61,14 @@ def request_of(args: Any, settings: Settings) -> Request:
         except ValueError:
             raise ConfigError(f"-t {args.temperature} is not a number", "0 is deterministic, 0.8 usual") from None
     if args.url:
-        key = settings.api_key.reveal() if settings.api_key else ""
-        if not args.model and not settings.model:
+        key, model = elsewhere.get("api_key"), args.model or elsewhere.get("model")
+        if not model:
             raise ConfigError("--url needs a model", "name one, as in %%ollama llama3 --url URL")
-        return Request(base_url(args.url, "--url"), args.model or settings.model or "", options, args.system, key)
-    state = client.status(settings.name)
+        return Request(base_url(args.url, "--url"), model, options, args.system, key.reveal() if key else "")
+    state = client.status(name)
     if state.state not in ("ready", "degraded") or not state.local_url:
-        raise NotRunningError(f"the service {settings.name!r} is {state.state}", "%avocado_up MODEL starts it")
-    model = args.model or (state.models[0] if state.models else "")
+        raise NotRunningError(f"the service {name!r} is {state.state}", "%avocado_up MODEL starts it")
+    model = args.model or state.model or next(iter(state.models), "")
     return Request(state.local_url, model, options, args.system, client.api_key(state))
 
 

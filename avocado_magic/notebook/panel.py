@@ -68,8 +68,8 @@ def _told(state: ServiceState, name: str) -> str:
     if name == "engine" and part.state == "healthy":
         words = (state.engine.get("kind"), state.engine.get("version"), state.engine.get("where"))
         said = f"{said} ({', '.join(str(word) for word in words if word)})"
-    if name == "tunnel" and part.state == "healthy" and state.tunnel_kind:
-        said = f"{said} ({state.tunnel_kind})"
+    elif part.state == "healthy" and (what := part.about.get("kind") or part.about.get("broker")):
+        said = f"{said} ({what})"
     return said
 
 
@@ -186,7 +186,6 @@ class LivePanel:
         self._loop_alive = time.monotonic()
         self.widget = _widget_class()(service=view_of(self._state()))
         self.widget.on_msg(self._on_message)
-        _open_panels.append(self)
         self._feed()
 
     def close(self) -> None:
@@ -205,10 +204,17 @@ class LivePanel:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._stop.clear()
+                _open_panels.append(self)
                 self._thread = threading.Thread(target=self._work, name="avocado-panel", daemon=True)
                 self._thread.start()
 
     def _work(self) -> None:
+        try:
+            self._follow()
+        finally:
+            self.close()
+
+    def _follow(self) -> None:
         beat = 0.0
         while not self._stop.wait(_POLL_SECONDS):
             view = view_of(self._state())

@@ -14,6 +14,8 @@ from ..errors import StartError
 from ..process import Identity, tail
 
 LOG_LINES = 12
+# A program that has said nothing for this long after its start will not say anything: seconds.
+ANSWER_SECONDS = 90.0
 
 
 class Cancelled(Exception):
@@ -40,10 +42,17 @@ class StartContext:
         """Something moved that may take long, a download: give it `seconds` from now at least."""
         self.deadline = max(self.deadline, time.monotonic() + seconds)
 
-    def wait_until(self, condition: Callable[[], bool], what: str, part: str, log: Path | None = None) -> None:
-        """Poll `condition` until it holds; StartError when the time is up, Cancelled when called off."""
+    def wait_until(
+        self, condition: Callable[[], bool], what: str, part: str, log: Path | None = None, limit: float | None = None
+    ) -> None:
+        """Poll `condition` until it holds; StartError when the time is up, Cancelled when called off.
+
+        `limit` in seconds is for what answers soon or never, however long the whole may take.
+        """
+        until = self.deadline if limit is None else min(self.deadline, time.monotonic() + limit)
         while not condition():
-            if self.left() <= 0:
+            self.left()
+            if time.monotonic() >= (self.deadline if limit is None else until):
                 raise part_error(part, f"{what} took too long", "see its log, or give --timeout more seconds", log)
             self.cancelled.wait(0.05)
 

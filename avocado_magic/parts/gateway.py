@@ -10,7 +10,7 @@ from typing import Any
 import requests
 
 from ..process import Identity, ManagedProcess
-from .base import StartContext, part_error
+from .base import ANSWER_SECONDS, StartContext, part_error
 from .local_http import local_session
 
 # Open streams get this long to end when the service stops; well inside what `stop` waits for.
@@ -54,7 +54,7 @@ class Gateway:
                 raise part_error(self.name, "the gateway ended while it started", "the lines below say why", self.log)
             return self.check() is None
 
-        context.wait_until(answers, "starting the gateway", self.name, self.log)
+        context.wait_until(answers, "starting the gateway", self.name, self.log, ANSWER_SECONDS)
 
     def check(self) -> str | None:
         if self._process is None or self._process.returncode() is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from ..errors import AvocadoError, redact
 from ..process import Identity
@@ -36,13 +37,21 @@ class Board:
             yield self.state
         self.save()
 
-    def part(self, name: str, state: str, error: str | None = None, identity: Identity | None = None) -> None:
-        """Note how a part is, and which process it is."""
+    def part(
+        self,
+        name: str,
+        state: str,
+        error: str | None = None,
+        identity: Identity | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note how a part is, which process it is, and what it says of itself."""
         with self.change() as service:
             part = service.parts[name]
             if (part.state, part.error) != (state, error):
                 part.since = utc_now()
             part.state, part.detail = state, ""
+            part.about = part.about if about is None else dict(about)
             part.error = redact(error, self._secrets) if error else None
             part.identity = identity.to_dict() if identity else None
             part.pid = identity.pid if identity else None

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Settings
+from ..config import Settings, home
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
-from ..process import Identity, child_environment, end, open_private, processes_of, tail, wait_until
+from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, open_private, processes_of, tail, wait_until
 from .control import ask
 from .keys import read_key
 from .owners import Owner
@@ -45,29 +46,28 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
     Raises ConfigError (nothing was started), StartError (what was started is stopped again) or, on
     Ctrl-C, StoppedByUser after undoing what this call began.
     """
-    from filelock import FileLock
-
     folder = ServiceFolder(settings.name).make()
+    instance = uuid.uuid4().hex
     spawned = joined = False
     try:
         # Two notebooks that say up at the same moment: one starts, the other finds it starting.
-        with FileLock(folder.up_lock_file, mode=0o600):
+        with _starting_or_stopping(folder):
             state = _current(folder)
             attached = state.live()
             if attached:
                 joined = owner is not None and bool(ask(state.socket, "join", owner=owner.to_dict()).get("new"))
             else:
+                _sweep(folder, state)  # before the look at ports: what a crash left may still hold ours
                 _preflight(settings)
-                _sweep(folder, state)
                 spawned = True
-                _spawn(folder, settings, owner)
+                _spawn(folder, settings, owner, instance)
         state = _wait_ready(folder, on_progress)
         notices: tuple[str, ...] = ()
         if attached:
             state, notices = _catch_up(folder, state, settings, on_progress)
         return Up(state, attached, notices)
     except KeyboardInterrupt:
-        _undo(folder, owner, spawned=spawned, joined=joined)
+        _undo(folder, owner, instance if spawned else None, joined=joined)
         what = "nothing of it is left running" if spawned else "the service that ran before goes on"
         raise StoppedByUser(f"Stopped: {what}.") from None
 
@@ -109,6 +109,24 @@ def down(name: str = "default") -> bool:
     folder = ServiceFolder(name)
     if not folder.path.is_dir():
         return False
+    with _starting_or_stopping(folder):
+        return _down(folder, name)
+
+
+def down_all(names: Iterable[str]) -> Iterator[str]:
+    """`down` for each of `names`, saying what became of it; the errors of all are raised as one, at the end."""
+    failed: list[AvocadoError] = []
+    for name in names:
+        try:
+            yield f"avocado {name}: stopped" if down(name) else f"avocado {name}: was not running"
+        except AvocadoError as error:
+            failed.append(error)
+    if failed:
+        more = "".join(f"; {error.message}" for error in failed[1:])
+        raise AvocadoError(failed[0].message + more, failed[0].hint)
+
+
+def _down(folder: ServiceFolder, name: str) -> bool:
     state = _readable(folder)
     where = state.elsewhere()
     if where:
@@ -128,18 +146,27 @@ def down(name: str = "default") -> bool:
     orphans = _sweep(folder, state)
     left = [i for i in orphans if i.alive()]
     if left:
-        raise AvocadoError(
-            f"these processes of {name!r} do not end: {', '.join(str(i.pid) for i in left)}", "end them by hand"
-        )
+        pids = ", ".join(str(i.pid) for i in left)
+        raise AvocadoError(f"these processes of {name!r} do not end: {pids}", "end them by hand")
     fresh = _readable(folder)
     if fresh.state != "stopped" and folder.state_file.exists():
         fresh.state, fresh.url, fresh.socket, fresh.owners = "stopped", None, None, []
         for part in fresh.parts.values():
             part.state, part.pid, part.identity = "stopped", None, None
         folder.write(fresh)
-    for file in (folder.lock_file, folder.up_lock_file, folder.instance_file, folder.path / "ngrok.yml"):
+    # The supervisor's lock goes with it: who could take it now waits for the lock that we hold here.
+    for file in (folder.lock_file, folder.instance_file, folder.path / "ngrok.yml"):
         file.unlink(missing_ok=True)
     return ran or bool(orphans)
+
+
+@contextmanager
+def _starting_or_stopping(folder: ServiceFolder) -> Iterator[None]:
+    """One `up` or `down` of a service at a time; its file stays, for who waits for it waits for this very file."""
+    from filelock import FileLock
+
+    with FileLock(folder.up_lock_file, mode=0o600):
+        yield
 
 
 def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
@@ -210,33 +237,52 @@ def _preflight(settings: Settings) -> None:
         require_free(settings.port)
 
 
-def _spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None) -> None:
+def _spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
     _reap(folder.name)
-    instance = uuid.uuid4().hex
-    order = {
-        "name": folder.name,
-        "instance": instance,
-        "settings": settings.to_wire(),
-        "owner": owner.to_dict() if owner else None,
-    }
     log = folder.log("supervisor")
-    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "avocado_magic.runtime.supervisor"],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=child_environment({"AVOCADO_HOME": os.environ.get("AVOCADO_HOME"), "PYTHONPATH": _import_path()}),
-            start_new_session=True,
-            cwd="/",
-        )
+    root = home()
+    environment = child_environment(
+        {"AVOCADO_HOME": str(root) if root else None, "PYTHONPATH": _import_path(), INSTANCE_VARIABLE: instance}
+    )
+    try:
+        with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "avocado_magic.runtime.supervisor"],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                cwd="/",
+            )
+    except OSError as error:
+        raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
     _children[folder.name] = child
+    try:
+        _give_order(child, folder, settings, owner, instance)
+        _wait_begun(child, folder, instance, log)
+    except BaseException:
+        # Nothing has been written by which anybody could find it later.
+        end([*processes_of(instance)], 6)
+        _reap(folder.name)
+        raise
+
+
+def _give_order(
+    child: subprocess.Popen[bytes], folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str
+) -> None:
     assert child.stdin is not None
-    with child.stdin:
-        try:
-            child.stdin.write(json.dumps(order).encode())
-        except BrokenPipeError:
-            pass  # it ended at once; noticed below
+    whose = owner.to_dict() if owner else None
+    with suppress(BrokenPipeError), child.stdin as pipe:  # it may have ended at once, which is noticed later
+        # Built inside the call: the secrets are in no variable that a verbose traceback would show.
+        pipe.write(
+            json.dumps(
+                {"name": folder.name, "instance": instance, "settings": settings.to_wire(), "owner": whose}
+            ).encode()
+        )
+
+
+def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, instance: str, log: Path) -> None:
     deadline = time.monotonic() + _STARTED_SECONDS
     while True:
         try:
@@ -346,17 +392,34 @@ def _catch_up(
     from ..parts.engine.common import same_model
     from ..parts.engine.embedded import model_name
 
-    notices = []
     if settings.model:
         wanted = model_name(settings.model) if state.engine.get("kind") == "embedded" else settings.model
-        if not any(same_model(wanted, model) for model in state.models):
+        if state.model is None or not same_model(wanted, state.model):
             _pull(folder, settings.model, state, on_progress)
             state = folder.read()
-    if settings.tunnel not in ("auto", state.tunnel_kind) or (settings.public_url and settings.public_url != state.url):
-        notices.append(f"it runs with tunnel {state.tunnel_kind}; %avocado_down first to change that")
-    if settings.engine not in ("auto", state.engine.get("kind")):
-        notices.append(f"it runs with engine {state.engine.get('kind')}; %avocado_down first to change that")
-    return state, tuple(notices)
+    return state, _not_heard(state, settings)
+
+
+def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
+    """What was asked for and only a new start can give."""
+    running = {
+        **state.asked,
+        "engine": state.engine.get("kind"),
+        "tunnel": state.tunnel_kind,
+        "port": int((state.local_url or ":0").rpartition(":")[2]),
+    }
+    notices = []
+    for f in fields(Settings):
+        wanted = getattr(settings, f.name)
+        if (
+            f.name in running
+            and wanted != f.default
+            and wanted != running[f.name]
+            and not (f.name == "port" and wanted == 0)
+        ):
+            flag = f.name.replace("_", "-")
+            notices.append(f"{flag} {wanted} has no effect on a running service; %avocado_down first")
+    return tuple(notices)
 
 
 def _pull(folder: ServiceFolder, model: str, state: ServiceState, on_progress: OnProgress) -> None:
@@ -382,14 +445,20 @@ def _pull(folder: ServiceFolder, model: str, state: ServiceState, on_progress: O
         raise failed[0]
 
 
-def _undo(folder: ServiceFolder, owner: Owner | None, *, spawned: bool, joined: bool) -> None:
-    if spawned:
+def _undo(folder: ServiceFolder, owner: Owner | None, instance: str | None, *, joined: bool) -> None:
+    if instance is not None:
         down(folder.name)
+        end([*processes_of(instance)], 6)
     elif joined and owner is not None:
-        try:
-            ask(_readable(folder).socket, "leave", owner=owner.to_dict())
-        except NotRunningError:
-            pass  # it ended meanwhile: nothing is owned any more
+        leave(folder.name, owner)
+
+
+def leave(name: str, owner: Owner) -> None:
+    """Stop owning a service."""
+    try:
+        ask(_readable(ServiceFolder(name)).socket, "leave", owner=owner.to_dict())
+    except NotRunningError:
+        pass  # it ended meanwhile: nothing is owned any more
 
 
 # ending

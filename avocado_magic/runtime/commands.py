@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AvocadoError, ConfigError
 from ..parts.base import Cancelled
-from ..parts.engine.common import placement, pull_model
+from ..parts.engine.common import load_model, placement, pull_model, same_model
 from .control import Command
 from .keys import rotate_key
 from .owners import Owner
@@ -75,7 +75,12 @@ class Commands:
         context = self._supervisor.context("engine")
         context.cancelled = left
         try:
-            pull_model(engine.api, model, context)
+            name = engine.name_of(model)
+            if not any(same_model(name, there) for there in engine.api.models()):
+                pull_model(engine.api, model, context)
+            load_model(engine.api, name, context)
+            with self._supervisor.board.change() as state:
+                state.model = name
         except Cancelled:
             raise AvocadoError(f"pulling {model} was called off") from None
         finally:
@@ -90,7 +95,8 @@ class Commands:
         if watcher is None:
             raise AvocadoError("the service is not ready yet", "wait until it is")
         if not watcher.restart(name):
-            raise ConfigError(f"there is no part {name!r} to restart", "choose one of engine, gateway, tunnel")
+            ours = ", ".join(watcher.restartable())
+            raise ConfigError(f"there is no part {name!r} of ours to restart", f"choose one of {ours}")
         return {}
 
     def rotate_key(self, request: Request, left: threading.Event) -> Request:

@@ -18,6 +18,8 @@ class Lifetime:
         self._longest = settings.max_lifetime * 3600
         self._lock = threading.Lock()
         self._owners = [owner] if owner else []
+        # Kernels that are gone, by when (time.monotonic()): one that restarts late is an owner again.
+        self._gone: list[tuple[Owner, float]] = []
         self._kept = owner is None  # nobody owns it from the beginning: it lives until it is told to end
         self._born = time.monotonic()
         self._ownerless_since: float | None = None
@@ -31,6 +33,7 @@ class Lifetime:
         with self._lock:
             others = [other for other in self._owners if not owner.same(other)]
             new = len(others) == len(self._owners)
+            self._gone = [(other, since) for other, since in self._gone if not owner.same(other)]
             self._owners = [*others, owner]
             self._ownerless_since = None
             return new
@@ -47,8 +50,8 @@ class Lifetime:
     def look(self) -> tuple[str | None, str | None]:
         """Forget the owners that are gone. Returns when the service ends as things are (UTC), and why now if it is due."""
         with self._lock:
-            self._owners = [owner for owner in self._owners if owner.alive()]
             now = time.monotonic()
+            self._sort(now)
             if self._kept:
                 left = self._longest - (now - self._born)
                 return _in(left), f"its lifetime of {self._longest / 3600:g} h is over" if left <= 0 else None
@@ -58,6 +61,14 @@ class Lifetime:
             self._ownerless_since = self._ownerless_since or now
             left = self._grace - (now - self._ownerless_since)
             return _in(left), f"its last owner has been gone for {self._grace / 60:g} min" if left <= 0 else None
+
+    def _sort(self, now: float) -> None:
+        remembered = [(owner, since) for owner, since in self._gone if now - since <= max(self._grace, 60.0)]
+        back = [owner for owner, _ in remembered if owner.alive()]
+        gone = [owner for owner in self._owners if not owner.alive()]
+        self._owners = [owner for owner in self._owners if owner not in gone] + back
+        self._gone = [(owner, since) for owner, since in remembered if owner not in back]
+        self._gone += [(owner, now) for owner in gone if owner.connection_file]
 
 
 def _in(seconds: float) -> str:

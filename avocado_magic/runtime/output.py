@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import redact
-from ..process import open_private
+from ..process import append_line
 
 
 @contextmanager
@@ -28,8 +28,7 @@ def redacted_output(log: Path, secrets: Callable[[], Sequence[str]]) -> Iterator
     def work() -> None:
         with os.fdopen(reader, "r", encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as out:
-                    out.write(redact(line, secrets()))
+                append_line(log, redact(line, secrets()))
 
     thread = threading.Thread(target=work, name="avocado-output", daemon=True)
     thread.start()

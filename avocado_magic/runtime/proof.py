@@ -18,8 +18,7 @@ def prove(url: str, key: str, model: str | None) -> None:
 
     The key is sent only after the other end has refused a request without one, as our gateway does.
     """
-    with requests.Session() as session:
-        session.headers.update(SKIP_INTERSTITIAL)
+    with _session() as session:
         refused = _get(session, f"{url}/api/tags")
         if refused.status_code != 401:
             raise NotProved(_why(refused))
@@ -36,12 +35,19 @@ def prove(url: str, key: str, model: str | None) -> None:
 def answers(url: str) -> str | None:
     """None if the gateway's open health route comes back through `url`, else what is wrong."""
     try:
-        with requests.Session() as session:
-            session.headers.update(SKIP_INTERSTITIAL)
+        with _session() as session:
             answer = _get(session, f"{url}/healthz", timeout=(5, 10))
     except NotProved as error:
         return str(error)
     return None if answer.status_code == 200 else _why(answer)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    session.headers.update(SKIP_INTERSTITIAL)
+    # A netrc of the user's holds passwords of other places; without this, requests sends a default entry along.
+    session.auth = lambda request: request
+    return session
 
 
 def _get(session: requests.Session, url: str, timeout: tuple[float, float] = (5, 20)) -> requests.Response:

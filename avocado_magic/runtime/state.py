@@ -43,6 +43,7 @@ class PartState:
     since: str = field(default_factory=utc_now)
     error: str | None = None
     detail: str = ""
+    about: dict[str, Any] = field(default_factory=dict)  # what the part says of itself
     identity: dict[str, Any] | None = None
 
     def public(self) -> dict[str, Any]:
@@ -71,7 +72,8 @@ class ServiceState:
     error: dict[str, Any] | None = None
     notices: list[str] = field(default_factory=list)
     tunnel_kind: str | None = None
-    model: str | None = None
+    model: str | None = None  # the one that was asked for last, by the name it is served under
+    asked: dict[str, Any] = field(default_factory=dict)  # settings that only a new start can change
     ends_at: str | None = None
 
     def public(self) -> dict[str, Any]:
@@ -107,7 +109,14 @@ class ServiceState:
                 raise ValueError("not a service state")
             parts[name] = PartState(**{key: value for key, value in part.items() if key in part_fields})
         values = {key: value for key, value in data.items() if key in known}
-        for key, kind in (("beat", (int, float)), ("engine", dict), ("models", list), ("owners", list), ("state", str)):
+        for key, kind in (
+            ("beat", (int, float)),
+            ("engine", dict),
+            ("models", list),
+            ("owners", list),
+            ("asked", dict),
+            ("state", str),
+        ):
             if key in values and not isinstance(values[key], kind):
                 raise ValueError(f"{key} has another type")
         return ServiceState(**{**values, "parts": parts})

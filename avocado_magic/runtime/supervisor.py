@@ -26,6 +26,7 @@ from ..parts import tunnel as tunnels
 from ..parts.announcer import Announcer
 from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
 from ..parts.engine import EnginePart
+from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
 from ..parts.ports import free_port, require_free
 from ..process import INSTANCE_VARIABLE, Identity, end, processes_of, rotate
@@ -46,6 +47,7 @@ STOP_BUDGET = 20.0
 # A fresh tunnel may take a moment to be known everywhere; a way in of the user's own is there or it is not.
 PROVE_SECONDS, PROVE_OWN_SECONDS = 90.0, 30.0
 _ANNOUNCE_PATIENCE = 3.0
+_ASKED = ("engine", "tunnel", "public_url", "port", "domain", "grace", "announce", "max_lifetime")
 _LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN (or install cloudflared) to get a public URL"
 
 
@@ -80,7 +82,7 @@ class Supervisor:
             instance=instance,
             state="starting",
             started_at=utc_now(),
-            model=settings.model,
+            asked={name: getattr(settings, name) for name in _ASKED},
             owners=self.lifetime.owners(),
             supervisor=me.to_dict() if me else None,
         )
@@ -131,6 +133,8 @@ class Supervisor:
     def _start(self) -> None:
         parts = self._make_parts()
         self._start_side_by_side(parts)
+        with self.board.change() as state:
+            state.model = parts.engine.model
         self.refresh()
         self.prove(self.context("tunnel", min(self.settings.timeout, PROVE_SECONDS)))
         parts.announcer.start(self.context("announcer"))
@@ -181,7 +185,7 @@ class Supervisor:
             self.board.part(name, "starting")
             try:
                 part.start(context)
-                self.board.part(name, self.well(name), None, part.identity())
+                self.note(name)
             except BaseException as error:  # sorted out below, by the thread that waits
                 errors.append(error)
                 if not isinstance(error, Cancelled):
@@ -234,7 +238,8 @@ class Supervisor:
             loaded = parts.engine.api.loaded()
         except requests.RequestException:
             return None  # the gateway's answer to the proof will say more
-        return loaded[0].name if loaded else None
+        wanted = [each.name for each in loaded if parts.engine.model and same_model(each.name, parts.engine.model)]
+        return next(iter(wanted), loaded[0].name if loaded else None)
 
     # what is shown
 
@@ -243,6 +248,11 @@ class Supervisor:
         if self.parts is None:
             raise AvocadoError("the service is not ready yet", "wait until it is")
         return self.parts
+
+    def note(self, name: str) -> None:
+        """Write down that a part is well, which process it is and what it says of itself."""
+        part = self.ready_parts().serving()[name]
+        self.board.part(name, self.well(name), None, part.identity(), part.describe())
 
     def well(self, name: str) -> str:
         """What a part is called when nothing is wrong with it."""
@@ -257,8 +267,9 @@ class Supervisor:
             logger.warning("the engine's models are not known now (%s)", type(error).__name__)
             models = self.board.state.models
         with self.board.change() as state:
-            state.models = models
-            state.engine |= {"version": engine.version, "where": engine.where}
+            # The one that was asked for comes first: who takes the first takes the one that is loaded.
+            state.models = sorted(models, key=lambda name: not (state.model and same_model(name, state.model)))
+            state.engine |= {**engine.describe(), "where": engine.where}
             if "although there is a GPU" in engine.where:
                 state.notices = list(dict.fromkeys([*state.notices, f"the model runs {engine.where}"]))
 
@@ -266,7 +277,7 @@ class Supervisor:
         announcer = self.ready_parts().announcer
         with self.board.change() as state:
             state.announced = announcer.announced
-        self.board.part("announcer", announcer.state, announcer.reason)
+        self.board.part("announcer", announcer.state, announcer.reason, None, announcer.describe())
 
     # time
 
@@ -274,14 +285,17 @@ class Supervisor:
         beat = owners = 0.0
         while not self.stopping.wait(0.5):
             now = time.monotonic()
-            if now - owners >= OWNER_SECONDS:
-                owners = now
-                self.look_after_owners()
-            if now - beat >= BEAT_SECONDS:
-                beat = now
-                self.board.save()
-                for name in LOGS:
-                    rotate(self.folder.log(name))
+            try:
+                if now - owners >= OWNER_SECONDS:
+                    owners = now
+                    self.look_after_owners()
+                if now - beat >= BEAT_SECONDS:
+                    beat = now
+                    self.board.save()
+                    for name in LOGS:
+                        rotate(self.folder.log(name))
+            except Exception:
+                logger.exception("keeping time failed; it goes on")
 
     def look_after_owners(self) -> None:
         """See who still owns the service, and end it when it is due."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("avocado_magic.supervisor")
 CHECK_SECONDS = 2.0
-PUBLIC_SECONDS = 30.0
 # A process that is gone is restarted at once; one that only does not answer gets this many looks.
 PATIENCE = 5
 # Seconds before the first, second, … restart in a row.
@@ -53,10 +52,13 @@ class Watcher:
 
     def restart(self, name: str) -> bool:
         """Have a part restarted now, whatever its health; False if there is none of that name to restart."""
-        if name not in self._asked or not self._may_restart(name):
+        if name not in self.restartable():
             return False
         self._asked[name].set()
         return True
+
+    def restartable(self) -> list[str]:
+        return [name for name in self._asked if self._may_restart(name)]
 
     def _watch(self, name: str, part: Part) -> None:
         board, stopping, asked = self._supervisor.board, self._supervisor.stopping, self._asked[name]
@@ -66,12 +68,13 @@ class Watcher:
             wrong = part.check()
             if wrong is None and name == "tunnel":
                 wrong = self._parts.tunnel.lost()
-                if wrong is None and time.monotonic() - looked_outside > PUBLIC_SECONDS:
+                # Looked at from outside now and then, and at every turn once something was wrong with it.
+                if wrong is None and (bad or time.monotonic() - looked_outside > self._supervisor.settings.url_check):
                     looked_outside = time.monotonic()
                     wrong = answers(self._parts.tunnel.url or "")
             if wrong is None and not asked.is_set():
                 if bad:
-                    board.part(name, self._supervisor.well(name), None, part.identity())
+                    self._supervisor.note(name)
                 bad = 0
                 if time.monotonic() - well_since > _CALM_SECONDS:
                     tries = 0
@@ -120,7 +123,7 @@ class Watcher:
             logger.error("restarting %s: %s", name, said, exc_info=not isinstance(error, AvocadoError))
             board.part(name, "unhealthy", said, part.identity())
             return False
-        board.part(name, supervisor.well(name), None, part.identity())
+        supervisor.note(name)
         logger.info("%s is well again", name)
         return True
 

@@ -4,6 +4,7 @@ and a reverse proxy that never buffers and keeps the public Host.
 
 FAKE_NGROK_MODE: ok (default) | bad_token | no_network | silent | old_agent | endpoint_online | slow:S | die_after:S
  | lose_session:S (the session is lost after S seconds, for good)
+ | dead_url:S (after S seconds the URL answers 404 ERR_NGROK_3200, and the agent still looks well)
 FAKE_NGROK_VERSION: what --version says; below 3.30 there is no /api/endpoints
 FAKE_NGROK_TRACE: file that gets a line per start: the arguments
 """
@@ -37,6 +38,7 @@ HOP = {
     "host",
     "content-length",
 }
+STARTED = time.monotonic()
 _loglock = threading.Lock()
 
 
@@ -103,6 +105,8 @@ class Edge(BaseHTTPRequestHandler):
 
     def proxy(self):
         ep = self.server.endpoint
+        if MODE == "dead_url" and time.monotonic() - STARTED > float(MODE_ARG):
+            return self._send_err(404, "ERR_NGROK_3200", "The endpoint is offline.")
         ep["metrics"]["http"]["count"] += 1
         ep["metrics"]["conns"]["count"] += 1
         body = self._req_body()

@@ -6,7 +6,7 @@ It answers as the recordings in tests/recordings say a real one does: foreign Ho
 
 FAKE_OLLAMA_MODELS   comma-separated names that are there already
 FAKE_OLLAMA_MODE     ok (default) | slow_start:S | silent | crash | crash_serving:S | ignore_term | no_network
-                     | unknown_model | disk_full | damaged | slow_pull:S | refuses_to_load
+                     | unknown_model | disk_full | damaged | slow_pull:S | slow_load:S | refuses_to_load
 FAKE_OLLAMA_VRAM     how many of a loaded model's 190948608 bytes are on a GPU (0)
 FAKE_OLLAMA_GAP      seconds between the pieces of a stream (0.01)
 FAKE_OLLAMA_TRACE    file that gets a JSON line per request, and one when a client left
@@ -153,6 +153,8 @@ class Handler(BaseHTTPRequestHandler):
         name, chat = str(body.get("model") or ""), path == "/api/chat"
         if full(name) not in models:
             return self.json({"error": f"model '{name}' not found"}, 404)
+        if MODE == "slow_load":
+            time.sleep(float(ARG))
         if MODE == "refuses_to_load":
             return self.json({"error": "model requires more system memory (8.0 GiB) than is available (1.0 GiB)"}, 500)
         loaded.add(full(name))

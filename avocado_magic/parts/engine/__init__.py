@@ -22,7 +22,12 @@ class EnginePart(Part, Protocol):
     api: EngineApi
     version: str | None
     where: str
+    model: str | None
     log: Path
+
+    def name_of(self, model: str) -> str:
+        """The name that `model`, as a user gave it, is served under."""
+        ...
 
 
 def choose(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import requests
@@ -38,7 +39,26 @@ def ensure_model(api: EngineApi, model: str, context: StartContext) -> None:
     if not any(same_model(model, there) for there in api.models()):
         pull_model(api, model, context)
     context.report(f"loading {model}")
-    api.load(model, max(30.0, context.left()))
+    load_model(api, model, context)
+
+
+def load_model(api: EngineApi, model: str, context: StartContext) -> None:
+    """Bring `model` into memory; may take minutes, and is called off at once. Raises StartError or Cancelled."""
+    failed: list[BaseException] = []
+    seconds = max(30.0, context.left())
+
+    def work() -> None:
+        try:
+            api.load(model, seconds)
+        except BaseException as error:  # handed to the waiting thread below
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="avocado-load", daemon=True)
+    thread.start()
+    context.extend(seconds + 5)
+    context.wait_until(lambda: not thread.is_alive(), f"loading {model}", "engine")
+    if failed:
+        raise failed[0]
 
 
 def pull_model(api: EngineApi, model: str, context: StartContext) -> None:

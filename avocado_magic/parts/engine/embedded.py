@@ -13,7 +13,7 @@ from typing import Any
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
 from ...process import Identity, ManagedProcess, tail
-from ..base import StartContext, part_error
+from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..ports import free_port
 from .common import ensure_model, placement, same_model
 from .rest import EngineApi
@@ -75,7 +75,8 @@ class Embedded:
     adopted = False
 
     def __init__(self, settings: Settings, log: Path) -> None:
-        self._model = settings.model or KNOWN_MODELS[0]
+        self._given = settings.model or KNOWN_MODELS[0]
+        self.model: str | None = model_name(self._given)
         self.log = log
         self._process: ManagedProcess | None = None
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -95,8 +96,8 @@ class Embedded:
             "--port",
             self.url.rpartition(":")[2],
         ]
-        if is_gguf(self._model):
-            argv += ["--model", str(gguf_path(self._model))]
+        if is_gguf(self._given):
+            argv += ["--model", str(gguf_path(self._given))]
         self._process = ManagedProcess(argv, self.log)
         self._process.start()
 
@@ -105,10 +106,13 @@ class Embedded:
                 raise part_error(self.name, self._last_words(), "give another model, or see the lines below", self.log)
             return self.api.version() is not None
 
-        context.wait_until(answers, "starting the embedded engine", self.name, self.log)
+        context.wait_until(answers, "starting the embedded engine", self.name, self.log, ANSWER_SECONDS)
         self.version = metadata.version("xllamacpp")
-        ensure_model(self.api, model_name(self._model), context)
+        ensure_model(self.api, model_name(self._given), context)
         self.where = placement(self.api)
+
+    def name_of(self, model: str) -> str:
+        return model_name(model)
 
     def _last_words(self) -> str:
         """Why the process ended while it started: its own sentence, where it said one."""

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from ...config import Settings, cache_dir, ollama_base_url
 from ...errors import ConfigError
-from ...process import Identity, ManagedProcess
-from ..base import StartContext, part_error
+from ...process import Identity, ManagedProcess, belongs_to_a_service
+from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..ports import free_port, is_free, listener
 from .common import ensure_model, placement, require_some_model
 from .install import install_ollama
@@ -25,9 +25,15 @@ _COLAB_DRIVER = "/usr/lib64-nvidia"
 
 
 def running_ollama(settings: Settings) -> EngineApi | None:
-    """The Ollama that answers at OLLAMA_HOST, if one does."""
+    """The Ollama that answers at OLLAMA_HOST, if one does.
+
+    Not one that another service of ours started: it would end with that service.
+    """
     api = EngineApi(ollama_base_url(settings.ollama_host))
-    return api if api.version(timeout=1.5) else None
+    if api.version(timeout=1.5) is None:
+        return None
+    pid = listener(urlsplit(api.url).port or 0)
+    return None if pid is not None and belongs_to_a_service(pid) else api
 
 
 def find_ollama() -> Path | None:
@@ -63,6 +69,7 @@ class Ollama:
         self.url = adopted.url if adopted else f"http://127.0.0.1:{_port_for(settings)}"
         self.api = EngineApi(self.url)
         self.version: str | None = None
+        self.model = settings.model
         self.where = ""
 
     def start(self, context: StartContext) -> None:
@@ -102,7 +109,10 @@ class Ollama:
                 )
             return self.api.version() is not None
 
-        context.wait_until(answers, "starting Ollama", self.name, self.log)
+        context.wait_until(answers, "starting Ollama", self.name, self.log, ANSWER_SECONDS)
+
+    def name_of(self, model: str) -> str:
+        return model
 
     def check(self) -> str | None:
         if self._process and self._process.returncode() is not None:

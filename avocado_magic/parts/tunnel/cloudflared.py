@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from ...process import Identity, ManagedProcess, tail
-from ..base import StartContext, part_error
+from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..local_http import local_session
 from ..ports import free_port
 
@@ -62,7 +62,7 @@ class Cloudflared:
             self.url = self.url or self._hostname()
             return self.url is not None and self.check() is None
 
-        context.wait_until(ready, "opening the cloudflared tunnel", self.name, self.log)
+        context.wait_until(ready, "opening the cloudflared tunnel", self.name, self.log, ANSWER_SECONDS)
 
     def _why(self) -> str:
         errors = [line for line in tail(self.log, 50) if " ERR " in line]

@@ -19,10 +19,10 @@ from typing import Any
 
 import requests
 
-from ...config import Settings
+from ...config import Settings, cache_dir
 from ...errors import AvocadoError, redact
-from ...process import Identity, end, open_private, wait_until
-from ..base import StartContext, part_error
+from ...process import Identity, append_line, end_group, open_private, wait_until
+from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..local_http import local_session
 
 _ENDPOINTS_SINCE = (3, 30)  # the agent's /api/endpoints; older agents have /api/tunnels alone
@@ -129,10 +129,12 @@ class Ngrok:
 
         if self._settings.ngrok_path:
             return str(Path(self._settings.ngrok_path).expanduser().absolute())
-        found = shutil.which("ngrok")
+        found = find_agent()
         if found:
             return found
         path: str = conf.PyngrokConfig().ngrok_path
+        if not Path(path).exists():
+            path = str(cache_dir() / "ngrok" / "ngrok")
         if not Path(path).exists():
             context.report("installing ngrok")
             self._install(path, context)
@@ -217,7 +219,9 @@ class Ngrok:
         # In a thread of its own: connect blocks for ever on a silent agent.
         thread = threading.Thread(target=work, name="ngrok-connect", daemon=True)
         thread.start()
-        context.wait_until(lambda: self._settled(result), "opening the ngrok tunnel", self.name, self.log)
+        context.wait_until(
+            lambda: self._settled(result), "opening the ngrok tunnel", self.name, self.log, ANSWER_SECONDS
+        )
         self._remember_agent()
         if isinstance(result[0], BaseException):
             raise self._error(result[0])
@@ -252,9 +256,7 @@ class Ngrok:
         return part_error(self.name, message, hint, self.log)
 
     def _on_log(self, entry: Any) -> None:
-        line = redact(str(entry.line), self._settings.secrets())
-        with os.fdopen(open_private(self.log, os.O_WRONLY | os.O_APPEND), "a") as log:
-            log.write(line + "\n")
+        append_line(self.log, redact(str(entry.line), self._settings.secrets()))
         if entry.lvl in ("ERROR", "CRITICAL"):
             self._said = [*self._said[-50:], f"{entry.msg} {entry.err}"]
         message = str(entry.msg or "")
@@ -287,7 +289,7 @@ class Ngrok:
         self._remember_agent()
         if self._identity:
             # Not ngrok.kill(): it waits for the lock that a stuck connect holds.
-            end([self._identity], budget)
+            end_group(self._identity, budget)
         self._forget()
         self._config_file.unlink(missing_ok=True)
 
@@ -298,14 +300,30 @@ class Ngrok:
         current = getattr(process, "_current_processes", {}).get(self._path)
         if current is not None and wait_until(lambda: current.proc.poll() is not None, 2):
             process._current_processes.pop(self._path, None)
-            if current.proc.stdout:
-                current.proc.stdout.close()
 
     def identity(self) -> Identity | None:
         return self._identity if self._identity and self._identity.alive() else None
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": "ngrok", "url": self.url}
+
+
+def find_agent() -> str | None:
+    """An ngrok agent on PATH. Not pyngrok's console script of the same name: a wrapper that starts another process."""
+    for folder in os.get_exec_path():
+        found = shutil.which("ngrok", path=folder)
+        if found and not _is_wrapper(Path(found)):
+            return found
+    return None
+
+
+def _is_wrapper(program: Path) -> bool:
+    try:
+        with program.open("rb") as file:
+            head = file.read(1000)
+    except OSError:
+        return False
+    return head.startswith(b"#!") and b"pyngrok" in head
 
 
 def agent_version(path: str) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def test_the_whole_job(ollama: Path, kernel: Kernel) -> None:
     asked = kernel.run("%%ollama -s 'Be brief.' -t 0 --option num_predict=5 -o answer\nHello {there} $you")
     assert asked.shown[-1]["text/markdown"] == "Hello from the stand-in."
     assert asked.result is not None
-    assert re.fullmatch(r"<llama3:latest: 5 tokens, \d+\.\d tokens/s>", asked.result["text/plain"])
+    assert re.fullmatch(r"<llama3: 5 tokens, \d+\.\d tokens/s>", asked.result["text/plain"])
     sent = [json.loads(e["body"]) for e in trace_of(ollama) if e.get("path") == "/api/chat"][-1]
     assert sent["messages"] == [
         {"role": "system", "content": "Be brief."},

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -183,6 +184,30 @@ def wait_until(condition: Callable[[], bool], seconds: float, step: float = 0.05
 def open_private(path: Path, flags: int) -> int:
     """A file descriptor for `path` that only its owner may read, from the moment it exists."""
     return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `path`, 0600, atomically."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        with os.fdopen(open_private(fresh, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Write a secret to `path`, for its owner alone; returns where it is.
+
+    Where the file system keeps no modes (some mounts do not), that is a temporary folder that does.
+    """
+    replace_file(path, text)
+    if path.stat().st_mode & 0o077:
+        path.unlink()
+        path = Path(tempfile.mkdtemp(prefix="avocado-")) / path.name
+        replace_file(path, text)
+    return path
 
 
 def append_line(path: Path, line: str) -> None:

@@ -22,8 +22,10 @@ from broker import PASSWORD
 from conftest import everything_written, free_port, until
 
 from avocado_magic.config import resolve
+from avocado_magic.discovery.broker import parse_broker_url
+from avocado_magic.discovery.failures import PublishError
 from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlChanged
-from avocado_magic.discovery.publisher import PublishError, parse_broker_url, publish
+from avocado_magic.discovery.publisher import publish
 from avocado_magic.errors import ConfigError
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceState

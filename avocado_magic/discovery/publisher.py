@@ -7,16 +7,14 @@ minutes), so the deadline is a timer on the connection's own loop; see `_Deadlin
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
-from ..errors import AvocadoError, ConfigError
+from .broker import Broker
+from .failures import PublishError, sentence
 from .message import EXCHANGE, EXCHANGE_TYPE
 
 if TYPE_CHECKING:
@@ -27,81 +25,12 @@ DEADLINE = 10.0
 
 
 @dataclass(frozen=True)
-class Broker:
-    """Where to publish. The password shows in no repr."""
-
-    host: str
-    port: int
-    virtual_host: str
-    user: str
-    _password: str
-    tls: bool
-
-    def __repr__(self) -> str:
-        return f"Broker({self})"
-
-    def __str__(self) -> str:
-        return f"{'amqps' if self.tls else 'amqp'}://{self.host}:{self.port}{'/' + self.virtual_host if self.virtual_host != '/' else ''}"
-
-    @property
-    def password(self) -> str:
-        return self._password
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What became of a publish: `delivered` if a queue took it, `warning` for what was odd on the way."""
 
     delivered: bool
     text: str
     warning: str = ""
-
-
-class PublishError(AvocadoError):
-    """The message was not published; or, with `unknown` true, nobody can tell and it may still arrive.
-
-    After an unknown outcome the latest message should go out once more a few seconds after the next
-    confirm: what a broker held back is not cancelled, and may arrive behind a newer one.
-    """
-
-    unknown = False
-
-
-def parse_broker_url(url: str, origin: str = "RABBITMQ_URL") -> Broker:
-    """Read an AMQP URL (rabbitmq.com/docs/uri-spec); ConfigError that never quotes the URL.
-
-    pika's own parser is not used: its error for a malformed URL quotes the password.
-    """
-    hint = "write it as in amqp://user:password@host:5672/vhost"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(f"{origin} is malformed: its host or port cannot be read", hint) from None
-    if parts.scheme not in ("amqp", "amqps"):
-        raise ConfigError(f"{origin} is malformed: it does not begin with amqp:// or amqps://", hint)
-    if not parts.hostname or any(c.isspace() for c in url):
-        raise ConfigError(f"{origin} is malformed: the host is missing", hint)
-    if parts.username and parts.password is None:
-        raise ConfigError(f"{origin} is malformed: it has a user and no password", hint)
-    if parts.fragment or "@" in parts.path + parts.query or parts.netloc.count("@") > 1:
-        # Read on, a password with such characters in it would end up in the host or the virtual host.
-        raise ConfigError(
-            f"{origin} is malformed: it has a '#', '/', '?' or '@' that belongs to the user or password",
-            "write such characters as %23, %2F, %3F and %40",
-        )
-    if parts.path.count("/") > 1:
-        raise ConfigError(f"{origin} is malformed: a '/' inside the virtual host must be written %2F", hint)
-    tls = parts.scheme == "amqps"
-    vhost = unquote(parts.path[1:]) if len(parts.path) > 1 else "/"
-    return Broker(
-        parts.hostname,
-        port or (5671 if tls else 5672),
-        vhost,
-        unquote(parts.username or "guest"),
-        unquote(parts.password or "guest"),
-        tls,
-    )
 
 
 def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEADLINE) -> Outcome:
@@ -129,7 +58,7 @@ def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEA
         )
     if isinstance(result[0], Outcome):
         return result[0]
-    failed = _sentence(result[0], broker, deadline)
+    failed = sentence(result[0], broker, deadline)
     failed.unknown = bool(getattr(result[0], "avocado_sent", False))
     raise failed from None
 
@@ -248,120 +177,3 @@ def _parameters(broker: Broker, seconds: float) -> Any:
         heartbeat=30,
         client_properties={"connection_name": "avocado"},
     )
-
-
-def _sentence(error: BaseException, broker: Broker, deadline: float) -> PublishError:
-    from pika import exceptions as ex
-    from pika.adapters.utils import connection_workflow as workflow
-
-    error = _root(error)
-
-    def said(message: str, hint: str) -> PublishError:
-        return PublishError(message, hint, part="announcer")
-
-    table: list[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[], PublishError]]] = [
-        (
-            ex.ProbableAuthenticationError,
-            lambda: said(f"{broker} refused the user {broker.user!r} or its password", "check RABBITMQ_URL"),
-        ),
-        (
-            ex.AuthenticationError,
-            lambda: said(f"{broker} refused the user {broker.user!r} or its password", "check RABBITMQ_URL"),
-        ),
-        (
-            ex.ProbableAccessDeniedError,
-            lambda: said(
-                f"{broker} has no virtual host {broker.virtual_host!r} for the user {broker.user!r}",
-                "check the path of RABBITMQ_URL",
-            ),
-        ),
-        (ex.ChannelClosedByBroker, lambda: _closed(error, said)),
-        (
-            ex.ConnectionClosedByBroker,
-            lambda: said(
-                f"{broker} closed the connection ({getattr(error, 'reply_code', '?')} {getattr(error, 'reply_text', '')})",
-                "see the broker's log",
-            ),
-        ),
-        (
-            ssl.SSLError,
-            lambda: said(
-                f"TLS with {broker} failed ({getattr(error, 'reason', None) or error})",
-                "check that the port speaks TLS and that its certificate is valid",
-            ),
-        ),
-        (
-            socket.gaierror,
-            lambda: said(f"the host name {broker.host!r} is unknown", "check RABBITMQ_URL and the network"),
-        ),
-        (
-            (
-                TimeoutError,
-                workflow.AMQPConnectorStackTimeout,
-                workflow.AMQPConnectorSocketConnectError
-                if hasattr(workflow, "AMQPConnectorSocketConnectError")
-                else TimeoutError,
-            ),
-            lambda: said(
-                f"{broker} did not answer within {deadline:g} s", "it may be out of memory or disk, or not be RabbitMQ"
-            ),
-        ),
-        (
-            ConnectionRefusedError,
-            lambda: said(f"nothing listens at {broker}", "start the broker, or check RABBITMQ_URL"),
-        ),
-        (
-            OSError,
-            lambda: said(
-                f"{broker} cannot be reached ({getattr(error, 'strerror', None) or type(error).__name__})",
-                "check RABBITMQ_URL and the network",
-            ),
-        ),
-        (ex.StreamLostError, lambda: said(f"the connection to {broker} broke off", "it is tried again")),
-        (
-            ex.IncompatibleProtocolError,
-            lambda: said(f"{broker} does not speak AMQP 0-9-1", "check the port of RABBITMQ_URL"),
-        ),
-        (ex.ConnectionBlockedTimeout, lambda: said(f"{broker} blocks publishers", "it is short of memory or disk")),
-        (
-            (ex.AMQPError, workflow.AMQPConnectorException),
-            lambda: said(
-                f"nothing listens at {broker}, or it is no broker ({type(error).__name__})",
-                "start the broker, or check RABBITMQ_URL",
-            ),
-        ),
-    ]
-    for kinds, make in table:
-        if isinstance(error, kinds):
-            return make()
-    logger.error("unexpected %s while publishing", type(error).__name__, exc_info=error)
-    return said(f"publishing to {broker} failed ({type(error).__name__})", "the announcer's log has the details")
-
-
-def _closed(error: BaseException, said: Callable[[str, str], PublishError]) -> PublishError:
-    code = getattr(error, "reply_code", 0)
-    if code == 404:
-        return said(
-            f"there is no exchange {EXCHANGE!r} and this user may not make it",
-            "have it declared, durable and of type topic",
-        )
-    if code == 403:
-        return said(f"this user may not write to the exchange {EXCHANGE!r}", "grant it write permission")
-    return said(f"the broker closed the channel ({code} {getattr(error, 'reply_text', '')})", "see the broker's log")
-
-
-def _root(error: BaseException) -> BaseException:
-    """The error inside pika's wrappers, whose own texts are often empty."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "exception", None) or next(
-            (a for a in reversed(error.args) if isinstance(a, BaseException)), None
-        )
-        attempts = getattr(error, "exceptions", None)
-        if attempts:
-            inner = attempts[-1]
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return error

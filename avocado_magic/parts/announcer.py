@@ -11,8 +11,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..config import Settings
+from ..discovery.broker import Broker, parse_broker_url
+from ..discovery.failures import PublishError
 from ..discovery.message import URL_CHANGED, UrlChanged
-from ..discovery.publisher import Broker, PublishError, parse_broker_url, publish
+from ..discovery.publisher import publish
 from ..process import Identity
 from .base import StartContext
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import Settings
 from ..errors import StartError
-from ..process import Identity, tail
+from ..process import Identity, ManagedProcess, tail
 
 LOG_LINES = 12
 # A program that has said nothing for this long after its start will not say anything: seconds.
@@ -101,3 +101,31 @@ def part_error(part: str, message: str, hint: str, log: Path | None = None) -> S
     return StartError(
         message, hint, part=part, log=tail(log, LOG_LINES) if log else (), log_file=str(log) if log else ""
     )
+
+
+class ProcessPart:
+    """A part that is one process of ours; what such parts have in common."""
+
+    name: str
+    log: Path
+    _process: ManagedProcess | None = None
+
+    def _launch(self, argv: Sequence[str], environment: Mapping[str, str | None] | None = None) -> None:
+        """Start the process; StartError if the program cannot be run."""
+        self._process = ManagedProcess(argv, self.log, environment)
+        try:
+            self._process.start()
+        except OSError as error:
+            message = f"{argv[0]} cannot be run: {error.strerror}"
+            raise part_error(self.name, message, "reinstall it", self.log) from None
+
+    def _code(self) -> int | None:
+        """The exit status of the process; None while it runs."""
+        return self._process.returncode() if self._process else -1
+
+    def stop(self, budget: float) -> None:
+        if self._process:
+            self._process.stop(budget)
+
+    def identity(self) -> Identity | None:
+        return self._process.identity if self._process and self._process.pid else None

@@ -9,15 +9,14 @@ from typing import Any
 
 import requests
 
-from ..process import Identity, ManagedProcess
-from .base import ANSWER_SECONDS, StartContext, part_error
+from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session
 
 # Open streams get this long to end when the service stops; well inside what `stop` waits for.
 DRAIN_SECONDS = 1.5
 
 
-class Gateway:
+class Gateway(ProcessPart):
     """Runs ``avocado-infer --backend ollama`` on 127.0.0.1:`port`."""
 
     name = "gateway"
@@ -27,7 +26,6 @@ class Gateway:
         self._upstream = upstream
         self._key_file = key_file
         self.log = log
-        self._process: ManagedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -46,18 +44,17 @@ class Gateway:
             "--api-key-file",
             str(self._key_file),
         ]
-        self._process = ManagedProcess(argv, self.log, {"AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
-        self._process.start()
+        self._launch(argv, {"AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
 
         def answers() -> bool:
-            if self._process and self._process.returncode() is not None:
+            if self._code() is not None:
                 raise part_error(self.name, "the gateway ended while it started", "the lines below say why", self.log)
             return self.check() is None
 
         context.wait_until(answers, "starting the gateway", self.name, self.log, ANSWER_SECONDS)
 
     def check(self) -> str | None:
-        if self._process is None or self._process.returncode() is not None:
+        if self._code() is not None:
             return "the gateway's process ended"
         try:
             with local_session() as session:
@@ -65,13 +62,6 @@ class Gateway:
         except requests.RequestException:
             return "the gateway does not answer"
         return None if ok else "the gateway answers with an error"
-
-    def stop(self, budget: float) -> None:
-        if self._process:
-            self._process.stop(budget)
-
-    def identity(self) -> Identity | None:
-        return self._process.identity if self._process and self._process.pid else None
 
     def describe(self) -> Mapping[str, Any]:
         return {"url": self.url}

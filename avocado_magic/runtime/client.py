@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
-from ..config import Settings, home
+from ..config import Settings
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
-from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, open_private, processes_of, tail, wait_until
+from ..process import end, processes_of, tail, wait_until
 from .control import ask
 from .keys import read_key
+from .launch import (
+    DOWN_SECONDS,
+    preflight,
+    readable_state,
+    reap,
+    running,
+    spawn,
+    starting_or_stopping,
+    sweep,
+    wait_gone,
+)
 from .owners import Owner
 from .state import LOGS, RUNNING, CorruptState, ServiceFolder, ServiceState, all_folders, part_identities
 
 OnProgress = Callable[[ServiceState], None]
 _POLL = 0.1
-_STARTED_SECONDS = 30.0
-_DOWN_SECONDS = 40.0
-# Our supervisors stay children of this kernel until it ends; kept here so that they are reaped.
-_children: dict[str, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,16 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
     spawned = joined = False
     try:
         # Two notebooks that say up at the same moment: one starts, the other finds it starting.
-        with _starting_or_stopping(folder):
+        with starting_or_stopping(folder):
             state = _current(folder)
             attached = state.live()
             if attached:
                 joined = owner is not None and bool(ask(state.socket, "join", owner=owner.to_dict()).get("new"))
             else:
-                _sweep(folder, state)  # before the look at ports: what a crash left may still hold ours
-                _preflight(settings)
+                sweep(folder, state)  # before the look at ports: what a crash left may still hold ours
+                preflight(settings)
                 spawned = True
-                _spawn(folder, settings, owner, instance)
+                spawn(folder, settings, owner, instance)
         state = _wait_ready(folder, on_progress)
         notices: tuple[str, ...] = ()
         if attached:
@@ -109,7 +110,7 @@ def down(name: str = "default") -> bool:
     folder = ServiceFolder(name)
     if not folder.path.is_dir():
         return False
-    with _starting_or_stopping(folder):
+    with starting_or_stopping(folder):
         return _down(folder, name)
 
 
@@ -127,7 +128,7 @@ def down_all(names: Iterable[str]) -> Iterator[str]:
 
 
 def _down(folder: ServiceFolder, name: str) -> bool:
-    state = _readable(folder)
+    state = readable_state(folder)
     where = state.elsewhere()
     if where:
         raise AvocadoError(f"the service {name!r} runs on {where}", "say down there")
@@ -140,15 +141,15 @@ def _down(folder: ServiceFolder, name: str) -> bool:
             except AvocadoError:
                 end([identity], 20)  # it does not listen: TERM means down as well
         # Also where it stops by itself already: it writes its last state a moment before it ends.
-        if not wait_until(lambda: not _running(name, identity), _DOWN_SECONDS):
+        if not wait_until(lambda: not running(name, identity), DOWN_SECONDS):
             end([identity], 5)
-    _reap(name)
-    orphans = _sweep(folder, state)
+    reap(name)
+    orphans = sweep(folder, state)
     left = [i for i in orphans if i.alive()]
     if left:
         pids = ", ".join(str(i.pid) for i in left)
         raise AvocadoError(f"these processes of {name!r} do not end: {pids}", "end them by hand")
-    fresh = _readable(folder)
+    fresh = readable_state(folder)
     if fresh.state != "stopped" and folder.state_file.exists():
         fresh.state, fresh.url, fresh.socket, fresh.owners = "stopped", None, None, []
         for part in fresh.parts.values():
@@ -158,15 +159,6 @@ def _down(folder: ServiceFolder, name: str) -> bool:
     for file in (folder.lock_file, folder.instance_file, folder.path / "ngrok.yml"):
         file.unlink(missing_ok=True)
     return ran or bool(orphans)
-
-
-@contextmanager
-def _starting_or_stopping(folder: ServiceFolder) -> Iterator[None]:
-    """One `up` or `down` of a service at a time; its file stays, for who waits for it waits for this very file."""
-    from filelock import FileLock
-
-    with FileLock(folder.up_lock_file, mode=0o600):
-        yield
 
 
 def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
@@ -219,136 +211,17 @@ def command(name: str, what: str, **arguments: Any) -> dict[str, Any]:
     return ask(state.socket, what, **arguments)
 
 
-# starting
-
-
-def _preflight(settings: Settings) -> None:
-    """Everything that can be known to fail before anything is started. Raises ConfigError."""
-    if sys.platform == "win32":
-        raise AvocadoError("Avocado runs on Linux and macOS", "on Windows, use WSL")
-    from ..parts import engine, tunnel
-    from ..parts.announcer import check_broker
-    from ..parts.ports import require_free
-
-    check_broker(settings)
-    tunnel.choose(settings)
-    engine.choose(settings)
-    if settings.port:
-        require_free(settings.port)
-
-
-def _spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
-    _reap(folder.name)
-    log = folder.log("supervisor")
-    root = home()
-    environment = child_environment(
-        {"AVOCADO_HOME": str(root) if root else None, "PYTHONPATH": _import_path(), INSTANCE_VARIABLE: instance}
-    )
-    try:
-        with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "avocado_magic.runtime.supervisor"],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                cwd="/",
-            )
-    except OSError as error:
-        raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
-    _children[folder.name] = child
-    try:
-        _give_order(child, folder, settings, owner, instance)
-        _wait_begun(child, folder, instance, log)
-    except BaseException:
-        # Nothing has been written by which anybody could find it later.
-        end([*processes_of(instance)], 6)
-        _reap(folder.name)
-        raise
-
-
-def _give_order(
-    child: subprocess.Popen[bytes], folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str
-) -> None:
-    assert child.stdin is not None
-    whose = owner.to_dict() if owner else None
-    with suppress(BrokenPipeError), child.stdin as pipe:  # it may have ended at once, which is noticed later
-        # Built inside the call: the secrets are in no variable that a verbose traceback would show.
-        pipe.write(
-            json.dumps(
-                {"name": folder.name, "instance": instance, "settings": settings.to_wire(), "owner": whose}
-            ).encode()
-        )
-
-
-def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, instance: str, log: Path) -> None:
-    deadline = time.monotonic() + _STARTED_SECONDS
-    while True:
-        try:
-            if folder.read().instance == instance:
-                return
-        except CorruptState:
-            pass  # the old file, which the supervisor is about to replace
-        if child.poll() is not None or time.monotonic() > deadline:
-            raise StartError(
-                "the supervisor did not start",
-                "the lines below say why",
-                part="supervisor",
-                log=tail(log, 12),
-                log_file=str(log),
-            )
-        time.sleep(0.02)
-
-
-def _import_path() -> str | None:
-    # The child must find this very package, also where it was put on sys.path by hand.
-    root = str(Path(__file__).resolve().parents[2])
-    given = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(dict.fromkeys([root, *filter(None, given.split(os.pathsep))]))
-
-
 def _current(folder: ServiceFolder) -> ServiceState:
-    state = _readable(folder)
+    state = readable_state(folder)
     where = state.elsewhere()
     if where:
         raise AvocadoError(
             f"the service {folder.name!r} runs on {where}", "use it from there, or choose another --name"
         )
     if state.state not in ("starting", "ready", "degraded"):
-        _wait_gone(folder.name, state)
-        state = _readable(folder)
+        wait_gone(folder.name, state)
+        state = readable_state(folder)
     return state
-
-
-def _readable(folder: ServiceFolder) -> ServiceState:
-    """The state; a file that nobody can read and nobody rewrites is set aside."""
-    try:
-        return folder.read()
-    except CorruptState:
-        if _locked(folder) and wait_until(lambda: _reads(folder), 12):
-            return folder.read()
-        folder.set_aside()
-        return ServiceState(folder.name)
-
-
-def _reads(folder: ServiceFolder) -> bool:
-    try:
-        folder.read()
-    except CorruptState:
-        return False
-    return True
-
-
-def _locked(folder: ServiceFolder) -> bool:
-    """True if a supervisor holds the lock of this service."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder.lock_file, timeout=0, mode=0o600):
-            return False
-    except Timeout:
-        return True
 
 
 def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
@@ -366,15 +239,15 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
         if state.state in ("ready", "degraded"):
             return state
         if state.state == "failed" and state.error:
-            _wait_gone(folder.name, state)
+            wait_gone(folder.name, state)
             raise AvocadoError.from_dict(state.error)
         if state.state in ("stopped", "failed"):
-            _wait_gone(folder.name, state)
+            wait_gone(folder.name, state)
             raise StartError("the service was stopped while it started", "run %avocado_up again")
         if not state.live():
-            _reap(folder.name)
+            reap(folder.name)
             log = folder.log("supervisor")
-            _sweep(folder, state)
+            sweep(folder, state)
             raise StartError(
                 "the supervisor ended while it started the service",
                 "the lines below say why",
@@ -456,38 +329,6 @@ def _undo(folder: ServiceFolder, owner: Owner | None, instance: str | None, *, j
 def leave(name: str, owner: Owner) -> None:
     """Stop owning a service."""
     try:
-        ask(_readable(ServiceFolder(name)).socket, "leave", owner=owner.to_dict())
+        ask(readable_state(ServiceFolder(name)).socket, "leave", owner=owner.to_dict())
     except NotRunningError:
         pass  # it ended meanwhile: nothing is owned any more
-
-
-# ending
-
-
-def _running(name: str, supervisor: Identity) -> bool:
-    _reap(name)
-    return supervisor.alive()
-
-
-def _wait_gone(name: str, state: ServiceState) -> None:
-    """Wait for a supervisor that has written its last state to end."""
-    identity = state.supervisor_identity()
-    if identity:
-        wait_until(lambda: not _running(name, identity), _DOWN_SECONDS)
-
-
-def _reap(name: str) -> None:
-    child = _children.get(name)
-    if child is not None and child.poll() is not None:
-        del _children[name]
-
-
-def _sweep(folder: ServiceFolder, state: ServiceState) -> Sequence[Identity]:
-    """End what a supervisor that is gone left behind: its instance's processes, and nobody else's."""
-    try:
-        instance = state.instance or folder.instance_file.read_text().strip()
-    except OSError:
-        instance = ""
-    orphans = list(processes_of(instance)) if instance else []
-    end(orphans, 6)
-    return orphans

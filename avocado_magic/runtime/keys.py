@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from pathlib import Path
 
 from ..config import Settings
-from .state import replace_file
+from ..process import replace_file, write_private
 
 
 def prepare_key(folder: Path, settings: Settings) -> Path:
-    """The file of the key: the one given in `settings`, the one made at the first `up`, or a new one.
-
-    Where the folder's file system keeps no modes (some mounts do not), the key lives in a temporary
-    folder that does.
-    """
+    """The file of the key: the one given in `settings`, the one made at the first `up`, or a new one."""
     path = folder / "api_key"
     key = settings.api_key.reveal() if settings.api_key else _kept(path)
-    replace_file(path, (key or new_key()) + "\n")
-    if path.stat().st_mode & 0o077:
-        text = path.read_text()
-        path.unlink()
-        path = Path(tempfile.mkdtemp(prefix="avocado-key-")) / "api_key"
-        replace_file(path, text)
-    return path
+    return write_private(path, (key or new_key()) + "\n")
 
 
 def rotate_key(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config import check_name, services_dir
 from ..errors import AvocadoError
-from ..process import Identity, host_name, open_private
+from ..process import Identity, host_name, replace_file
 
 PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")
@@ -207,17 +207,6 @@ class ServiceFolder:
     def set_aside(self) -> None:
         """Move a state file that nobody can read out of the way, keeping it for a look."""
         os.replace(self.state_file, self.state_file.with_suffix(".json.broken"))
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write `path`, 0600, atomically."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    try:
-        with os.fdopen(open_private(fresh, os.O_WRONLY | os.O_TRUNC), "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def all_folders() -> list[ServiceFolder]:

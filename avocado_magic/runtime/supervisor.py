@@ -29,7 +29,7 @@ from ..parts.engine import EnginePart
 from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
 from ..parts.ports import free_port, require_free
-from ..process import INSTANCE_VARIABLE, Identity, end, processes_of, rotate
+from ..process import INSTANCE_VARIABLE, Identity, end, processes_of, replace_file, rotate
 from .board import Board
 from .commands import Commands
 from .control import ControlServer
@@ -38,7 +38,7 @@ from .lifetime import Lifetime
 from .output import redacted_output
 from .owners import Owner
 from .proof import NotProved, prove
-from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, replace_file, utc_now
+from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, utc_now
 from .watch import Watcher
 
 logger = logging.getLogger("avocado_magic.supervisor")

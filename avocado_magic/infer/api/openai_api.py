@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from ..domain.types import Dialect, InferError, Model
 from ..service import openai
 from ..service import validation as check
+from ..service.go_json import decode
 from ..service.inference import NO_INPUT, Inference, whole
 from . import wire
 from .streams import Pieces, json_response, streamed
@@ -29,19 +30,19 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = check.decode(await request.body(), check.OPENAI_CHAT, "EOF")
+        body = decode(await request.body(), check.OPENAI_CHAT, "EOF")
         frames = openai.Completions(body.get("model", ""), chat=True, usage=_wants_usage(body))
         return await _completion(inference.chat(openai.chat_request(body)), frames, body, "message")
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = check.decode(await request.body(), check.OPENAI_COMPLETION, "EOF")
+        body = decode(await request.body(), check.OPENAI_COMPLETION, "EOF")
         frames = openai.Completions(body.get("model", ""), chat=False, usage=_wants_usage(body))
         return await _completion(inference.generate(openai.completion_request(body)), frames, body, "response")
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = check.decode(await request.body(), check.OPENAI_EMBED, "EOF")
+        body = decode(await request.body(), check.OPENAI_EMBED, "EOF")
         if body.get("input") in (None, []):
             raise InferError(400, "invalid input")
         if body["input"] == "":

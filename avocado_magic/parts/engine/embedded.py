@@ -12,8 +12,8 @@ from typing import Any
 
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
-from ...process import Identity, ManagedProcess, tail
-from ..base import ANSWER_SECONDS, StartContext, part_error
+from ...process import tail
+from ..base import ProcessPart, StartContext, part_error
 from ..ports import free_port
 from .common import ensure_model, placement, same_model
 from .rest import EngineApi
@@ -67,7 +67,7 @@ def model_name(model: str) -> str:
     return f"{stem[:80]}:latest"
 
 
-class Embedded:
+class Embedded(ProcessPart):
     """Part `engine`, by llama.cpp."""
 
     name = "engine"
@@ -78,7 +78,6 @@ class Embedded:
         self._given = settings.model or KNOWN_MODELS[0]
         self.model: str | None = model_name(self._given)
         self.log = log
-        self._process: ManagedProcess | None = None
         self.url = f"http://127.0.0.1:{free_port()}"
         self.api = EngineApi(self.url)
         self.version: str | None = None
@@ -98,15 +97,15 @@ class Embedded:
         ]
         if is_gguf(self._given):
             argv += ["--model", str(gguf_path(self._given))]
-        self._process = ManagedProcess(argv, self.log)
-        self._process.start()
+        self._launch(argv)
 
         def answers() -> bool:
-            if self._process is None or self._process.returncode() is not None:
+            if self._code() is not None:
                 raise part_error(self.name, self._last_words(), "give another model, or see the lines below", self.log)
             return self.api.version() is not None
 
-        context.wait_until(answers, "starting the embedded engine", self.name, self.log, ANSWER_SECONDS)
+        # No shorter limit than the whole: a large file of the user's is read once before it answers.
+        context.wait_until(answers, "starting the embedded engine", self.name, self.log)
         self.version = metadata.version("xllamacpp")
         ensure_model(self.api, model_name(self._given), context)
         self.where = placement(self.api)
@@ -120,16 +119,9 @@ class Embedded:
         return said[-1].removeprefix("avocado-infer: ") if said else "the embedded engine ended while it started"
 
     def check(self) -> str | None:
-        if self._process is None or self._process.returncode() is not None:
+        if self._code() is not None:
             return "the embedded engine ended"
         return None if self.api.version() else "the embedded engine does not answer"
-
-    def stop(self, budget: float) -> None:
-        if self._process:
-            self._process.stop(budget)
-
-    def identity(self) -> Identity | None:
-        return self._process.identity if self._process and self._process.pid else None
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "version": self.version, "adopted": False}

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from ...config import Settings, cache_dir, ollama_base_url
 from ...errors import ConfigError
-from ...process import Identity, ManagedProcess, belongs_to_a_service
-from ..base import ANSWER_SECONDS, StartContext, part_error
+from ...process import Identity, belongs_to_a_service
+from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from ..ports import free_port, is_free, listener
 from .common import ensure_model, placement, require_some_model
 from .install import install_ollama
@@ -54,7 +54,7 @@ def check_host(settings: Settings) -> None:
         )
 
 
-class Ollama:
+class Ollama(ProcessPart):
     """Part `engine`, by Ollama. Adopted engines are used and never stopped."""
 
     name = "engine"
@@ -63,7 +63,6 @@ class Ollama:
     def __init__(self, settings: Settings, log: Path) -> None:
         self._settings = settings
         self.log = log
-        self._process: ManagedProcess | None = None
         adopted = running_ollama(settings)
         self.adopted = adopted is not None
         self.url = adopted.url if adopted else f"http://127.0.0.1:{_port_for(settings)}"
@@ -93,16 +92,10 @@ class Ollama:
             "OLLAMA_MODELS": self._settings.ollama_models,
             "LD_LIBRARY_PATH": libraries or None,
         }
-        self._process = ManagedProcess([str(program), "serve"], self.log, environment)
-        try:
-            self._process.start()
-        except OSError as error:
-            raise part_error(
-                self.name, f"{program} cannot be run: {error.strerror}", "reinstall Ollama", self.log
-            ) from None
+        self._launch([str(program), "serve"], environment)
 
         def answers() -> bool:
-            code = self._process.returncode() if self._process else 1
+            code = self._code()
             if code is not None:
                 raise part_error(
                     self.name, f"ollama serve ended with {_exit(code)}", "the lines below say why", self.log
@@ -115,19 +108,15 @@ class Ollama:
         return model
 
     def check(self) -> str | None:
-        if self._process and self._process.returncode() is not None:
+        if not self.adopted and self._code() is not None:
             return "Ollama ended"
         return None if self.api.version() else "Ollama does not answer"
-
-    def stop(self, budget: float) -> None:
-        if self._process:
-            self._process.stop(budget)
 
     def identity(self) -> Identity | None:
         if self.adopted:
             pid = listener(urlsplit(self.url).port or 0)
             return Identity.of(pid) if pid else None
-        return self._process.identity if self._process and self._process.pid else None
+        return super().identity()
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "version": self.version, "adopted": self.adopted}

@@ -10,8 +10,8 @@ from typing import Any
 
 import requests
 
-from ...process import Identity, ManagedProcess, tail
-from ..base import ANSWER_SECONDS, StartContext, part_error
+from ...process import tail
+from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from ..local_http import local_session
 from ..ports import free_port
 
@@ -22,7 +22,7 @@ def find_cloudflared() -> str | None:
     return shutil.which("cloudflared")
 
 
-class Cloudflared:
+class Cloudflared(ProcessPart):
     """Part `tunnel`, by ``cloudflared tunnel --url``; the URL is asked of its metrics server."""
 
     name = "tunnel"
@@ -31,7 +31,6 @@ class Cloudflared:
         self._port = port
         self.log = log
         self._metrics = f"http://127.0.0.1:{free_port()}"
-        self._process: ManagedProcess | None = None
         self.url: str | None = None
 
     def start(self, context: StartContext) -> None:
@@ -46,16 +45,10 @@ class Cloudflared:
             self._metrics.removeprefix("http://"),
         ]
         self.url = None
-        self._process = ManagedProcess(argv, self.log)
-        try:
-            self._process.start()
-        except OSError as error:
-            raise part_error(
-                self.name, f"cloudflared cannot be run: {error.strerror}", "reinstall it", self.log
-            ) from None
+        self._launch(argv)
 
         def ready() -> bool:
-            if self._process is None or self._process.returncode() is not None:
+            if self._code() is not None:
                 raise part_error(
                     self.name, f"cloudflared ended while it started{self._why()}", "the lines below say why", self.log
                 )
@@ -80,7 +73,7 @@ class Cloudflared:
         return f"http://{host}" if host.startswith("127.0.0.1:") else f"https://{host}"
 
     def check(self) -> str | None:
-        if self._process is None or self._process.returncode() is not None:
+        if self._code() is not None:
             return "cloudflared ended"
         try:
             with local_session() as session:
@@ -91,13 +84,6 @@ class Cloudflared:
 
     def lost(self) -> str | None:
         return None
-
-    def stop(self, budget: float) -> None:
-        if self._process:
-            self._process.stop(budget)
-
-    def identity(self) -> Identity | None:
-        return self._process.identity if self._process and self._process.pid else None
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": "cloudflared", "url": self.url}

@@ -21,7 +21,7 @@ import requests
 
 from ...config import Settings, cache_dir
 from ...errors import AvocadoError, redact
-from ...process import Identity, append_line, end_group, open_private, wait_until
+from ...process import Identity, append_line, end_group, wait_until, write_private
 from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..local_http import local_session
 
@@ -169,8 +169,8 @@ class Ngrok:
             if self._settings.ngrok_token:
                 os.environ["NGROK_AUTHTOKEN"] = self._settings.ngrok_token.reveal()
         else:
-            path = str(self._config_file)
             self._write_config(version)
+            path = str(self._config_file)
         config = conf.PyngrokConfig(
             ngrok_path=self._path,
             config_path=path,
@@ -193,8 +193,7 @@ class Ngrok:
         else:
             head = 'version: "2"\n' if version[:1] >= (3,) else ""  # the 2.x agent knows no version line
             text = f"{head}authtoken: {token}\nupdate_check: false\n"
-        with os.fdopen(open_private(self._config_file, os.O_WRONLY | os.O_TRUNC), "w") as file:
-            file.write(text)
+        self._config_file = write_private(self._config_file, text)
 
     def _connect(self, config: Any, version: tuple[int, ...], context: StartContext) -> str:
         from pyngrok import ngrok

@@ -1,0 +1,177 @@
+"""Starts supervisors, and tells which of them run: what `client` is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..config import Settings, home
+from ..errors import AvocadoError, StartError
+from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, open_private, processes_of, tail, wait_until
+from .owners import Owner
+from .state import CorruptState, ServiceFolder, ServiceState
+
+DOWN_SECONDS = 40.0
+_STARTED_SECONDS = 30.0
+# Our supervisors stay children of this kernel until it ends; kept here so that they are reaped.
+_children: dict[str, subprocess.Popen[bytes]] = {}
+
+
+def preflight(settings: Settings) -> None:
+    """Everything that can be known to fail before anything is started. Raises ConfigError."""
+    if sys.platform == "win32":
+        raise AvocadoError("Avocado runs on Linux and macOS", "on Windows, use WSL")
+    from ..parts import engine, tunnel
+    from ..parts.announcer import check_broker
+    from ..parts.ports import require_free
+
+    check_broker(settings)
+    tunnel.choose(settings)
+    engine.choose(settings)
+    if settings.port:
+        require_free(settings.port)
+
+
+def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
+    reap(folder.name)
+    log = folder.log("supervisor")
+    root = home()
+    environment = child_environment(
+        {"AVOCADO_HOME": str(root) if root else None, "PYTHONPATH": _import_path(), INSTANCE_VARIABLE: instance}
+    )
+    try:
+        with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "avocado_magic.runtime.supervisor"],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                cwd="/",
+            )
+    except OSError as error:
+        raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
+    _children[folder.name] = child
+    try:
+        _give_order(child, folder, settings, owner, instance)
+        _wait_begun(child, folder, instance, log)
+    except BaseException:
+        # Nothing has been written by which anybody could find it later.
+        end([*processes_of(instance)], 6)
+        reap(folder.name)
+        raise
+
+
+def _give_order(
+    child: subprocess.Popen[bytes], folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str
+) -> None:
+    assert child.stdin is not None
+    whose = owner.to_dict() if owner else None
+    with suppress(BrokenPipeError), child.stdin as pipe:  # it may have ended at once, which is noticed later
+        # Built inside the call: the secrets are in no variable that a verbose traceback would show.
+        pipe.write(
+            json.dumps(
+                {"name": folder.name, "instance": instance, "settings": settings.to_wire(), "owner": whose}
+            ).encode()
+        )
+
+
+def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, instance: str, log: Path) -> None:
+    deadline = time.monotonic() + _STARTED_SECONDS
+    while True:
+        try:
+            if folder.read().instance == instance:
+                return
+        except CorruptState:
+            pass  # the old file, which the supervisor is about to replace
+        if child.poll() is not None or time.monotonic() > deadline:
+            raise StartError(
+                "the supervisor did not start",
+                "the lines below say why",
+                part="supervisor",
+                log=tail(log, 12),
+                log_file=str(log),
+            )
+        time.sleep(0.02)
+
+
+def _import_path() -> str | None:
+    # The child must find this very package, also where it was put on sys.path by hand.
+    root = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(dict.fromkeys([root, *filter(None, given.split(os.pathsep))]))
+
+
+def readable_state(folder: ServiceFolder) -> ServiceState:
+    """The state; a file that nobody can read and nobody rewrites is set aside."""
+    try:
+        return folder.read()
+    except CorruptState:
+        if _locked(folder) and wait_until(lambda: _reads(folder), 12):
+            return folder.read()
+        folder.set_aside()
+        return ServiceState(folder.name)
+
+
+def _reads(folder: ServiceFolder) -> bool:
+    try:
+        folder.read()
+    except CorruptState:
+        return False
+    return True
+
+
+def _locked(folder: ServiceFolder) -> bool:
+    """True if a supervisor holds the lock of this service."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder.lock_file, timeout=0, mode=0o600):
+            return False
+    except Timeout:
+        return True
+
+
+def running(name: str, supervisor: Identity) -> bool:
+    reap(name)
+    return supervisor.alive()
+
+
+def wait_gone(name: str, state: ServiceState) -> None:
+    """Wait for a supervisor that has written its last state to end."""
+    identity = state.supervisor_identity()
+    if identity:
+        wait_until(lambda: not running(name, identity), DOWN_SECONDS)
+
+
+def reap(name: str) -> None:
+    child = _children.get(name)
+    if child is not None and child.poll() is not None:
+        del _children[name]
+
+
+def sweep(folder: ServiceFolder, state: ServiceState) -> Sequence[Identity]:
+    """End what a supervisor that is gone left behind: its instance's processes, and nobody else's."""
+    try:
+        instance = state.instance or folder.instance_file.read_text().strip()
+    except OSError:
+        instance = ""
+    orphans = list(processes_of(instance)) if instance else []
+    end(orphans, 6)
+    return orphans
+
+
+@contextmanager
+def starting_or_stopping(folder: ServiceFolder) -> Iterator[None]:
+    """One `up` or `down` of a service at a time; its file stays, for who waits for it waits for this very file."""
+    from filelock import FileLock
+
+    with FileLock(folder.up_lock_file, mode=0o600):
+        yield

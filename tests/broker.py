@@ -31,7 +31,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
         self.node = f"avocado{secrets.token_hex(3)}@localhost"
         self._epmd = free_port()
         self._environment = {
@@ -62,7 +62,7 @@ class Broker:
 
     def start(self) -> None:
         (self.folder / "enabled_plugins").write_text("[].\n")
-        (self.folder / "rabbitmq.conf").write_text("log.file.level = info\n")
+        (self.folder / "rabbitmq.conf").write_text("log.file.level = info\n" + self._tls())
         with (self.folder / "out").open("wb") as out:
             self._server = subprocess.Popen(
                 [str(find())], env=self._environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
@@ -77,6 +77,23 @@ class Broker:
         for user, configure in (("avocado", ".*"), ("writer", "^$")):
             self.control("add_user", user, PASSWORD)
             self.control("set_permissions", "-p", vhost, user, configure, ".*", ".*")
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "cert.pem"
+
+    def _tls(self) -> str:
+        """Settings for a TLS listener, with a certificate that only `certificate` vouches for."""
+        key = self.folder / "key.pem"
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(self.certificate),
+             "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return (
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\nssl_options.certfile = {self.certificate}\n"
+            f"ssl_options.keyfile = {key}\nssl_options.cacertfile = {self.certificate}\nssl_options.verify = verify_none\n"
+        )
 
     def control(self, *arguments: str, check: bool = True) -> int:
         """rabbitmqctl; its exit status."""

@@ -362,3 +362,18 @@ def test_after_an_unknown_outcome_the_url_goes_out_once_more(broker: Any, consum
         assert arrived[-1] == "https://new.example"
     finally:
         announcer.stop(3)
+
+
+@pytest.mark.broker
+def test_over_tls_with_a_certificate_that_is_checked(
+    broker: Any, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over_tls = parse_broker_url(
+        broker.url.replace("amqp://", "amqps://").replace(str(broker.port), str(broker.tls_port))
+    )
+    with pytest.raises(PublishError, match=r"TLS with .* failed") as caught:
+        publish(over_tls, URL_CHANGED, BODY, 5)
+    assert "certificate" in caught.value.sentence().lower()
+    monkeypatch.setenv("SSL_CERT_FILE", str(broker.certificate))
+    assert publish(over_tls, URL_CHANGED, BODY, 5).delivered
+    assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"

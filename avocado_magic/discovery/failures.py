@@ -30,6 +30,7 @@ def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishEr
     from pika.adapters.utils import connection_workflow as workflow
 
     error = _root(error)
+    logger.info("publishing to %s failed: %s: %s", broker, type(error).__name__, error)
 
     def said(message: str, hint: str) -> PublishError:
         return PublishError(message, hint, part="announcer")

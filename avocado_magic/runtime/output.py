@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,21 @@ from pathlib import Path
 
 from ..errors import redact
 from ..process import append_line
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class RedactedLog(logging.Handler):
+    """Writes records to a part's log, without secrets; the supervisor's own log gets them as well."""
+
+    def __init__(self, path: Path, secrets: Sequence[str]) -> None:
+        super().__init__()
+        self._path = path
+        self._secrets = secrets
+        self.setFormatter(logging.Formatter(LOG_FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        append_line(self._path, redact(self.format(record), self._secrets))
 
 
 @contextmanager

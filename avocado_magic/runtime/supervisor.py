@@ -35,7 +35,7 @@ from .commands import Commands
 from .control import ControlServer
 from .keys import prepare_key, read_key
 from .lifetime import Lifetime
-from .output import redacted_output
+from .output import RedactedLog, redacted_output
 from .owners import Owner
 from .proof import NotProved, prove
 from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, utc_now
@@ -154,6 +154,10 @@ class Supervisor:
         engine = engines.make(engine_kind, settings, log("engine"))
         gateway = Gateway(port, engine.url, key_file, log("gateway"))
         tunnel = tunnels.make(tunnel_kind, settings, port, self.folder.path, log("tunnel"))
+        # The announcer is no process: what it and the library under it say is its log.
+        told = RedactedLog(log("announcer"), settings.secrets())
+        for name in ("avocado_magic.parts.announcer", "avocado_magic.discovery"):
+            logging.getLogger(name).addHandler(told)
         announcer = Announcer(settings, self.folder.name, self.board.state.instance, self._announcer_changed)
         self.parts = Parts(engine, gateway, tunnel, announcer, self.board)
         with self.board.change() as state:

@@ -175,6 +175,7 @@ class Ngrok:
             ngrok_path=self._path,
             config_path=path,
             config_version="3" if version >= _ENDPOINTS_SINCE else "2",
+            ngrok_version="3" if version[:1] >= (3,) else "2",  # decides whether bind_tls is rewritten
             start_new_session=True,  # else a cell's interrupt, which goes to the group, ends the agent
             monitor_thread=True,  # else nobody drains the agent's output and it stalls
             log_event_callback=self._on_log,

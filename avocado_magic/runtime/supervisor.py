@@ -346,7 +346,7 @@ def main() -> int:
 
     order = json.loads(sys.stdin.read())
     folder = ServiceFolder(str(order["name"]))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     for name in SECRET_VARIABLES:
         os.environ.pop(name, None)  # they came with the order; no child inherits them
     os.environ[INSTANCE_VARIABLE] = str(order["instance"])

@@ -35,7 +35,7 @@ from .commands import Commands
 from .control import ControlServer
 from .keys import prepare_key, read_key
 from .lifetime import Lifetime
-from .output import RedactedLog, redacted_output
+from .output import LOG_FORMAT, RedactedLog, redacted_output
 from .owners import Owner
 from .proof import NotProved, prove
 from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, utc_now

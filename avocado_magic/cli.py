@@ -88,6 +88,8 @@ def up(
                 f"note: nobody owns this service: it lives until `avocado down`, {settings.max_lifetime:g} h at most",
                 file=sys.stderr,
             )
+        if owner is None and result.attached and result.state.owners:
+            print("note: it ends with its notebooks; `avocado keep` lets it live on", file=sys.stderr)
         if foreground and owner is not None:
             _stay(settings.name, owner, result.attached)
 

@@ -111,6 +111,11 @@ def child_environment(extra: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def without_variables(prefix: str) -> dict[str, str | None]:
+    """For `child_environment`: this environment's variables that begin with `prefix`, in any case, taken out."""
+    return {name: None for name in os.environ if name.upper().startswith(prefix)}
+
+
 def processes_of(instance: str) -> Iterator[Identity]:
     """The live processes of the service instance `instance`, ourselves left out."""
     import psutil

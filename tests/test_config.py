@@ -118,7 +118,8 @@ def test_every_setting_has_a_trait_but_the_secrets() -> None:
     ("line", "kept"),
     [
         ("llama3 # a note", "llama3"), ("llama3 #note", "llama3"), ("# all of it", ""), ("'a # b' # c", "'a # b'"),
-        ('--name "x#y" z#w', '--name "x#y" z#w'), ("C# is a language", "C# is a language"), ("what's up # doc", "what's up # doc"),
+        ('--name "x#y" z#w', '--name "x#y" z#w'), ("C# is a language", "C# is a language"), ("what's up # doc", "what's up"),
+        ('--name="a # b" # c', '--name="a # b"'),
     ],
 )  # fmt: skip
 def test_trailing_notes_are_dropped(line: str, kept: str) -> None:

@@ -21,6 +21,7 @@ from avocado_magic.config import Settings, resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
 from avocado_magic.process import Identity
 from avocado_magic.runtime import client
+from avocado_magic.runtime.lifetime import Lifetime
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceFolder, ServiceState
 
@@ -557,3 +558,56 @@ def test_the_proof_sends_no_password_of_a_netrc(
     monkeypatch.setenv("NETRC", str(netrc))
     port = free_port()
     assert up(port=port, public_url=f"http://127.0.0.1:{port}").state == "ready"
+
+
+@pytest.mark.parametrize("mode", ["stalled_pull", "silent_pull"])
+def test_a_pull_that_stands_still_ends_with_the_timeout_and_with_ctrl_c(
+    ollama: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("FAKE_OLLAMA_MODE", mode)
+    begin = time.monotonic()
+    with pytest.raises(StartError, match="pulling mistral took too long"):
+        up(model="mistral", timeout=3)
+    assert time.monotonic() - begin < 20
+
+    def interrupt(state: ServiceState) -> None:
+        if "pulling" in state.parts["engine"].detail:
+            raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        client.up(settings(model="mistral", timeout=100), None, interrupt)
+    assert time.monotonic() - begin < 20
+
+
+def test_settings_of_a_lone_gateway_do_not_open_ours(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("NO_AUTH", "1"),
+        ("HOST", "0.0.0.0"),
+        ("BACKEND", "llamacpp"),
+        ("Admin_Key_File", "/etc/hostname"),
+    ):
+        monkeypatch.setenv(f"AVOCADO_INFER_{name}", value)
+    state = up()
+    assert requests.get(f"{state.local_url}/api/tags", timeout=5).status_code == 401
+    listening = psutil.Process(state.parts["gateway"].pid or 0).net_connections("tcp")
+    assert {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_an_owner_outlives_the_longest_lifetime(tmp_path: Path) -> None:
+    lifetime = Lifetime(Settings(max_lifetime=1e-9), None)
+    assert lifetime.look()[1]
+    lifetime = Lifetime(Settings(max_lifetime=1e-9), None)
+    owner = Owner.of(os.getpid())
+    assert owner
+    lifetime.join(owner)
+    assert lifetime.look() == (None, None)
+
+
+def test_a_token_that_comes_later_is_said_to_need_a_new_start(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    up()
+    monkeypatch.setenv("NGROK_AUTHTOKEN", "token-that-came-later")
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://127.0.0.1:1")
+    notices = client.up(settings(), None).notices
+    assert len(notices) == 2
+    assert all("%avocado_down first" in notice for notice in notices)

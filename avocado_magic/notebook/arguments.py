@@ -9,15 +9,24 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 from IPython.utils.process import arg_split
 
-# A '#' that begins a word outside quotes begins a note; the quoted parts are skipped over.
-_NOTE = re.compile(r"""^((?:[^'"#]|"[^"]*"|'[^']*'|(?<=\S)\#)*?)(?:(?:^|\s)\#.*)$""", re.DOTALL)
 _LEFTOVER = re.compile(r"\{[A-Za-z_][\w.\[\]'\"]*\}|^\$[A-Za-z_]\w*$")
 
 
 def without_note(line: str) -> str:
-    """`line` without a trailing `` # note``."""
-    match = _NOTE.match(line)
-    return (match[1] if match else line).strip()
+    """`line` without a trailing `` # note``: from a '#' that begins a word, outside of quotes.
+
+    A quote counts where it begins a word or a flag's value and is closed again; an apostrophe does not.
+    """
+    quote = ""
+    for at, char in enumerate(line):
+        begins = at == 0 or line[at - 1].isspace()
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'" and (begins or line[at - 1] == "=") and char in line[at + 1 :]:
+            quote = char
+        elif char == "#" and begins:
+            return line[:at].strip()
+    return line.strip()
 
 
 def parse(magic: Any, line: str) -> Any:

@@ -104,6 +104,11 @@ def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answ
         answer = Answer("".join(text), request.model, 0, len(text), len(text) / seconds, stopped=True)
         _keep(shell, variable, answer)
         raise StoppedByUser(f"Stopped after {len(text)} tokens; what came before is kept.") from None
+    except AvocadoError:
+        output.close()
+        if text:
+            _keep(shell, variable, Answer("".join(text), request.model, 0, len(text), 0.0, stopped=True))
+        raise
     output.close()
     seconds = int(last.get("eval_duration") or 0) / 1e9
     tokens = int(last.get("eval_count") or 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 
+from ..process import without_variables
 from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session
 
@@ -37,6 +38,10 @@ class Gateway(ProcessPart):
             sys.executable,
             "-m",
             "avocado_magic.infer",
+            "--host",
+            "127.0.0.1",
+            "--backend",
+            "ollama",
             "--port",
             str(self.port),
             "--upstream",
@@ -44,7 +49,8 @@ class Gateway(ProcessPart):
             "--api-key-file",
             str(self._key_file),
         ]
-        self._launch(argv, {"AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
+        # The user's own avocado-infer settings are for one that runs alone: here they could open the door.
+        self._launch(argv, {**without_variables("AVOCADO_INFER_"), "AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
 
         def answers() -> bool:
             if self._code() is not None:

@@ -281,7 +281,13 @@ def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
         "tunnel": state.tunnel_kind,
         "port": int((state.local_url or ":0").rpartition(":")[2]),
     }
+    from ..parts import tunnel
+
     notices = []
+    if state.tunnel_kind == "none" and settings.tunnel == "auto" and tunnel.choose(settings) != "none":
+        notices.append("the tunnel you can have now is opened by the next start; %avocado_down first")
+    if settings.broker_url and state.parts["announcer"].state == "not configured":
+        notices.append("the broker you set now is used from the next start on; %avocado_down first")
     for f in fields(Settings):
         wanted = getattr(settings, f.name)
         if (

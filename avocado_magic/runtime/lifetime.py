@@ -52,12 +52,12 @@ class Lifetime:
         with self._lock:
             now = time.monotonic()
             self._sort(now)
-            if self._kept:
-                left = self._longest - (now - self._born)
-                return _in(left), f"its lifetime of {self._longest / 3600:g} h is over" if left <= 0 else None
             if self._owners:
                 self._ownerless_since = None
                 return None, None
+            if self._kept:
+                left = self._longest - (now - self._born)
+                return _in(left), f"its lifetime of {self._longest / 3600:g} h is over" if left <= 0 else None
             self._ownerless_since = self._ownerless_since or now
             left = self._grace - (now - self._ownerless_since)
             return _in(left), f"its last owner has been gone for {self._grace / 60:g} min" if left <= 0 else None

@@ -18,7 +18,7 @@ def prove(url: str, key: str, model: str | None) -> None:
 
     The key is sent only after the other end has refused a request without one, as our gateway does.
     """
-    with _session() as session:
+    with _session(url) as session:
         refused = _get(session, f"{url}/api/tags")
         if refused.status_code != 401:
             raise NotProved(_why(refused))
@@ -35,15 +35,16 @@ def prove(url: str, key: str, model: str | None) -> None:
 def answers(url: str) -> str | None:
     """None if the gateway's open health route comes back through `url`, else what is wrong."""
     try:
-        with _session() as session:
+        with _session(url) as session:
             answer = _get(session, f"{url}/healthz", timeout=(5, 10))
     except NotProved as error:
         return str(error)
     return None if answer.status_code == 200 else _why(answer)
 
 
-def _session() -> requests.Session:
+def _session(url: str) -> requests.Session:
     session = requests.Session()
+    session.trust_env = not url.startswith("http://127.0.0.1:")  # no proxy on the way to ourselves
     session.headers.update(SKIP_INTERSTITIAL)
     # A netrc of the user's holds passwords of other places; without this, requests sends a default entry along.
     session.auth = lambda request: request

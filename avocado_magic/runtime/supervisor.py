@@ -212,14 +212,15 @@ class Supervisor:
                 raise error
 
     def prove(self, context: StartContext) -> None:
-        """A request out through the public URL and back. Raises StartError when it does not come."""
+        """A request out through the public URL and back, through the local one where there is no other.
+
+        Raises StartError when it does not come.
+        """
         parts = self.ready_parts()
-        url = parts.tunnel.url
-        if url is None:
-            return
+        url = parts.tunnel.url or parts.gateway.url
         if self.settings.public_url:
             context.deadline = min(context.deadline, time.monotonic() + PROVE_OWN_SECONDS)
-        context.report("proving the public URL")
+        context.report("proving the URL")
         while True:
             try:
                 prove(url, read_key(self.board.state.api_key_file), self._proof_model(parts))
@@ -231,7 +232,7 @@ class Supervisor:
                     hint = own if self.settings.public_url else "%avocado_logs tunnel may say why"
                     message = f"{url} does not lead to this service: {error}"
                     raise part_error("tunnel", message, hint, self.folder.log("tunnel")) from None
-                context.report(f"proving the public URL: {error}")
+                context.report(f"proving the URL: {error}")
             if self.stopping.wait(0.5):
                 raise Cancelled
 

@@ -6,7 +6,7 @@ It answers as the recordings in tests/recordings say a real one does: foreign Ho
 
 FAKE_OLLAMA_MODELS   comma-separated names that are there already
 FAKE_OLLAMA_MODE     ok (default) | slow_start:S | silent | crash | crash_serving:S | ignore_term | no_network
-                     | unknown_model | disk_full | damaged | slow_pull:S | slow_load:S | refuses_to_load
+                     | unknown_model | disk_full | damaged | stalled_pull | silent_pull | slow_pull:S | slow_load:S | refuses_to_load
 FAKE_OLLAMA_VRAM     how many of a loaded model's 190948608 bytes are on a GPU (0)
 FAKE_OLLAMA_GAP      seconds between the pieces of a stream (0.01)
 FAKE_OLLAMA_TRACE    file that gets a JSON line per request, and one when a client left
@@ -229,6 +229,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.stream(
                 [*lines, {"error": "digest mismatch, file must be downloaded again: want sha256:12, got sha256:34"}]
             )
+        if MODE == "silent_pull":
+            time.sleep(3600)
+        if MODE == "stalled_pull":
+            return self.stream([lines[3]] * 36000, gap=0.1)
         gap = float(ARG) / steps if MODE == "slow_pull" else 0.005
         if self.stream([*lines, {"status": "verifying sha256 digest"}, {"status": "success"}], gap=gap):
             models.append(full(name))

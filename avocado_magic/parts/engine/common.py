@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import requests
@@ -11,7 +12,7 @@ import requests
 from ..base import StartContext, part_error
 from .rest import EngineApi
 
-# A download that moves gets this many seconds more with every line it reports.
+# A download that moves gets this many seconds more with every step, or --timeout where that is less.
 MOVING_SECONDS = 300.0
 
 
@@ -44,39 +45,47 @@ def ensure_model(api: EngineApi, model: str, context: StartContext) -> None:
 
 def load_model(api: EngineApi, model: str, context: StartContext) -> None:
     """Bring `model` into memory; may take minutes, and is called off at once. Raises StartError or Cancelled."""
-    failed: list[BaseException] = []
     seconds = max(30.0, context.left())
-
-    def work() -> None:
-        try:
-            api.load(model, seconds)
-        except BaseException as error:  # handed to the waiting thread below
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="avocado-load", daemon=True)
-    thread.start()
     context.extend(seconds + 5)
-    context.wait_until(lambda: not thread.is_alive(), f"loading {model}", "engine")
-    if failed:
-        raise failed[0]
+    _in_background(context, lambda: api.load(model, seconds), f"loading {model}")
 
 
 def pull_model(api: EngineApi, model: str, context: StartContext) -> None:
-    """Fetch `model`, telling how far it is."""
+    """Fetch `model`, telling how far it is. Raises StartError, also when nothing moves any more, or Cancelled."""
     context.report(f"pulling {model}")
     last: list[int] = [0]
+    leave = threading.Event()
 
     def progress(status: str, done: int, total: int) -> None:
-        context.left()
         if total and done != last[0]:
             last[0] = done
-            context.extend(MOVING_SECONDS)
+            context.extend(min(MOVING_SECONDS, context.settings.timeout))
         if total > 1_000_000:
             context.report(f"pulling {100 * done // total} % of {human_bytes(total)}")
         elif status:
             context.report(status if status.startswith("pulling") else f"pulling: {status}")
 
-    api.pull(model, progress, context.cancelled)
+    try:
+        _in_background(context, lambda: api.pull(model, progress, leave), f"pulling {model}")
+    finally:
+        leave.set()
+
+
+def _in_background(context: StartContext, work: Callable[[], None], what: str) -> None:
+    """Do `work` in a thread of its own, so that neither silence nor slowness of the engine holds the caller."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the waiting thread below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="avocado-engine", daemon=True)
+    thread.start()
+    context.wait_until(lambda: not thread.is_alive(), what, "engine")
+    if failed:
+        raise failed[0]
 
 
 def gpu_present() -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
-from ...process import tail
+from ...process import tail, without_variables
 from ..base import ProcessPart, StartContext, part_error
 from ..ports import free_port
 from .common import ensure_model, placement, same_model
@@ -91,13 +91,15 @@ class Embedded(ProcessPart):
             "avocado_magic.infer",
             "--backend",
             "llamacpp",
+            "--host",
+            "127.0.0.1",
             "--no-auth",
             "--port",
             self.url.rpartition(":")[2],
         ]
         if is_gguf(self._given):
             argv += ["--model", str(gguf_path(self._given))]
-        self._launch(argv)
+        self._launch(argv, without_variables("AVOCADO_INFER_"))
 
         def answers() -> bool:
             if self._code() is not None:

@@ -32,8 +32,14 @@ def running_ollama(settings: Settings) -> EngineApi | None:
     api = EngineApi(ollama_base_url(settings.ollama_host))
     if api.version(timeout=1.5) is None:
         return None
-    pid = listener(urlsplit(api.url).port or 0)
+    pid = _local_pid(api.url)
     return None if pid is not None and belongs_to_a_service(pid) else api
+
+
+def _local_pid(url: str) -> int | None:
+    """The pid of what listens at `url`, if that is on this machine."""
+    parts = urlsplit(url)
+    return listener(parts.port or 0) if parts.hostname in _LOOPBACK else None
 
 
 def find_ollama() -> Path | None:
@@ -114,7 +120,7 @@ class Ollama(ProcessPart):
 
     def identity(self) -> Identity | None:
         if self.adopted:
-            pid = listener(urlsplit(self.url).port or 0)
+            pid = _local_pid(self.url)
             return Identity.of(pid) if pid else None
         return super().identity()
 

@@ -108,9 +108,9 @@ class Ngrok:
     def start(self, context: StartContext) -> None:
         _quiet()
         # The calls to the agent's own API must not take the way through a proxy; they hang there.
-        for name in ("no_proxy", "NO_PROXY"):
-            hosts = [h for h in os.environ.get(name, "").split(",") if h]
-            os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))
+        given = [os.environ.get(name, "").split(",") for name in ("no_proxy", "NO_PROXY")]
+        hosts = dict.fromkeys([*filter(None, [*given[0], *given[1]]), "127.0.0.1", "localhost"])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
         self.url = self._identity = self._api_url = self._lost = None
         self._said = []
         context.report("starting ngrok")

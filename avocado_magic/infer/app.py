@@ -108,38 +108,29 @@ async def _have(library: Library, model: str | None) -> None:
 
 async def serve(settings: InferSettings) -> None:
     """Run the gateway until TERM or INT; open streams get `settings.drain` seconds to finish."""
-    from granian.constants import HTTPModes, Interfaces
-    from granian.http import HTTP1Settings
-    from granian.server.embed import Server
+    from .infrastructure.http_server import HttpServer
 
     gateway = create_app(settings)
     await gateway.prepare()
-    server = Server(
-        gateway,
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.ASGI,
-        http=HTTPModes.http1,
-        websockets=False,
-        backlog=1024,
-        log_enabled=False,
-        http1_settings=HTTP1Settings(header_read_timeout=HEAD_SECONDS * 1000, max_buffer_size=HEAD_BYTES),
-    )
+    server = HttpServer(gateway)
+    await server.start(settings.host, settings.port)
+    done = asyncio.Event()
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []
 
     async def end() -> None:
         await gateway.drain(settings.drain)
-        server.stop()
+        done.set()
 
     def on_signal() -> None:
         # At the second signal nothing is waited for any more.
-        server.stop() if ending else ending.append(loop.create_task(end()))
+        done.set() if ending else ending.append(loop.create_task(end()))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     logger.info("avocado-infer listens on http://%s:%d, backend %s", settings.host, settings.port, settings.backend)
-    await server.serve()
+    await done.wait()
+    await server.stop()
     logger.info("avocado-infer ended")
 
 

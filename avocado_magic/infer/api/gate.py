@@ -112,6 +112,15 @@ class Gate:
 
     async def _while_client_stays(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, and stop at once when the client leaves, be it during a cold start."""
+        left_early = scope.get("extensions", {}).get("avocado.cancels")
+        if left_early is not None:
+            try:
+                await self._behind(request, scope, send)
+            except asyncio.CancelledError:
+                if not left_early():
+                    raise
+                logger.info("%s %s: the client left, the engine's work is stopped", request.method, request.path)
+            return
         task = asyncio.current_task()
         watch = asyncio.ensure_future(_until_left(receive))
         left = False
@@ -197,7 +206,7 @@ class Gate:
         size = 0
         try:
             while True:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                message = await receive()
                 if message["type"] == "http.disconnect":
                     # The client left, or what it sent is no chunked body; in the first case nobody reads this.
                     raise Refused(400, "the request body broke off")

@@ -118,7 +118,7 @@ ADMIN_ROUTES = [("POST", "/api/pull"), ("POST", "/api/push"), ("POST", "/api/cre
                 ("DELETE", "/api/delete"), ("POST", "/api/blobs/sha256:" + "0" * 64)]  # fmt: skip
 NOT_ROUTES = ["/api/nothing", "/api/tags/", "//api/tags", "/api//tags", "/api/../api/tags", "/api/%74ags", "/API/TAGS",
               "/api%2fdelete", "/api/./tags", "/api/tags%00", "/api/tags;x=1", "/v1/models/", "/v1/models/..", "/v1/models/a%2fb",
-              "/healthz/", "/api/me", "/debug/pprof/", "/metrics"]  # fmt: skip
+              "/healthz/", "/api/me", "/debug/pprof/", "/metrics/"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "path"), ALLOWED)

@@ -2,51 +2,102 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from .app import run
-from .settings import InferSettings
+from .settings import InferSettings, load
 
-cli = typer.Typer(add_completion=False)
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _option(name: str, *flags: str) -> Any:
+    return typer.Option(*flags, help=InferSettings.model_fields[name].description)
 
 
 @cli.command()
 def infer(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    backend: Annotated[str | None, typer.Option(help="ollama (pass through) or llamacpp (run the model here).")] = None,
-    upstream: Annotated[str | None, typer.Option(help="URL of the Ollama behind the gateway.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model of the llama.cpp backend: a name or a *.gguf path.")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File with the API key.")] = None,
-    admin_key_file: Annotated[
-        Path | None, typer.Option(help="File with the admin key; switches admin routes on.")
-    ] = None,
-    no_auth: Annotated[bool | None, typer.Option("--no-auth", help="Let everybody in; loopback only.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings, and presets.")] = None,
+    host: Annotated[str | None, _option("host")] = None,
+    port: Annotated[int | None, _option("port")] = None,
+    backend: Annotated[str | None, _option("backend")] = None,
+    upstream: Annotated[str | None, _option("upstream")] = None,
+    model: Annotated[str | None, _option("model")] = None,
+    cache: Annotated[Path | None, _option("cache")] = None,
+    api_key_file: Annotated[Path | None, _option("api_key_file")] = None,
+    keys_file: Annotated[Path | None, _option("keys_file")] = None,
+    admin_key_file: Annotated[Path | None, _option("admin_key_file")] = None,
+    admin_routes: Annotated[bool | None, _option("admin_routes", "--admin-routes")] = None,
+    no_auth: Annotated[bool | None, _option("no_auth", "--no-auth")] = None,
+    cors_origin: Annotated[list[str] | None, _option("cors_origins", "--cors-origin")] = None,
+    max_parallel: Annotated[int | None, _option("max_parallel")] = None,
+    max_queue: Annotated[int | None, _option("max_queue")] = None,
+    max_body: Annotated[int | None, _option("max_body")] = None,
+    drain: Annotated[float | None, _option("drain")] = None,
+    default_model: Annotated[str | None, _option("default_model")] = None,
+    vision_model: Annotated[str | None, _option("vision_model")] = None,
+    alias: Annotated[list[str] | None, _option("aliases", "--alias")] = None,
+    fallback: Annotated[list[str] | None, _option("fallbacks", "--fallback")] = None,
+    allow_cloud: Annotated[bool | None, _option("allow_cloud", "--allow-cloud")] = None,
+    answer_cache: Annotated[int | None, _option("answer_cache")] = None,
+    answer_cache_age: Annotated[float | None, _option("answer_cache_age")] = None,
+    answer_cache_shared: Annotated[bool | None, _option("answer_cache_shared", "--answer-cache-shared")] = None,
+    state_dir: Annotated[Path | None, _option("state_dir")] = None,
+    service_state: Annotated[Path | None, _option("service_state")] = None,
+    service_name: Annotated[str | None, _option("service_name")] = None,
+    announce: Annotated[bool | None, _option("announce", "--announce")] = None,
+    public_url: Annotated[str | None, _option("public_url")] = None,
+    log_json: Annotated[bool | None, _option("log_json", "--log-json")] = None,
+    access_log: Annotated[bool | None, _option("access_log", "--access-log/--no-access-log")] = None,
 ) -> None:
     """Serve the Ollama API behind an API key.
 
-    Every option is also AVOCADO_INFER_<NAME> in the environment.
+    Every option is also AVOCADO_INFER_<NAME> in the environment; secrets are there or in files, never options.
     """
     given = {name: value for name, value in locals().items() if value is not None}
+    if config is None and os.environ.get("AVOCADO_INFER_CONFIG"):
+        config = Path(os.environ["AVOCADO_INFER_CONFIG"])
+    given.pop("config", None)
+    renamed = {"cors_origin": "cors_origins", "alias": "aliases", "fallback": "fallbacks"}
+    given = {renamed.get(name, name): value for name, value in given.items()}
+    for name in ("aliases", "fallbacks"):
+        if name in given:
+            given[name] = _pairs(given[name], many=name == "fallbacks")
     try:
-        settings = InferSettings(**given)
+        settings = load(given, config)
     except ValidationError as error:
         first = error.errors()[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if settings.no_auth and settings.host not in ("127.0.0.1", "localhost", "::1"):
-        raise typer.BadParameter(f"--no-auth on {settings.host} would let the whole network in: use 127.0.0.1")
-    if not settings.no_auth and settings.api_key_file is None:
-        raise typer.BadParameter("give --api-key-file FILE, or --no-auth on loopback")
+        where = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(f"{where}: {said}" if where else said) from None
+    except OSError as error:
+        raise typer.BadParameter(f"{config} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # tomllib's
+        raise typer.BadParameter(f"{config} is no TOML: {error}" if config else str(error)) from None
     raise typer.Exit(run(settings))
+
+
+def _pairs(given: list[str], *, many: bool) -> dict[str, Any]:
+    pairs = {}
+    for item in given:
+        name, sign, value = item.partition("=")
+        if not (name and sign and value):
+            raise typer.BadParameter(f"{item!r} is no NAME=MODEL")
+        pairs[name] = value.split(",") if many else value
+    return pairs
 
 
 def main() -> None:
     """Entry point of ``avocado-infer``."""
-    cli()
+    try:
+        cli()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

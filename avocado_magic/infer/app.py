@@ -3,88 +3,165 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import cache_dir
-from .api.gate import Gate, Receive, Scope, Send, behind_fastapi
-from .service.access import AccessPolicy, KeyFile
+from .. import __version__
+from ..config import base_url, cache_dir, lookup, services_dir
+from ..errors import AvocadoError
+from .api.cors import Cors
+from .api.dispatch import Behind, Dispatch
+from .api.gate import Gate, Receive, Scope, Send, Services
+from .api.metadata import add_docs
+from .api.metadata import router as metadata_router
+from .domain.ports import Engine, Keys, ModelInfo
+from .domain.presets import Preset
+from .domain.selector import Rules, Selector
+from .infrastructure.gpu import gpus
+from .infrastructure.key_files import KeyFiles
+from .infrastructure.logs import RequestLog, configure
+from .infrastructure.metrics import Metrics
+from .infrastructure.usage_store import SqlUsageStore
+from .service.about import About
+from .service.access import AccessPolicy
+from .service.admission import Admission
+from .service.answers import AnswerCache
+from .service.limits import Limiter
+from .service.selection import Models
+from .service.usage import UsageBook
 from .settings import InferSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from .infrastructure.llamacpp.engine import LlamaCppEngine
-    from .infrastructure.llamacpp.library import Library
-
 logger = logging.getLogger("avocado_magic.infer")
-HEAD_SECONDS = 10
-HEAD_BYTES = 32 * 1024
+
+
+@dataclass
+class _Backend:
+    """What runs the models: how it is asked, what it says of itself, how it is ended."""
+
+    behind: Behind
+    info: ModelInfo
+    engine: Engine
+    break_off: Callable[[str], None]
+    close: Callable[[], Any]
+    reached: Callable[[], bool | None]
+    prepare: Callable[[], Awaitable[None]] | None = None
 
 
 def create_app(settings: InferSettings) -> Gateway:
     """The gateway as an ASGI application. Raises ValueError or OSError for settings that cannot be used."""
     from fastapi import FastAPI
 
-    key = KeyFile(settings.api_key_file) if settings.api_key_file else None
-    admin = KeyFile(settings.admin_key_file) if settings.admin_key_file else None
-    access = AccessPolicy(None if settings.no_auth else key, admin, open_to_all=settings.no_auth)
-    closing: list[Callable[[], Any]] = []
+    gateway: Gateway
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
         yield
-        for close in closing:
-            result = close()
-            if asyncio.iscoroutine(result):
-                await result
+        await gateway.close()
 
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    if settings.backend == "ollama":
-        from .api.relay import Relay
-        from .infrastructure.http_client import HttpClient
+    backend = _ollama(settings) if settings.backend == "ollama" else _embedded(app, settings)
+    access = AccessPolicy(_keys(settings), admin_routes=settings.admin_routes or settings.admin_key_file is not None)
+    usage = UsageBook(None if access.open_to_all else SqlUsageStore(_database(settings)))
+    limiter, admission = Limiter(usage.tokens_today), Admission(settings.max_parallel, settings.max_queue)
+    cache = _answer_cache(settings)
+    embedded = settings.backend == "llamacpp"
+    models = Models(Selector(_rules(settings)), backend.info, engine_refuses_images=embedded)
+    request_log = RequestLog(settings.access_log and not access.open_to_all, settings.log_json)
 
-        client = HttpClient(settings.upstream)
-        closing.append(client.close)
-        gate = Gate(access, Relay(client), app, settings.max_body)
-        return Gateway(gate, lambda: client.abort("the gateway is stopping"))
-    engine, library = _embedded(app, settings)
-    closing.append(engine.close)
-    gate = Gate(access, behind_fastapi(app), app, settings.max_body)
-    return Gateway(gate, lambda: engine.abort("the gateway is stopping"), lambda: _have(library, settings.model))
+    def state() -> dict[str, float]:
+        return {
+            "requests_running": admission.running,
+            "requests_waiting": admission.waiting,
+            "requests_open": gate.open_requests,
+            "upstream_up": float(backend.reached() is not False),
+            "answer_cache_bytes": cache.bytes if cache else 0,
+        }
+
+    metrics = Metrics(state)
+    services = Services(
+        access,
+        limiter,
+        Dispatch(backend.behind, models, admission, cache),
+        backend.engine,
+        Cors(settings.cors_origins, local=access.open_to_all),
+        metrics.render,
+        [metrics, usage, request_log],
+    )
+    gate = Gate(services, app, settings.max_body)
+    about = About(
+        settings.service_name, __version__, settings.backend, lambda: _public_url(settings), gpus, backend.engine,
+        backend.info, models.selector, limiter, usage, access.admin_routes,
+    )  # fmt: skip
+    app.include_router(metadata_router(about))
+    add_docs(app, __version__)
+    gateway = Gateway(gate, backend, usage, request_log, _announcement(settings))
+    return gateway
 
 
 class Gateway:
-    """The ASGI application, and how its open requests are ended."""
+    """The ASGI application, and how it begins and ends."""
 
     def __init__(
-        self, gate: Gate, break_off: Callable[[], None], prepare: Callable[[], Awaitable[None]] | None = None
+        self, gate: Gate, backend: _Backend, usage: UsageBook, request_log: RequestLog, announcement: Any
     ) -> None:
         self._gate = gate
-        self._break_off = break_off
-        self._prepare = prepare
+        self._backend = backend
+        self._usage = usage
+        self._request_log = request_log
+        self._announcement = announcement
 
-    async def prepare(self) -> None:
-        """Have what must be there before the first request: the model that was asked for."""
-        if self._prepare:
-            await self._prepare()
+    async def start(self) -> None:
+        """Have what must be there before the first request: today's usage, the model that was asked for."""
+        await self._usage.start()
+        if self._backend.prepare:
+            await self._backend.prepare()
+        if self._announcement:
+            self._announcement.start(await self._backend.info.names())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._gate(scope, receive, send)
 
     async def drain(self, seconds: float) -> None:
         """Take no new requests and end the open ones within about `seconds`."""
-        await self._gate.drain(max(0.0, seconds - 0.5), self._break_off)
+        await self._gate.drain(max(0.0, seconds - 0.5), lambda: self._backend.break_off("the gateway is stopping"))
+
+    async def close(self) -> None:
+        """Let go of everything; what was counted is kept first."""
+        if self._announcement:
+            await asyncio.to_thread(self._announcement.stop)
+        await self._usage.close()
+        result = self._backend.close()
+        if asyncio.iscoroutine(result):
+            await result
+        self._request_log.flush()
 
 
-def _embedded(app: FastAPI, settings: InferSettings) -> tuple[LlamaCppEngine, Library]:
+def _ollama(settings: InferSettings) -> _Backend:
+    from .api.relay import Relay
+    from .infrastructure.engine_info import OllamaInfo
+    from .infrastructure.http_client import HttpClient
+
+    client = HttpClient(base_url(settings.upstream, "--upstream"))
+    relay, info = Relay(client), OllamaInfo(client)
+    return _Backend(relay, info, info, client.abort, client.close, lambda: relay.reached)
+
+
+def _embedded(app: FastAPI, settings: InferSettings) -> _Backend:
     from .api import ollama_api, openai_api
+    from .api.behind import behind_fastapi
     from .api.errors import add_handlers
     from .infrastructure.llamacpp.engine import LlamaCppEngine
+    from .infrastructure.llamacpp.info import LibraryInfo
     from .infrastructure.llamacpp.library import Library
     from .service.inference import Inference
 
@@ -94,16 +171,65 @@ def _embedded(app: FastAPI, settings: InferSettings) -> tuple[LlamaCppEngine, Li
     app.include_router(ollama_api.router(inference))
     app.include_router(openai_api.router(inference))
     add_handlers(app)
-    return engine, library
+    info = LibraryInfo(library, engine, ollama_api.API_VERSION)
+    return _Backend(
+        behind_fastapi(app), info, info, engine.abort, engine.close, lambda: True, lambda: library.have(settings.model)
+    )
 
 
-async def _have(library: Library, model: str | None) -> None:
-    """Add the file `model` to the library, or fetch the model of that name. Raises InferError."""
-    if model is None or (not model.lower().endswith(".gguf") and library.find(model) is not None):
-        return
-    async for progress in library.pull(model):
-        logger.debug("%s", progress)
-    logger.info("the model %s is there", model)
+def _keys(settings: InferSettings) -> Keys | None:
+    if settings.no_auth:
+        return None
+    given = settings.api_key.get_secret_value() if settings.api_key else None
+    return KeyFiles(settings.api_key_file, settings.admin_key_file, settings.keys_file, given)
+
+
+def _rules(settings: InferSettings) -> Rules:
+    presets: Sequence[Preset] = [Preset.of(name, given) for name, given in settings.presets.items()]
+    return Rules(
+        settings.aliases,
+        settings.default_model,
+        settings.fallbacks,
+        settings.vision_model,
+        presets,
+        settings.allow_cloud,
+    )
+
+
+def _answer_cache(settings: InferSettings) -> AnswerCache | None:
+    if not settings.answer_cache:
+        return None
+    return AnswerCache(settings.answer_cache, settings.answer_cache_age, settings.answer_cache_shared)
+
+
+def _database(settings: InferSettings) -> str:
+    if settings.database:
+        return settings.database.get_secret_value()
+    folder = settings.state_dir or services_dir().parent / "infer"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return f"sqlite:///{folder / 'usage.db'}"
+
+
+def _public_url(settings: InferSettings) -> str | None:
+    """The URL the world uses: as it was set, or as the supervisor has written it down."""
+    if settings.public_url or settings.service_state is None:
+        return settings.public_url
+    try:
+        url = json.loads(settings.service_state.read_text("utf-8")).get("url")
+    except (OSError, ValueError, AttributeError):
+        return None  # the service is starting, or just being rewritten
+    return str(url) if url else None
+
+
+def _announcement(settings: InferSettings) -> Any:
+    if not settings.announce:
+        return None
+    from .infrastructure.announce import OwnAnnouncement
+
+    broker = lookup(["broker_url"], {}).get("broker_url")
+    if broker is None:
+        raise ValueError("--announce needs a broker: set RABBITMQ_URL")
+    return OwnAnnouncement(broker.reveal(), base_url(str(settings.public_url), "--public-url"))
 
 
 async def serve(settings: InferSettings) -> None:
@@ -111,14 +237,14 @@ async def serve(settings: InferSettings) -> None:
     from .infrastructure.http_server import HttpServer
 
     gateway = create_app(settings)
-    await gateway.prepare()
+    await gateway.start()
     server = HttpServer(gateway)
-    await server.start(settings.host, settings.port)
-    done = asyncio.Event()
     loop = asyncio.get_running_loop()
+    done = asyncio.Event()
     ending: list[asyncio.Task[None]] = []
 
     async def end() -> None:
+        server.shut()
         await gateway.drain(settings.drain)
         done.set()
 
@@ -128,9 +254,13 @@ async def serve(settings: InferSettings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    logger.info("avocado-infer listens on http://%s:%d, backend %s", settings.host, settings.port, settings.backend)
-    await done.wait()
-    await server.stop()
+    try:
+        await server.start(settings.host, settings.port)
+        logger.info("avocado-infer listens on http://%s:%d, backend %s", *server.address, settings.backend)
+        await done.wait()
+    finally:
+        await server.stop()
+        await gateway.close()
     logger.info("avocado-infer ended")
 
 
@@ -138,7 +268,8 @@ def run(settings: InferSettings) -> int:
     """Serve `settings`; the exit status. A setting that cannot be used is one sentence on stderr."""
     from .domain.types import InferError
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    configure(settings.log_json)
+    _raise_descriptor_limit()
     try:
         import uvloop
 
@@ -149,10 +280,20 @@ def run(settings: InferSettings) -> int:
     asyncio.set_event_loop(loop)
     try:
         loop.run_until_complete(serve(settings))
-    except (OSError, ValueError, InferError) as error:
-        message = error.message if isinstance(error, InferError) else error
+    except (OSError, ValueError, InferError, AvocadoError) as error:
+        message = error.sentence() if isinstance(error, AvocadoError) else getattr(error, "message", error)
         print(f"avocado-infer: {message}", file=sys.stderr)
         return 2
     finally:
         loop.close()
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Every stream holds two connections, and the soft limit is often 1024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,12 +1,15 @@
-"""Settings of avocado-infer: flag > environment (AVOCADO_INFER_*) > default."""
+"""Settings of avocado-infer: flag > environment (AVOCADO_INFER_*) > configuration file > default."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class InferSettings(BaseSettings):
@@ -14,14 +17,93 @@ class InferSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AVOCADO_INFER_", extra="forbid", protected_namespaces=())
 
-    host: str = "127.0.0.1"
-    port: int = Field(11435, ge=0, le=65535)
-    backend: Literal["ollama", "llamacpp"] = "ollama"
-    upstream: str = "http://127.0.0.1:11434"
-    model: str | None = None
-    api_key_file: Path | None = None
-    admin_key_file: Path | None = None
-    no_auth: bool = False
-    cache: Path | None = None
-    max_body: int = Field(128 * 1024 * 1024, gt=0)
-    drain: float = Field(5.0, ge=0)
+    # where it listens, and what is behind it
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(11435, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    backend: Literal["ollama", "llamacpp"] = Field(
+        "ollama", description="ollama (pass through) or llamacpp (run the model here)."
+    )
+    upstream: str = Field("http://127.0.0.1:11434", description="URL of the Ollama behind the gateway.")
+    model: str | None = Field(None, description="Model of the llama.cpp backend: a name or a *.gguf path.")
+    cache: Path | None = Field(None, description="Folder for models of the llama.cpp backend.")
+
+    # who may do what
+    api_key: SecretStr | None = Field(None, description="The API key itself (environment only).")
+    api_key_file: Path | None = Field(None, description="File with the API key.")
+    keys_file: Path | None = Field(None, description="File of named keys, which `avocado key` writes.")
+    admin_key_file: Path | None = Field(None, description="File with an admin key; switches admin routes on.")
+    admin_routes: bool = Field(False, description="Let admin keys pull, push, create, copy and delete models.")
+    no_auth: bool = Field(False, description="Let everybody in; loopback only.")
+    cors_origins: list[str] = Field([], description="Origin whose pages may use the gateway; may be repeated.")
+
+    # how much
+    max_parallel: int = Field(1024, ge=1, description="Requests at the engine at the same time.")
+    max_queue: int = Field(1024, ge=0, description="Requests that may wait for a place.")
+    max_body: int = Field(128 * 1024 * 1024, gt=0, description="Bytes of the largest request body.")
+    drain: float = Field(5.0, ge=0, description="Seconds that open streams get to finish at TERM.")
+
+    # models
+    default_model: str = Field("", description="Model of requests that name none.")
+    vision_model: str = Field("", description="Model that gets images sent to one that reads none.")
+    aliases: dict[str, str] = Field({}, description="NAME=MODEL; may be repeated.")
+    fallbacks: dict[str, list[str]] = Field({}, description="MODEL=OTHER,OTHER to try in turn; may be repeated.")
+    presets: dict[str, Any] = Field({}, description="Presets by name (configuration file only).")
+    allow_cloud: bool = Field(False, description="Let requests for Ollama's cloud models pass.")
+
+    # answers that are kept
+    answer_cache: int = Field(0, ge=0, description="Bytes for answers to deterministic requests; 0 keeps none.")
+    answer_cache_age: float = Field(3600.0, gt=0, description="Seconds an answer is kept.")
+    answer_cache_shared: bool = Field(False, description="Let all keys share the answers that are kept.")
+
+    # usage
+    state_dir: Path | None = Field(None, description="Folder for usage.db; Avocado's own by default.")
+    database: SecretStr | None = Field(None, description="SQLAlchemy URL for usage (environment or file only).")
+
+    # seen from outside
+    service_state: Path | None = Field(None, description="state.json of the service this gateway is part of.")
+    service_name: str = Field("avocado-infer", description="Name of this gateway in /avocado/v1/service.")
+    announce: bool = Field(False, description="Publish --public-url over RabbitMQ (RABBITMQ_URL).")
+    public_url: str | None = Field(None, description="What the world calls this gateway.")
+    log_json: bool = Field(False, description="Write logs as JSON, a line each.")
+    access_log: bool = Field(True, description="Log every request, not only those that went wrong.")
+
+    @field_validator("fallbacks", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: [t] if isinstance(t, str) else t for name, t in value.items()}
+
+    @model_validator(mode="after")
+    def _together(self) -> InferSettings:
+        keyed = self.api_key or self.api_key_file or self.keys_file
+        if self.no_auth and keyed:
+            raise ValueError("--no-auth and a key exclude each other")
+        if self.no_auth and self.host not in _LOOPBACK:
+            raise ValueError(f"--no-auth on {self.host} would let the whole network in: use 127.0.0.1")
+        if not self.no_auth and not keyed:
+            raise ValueError("give --api-key-file FILE or --keys-file FILE, or --no-auth on loopback")
+        if self.announce and not self.public_url:
+            raise ValueError("--announce needs --public-url: what should be announced?")
+        return self
+
+
+def load(flags: Mapping[str, Any], config: Path | None) -> InferSettings:
+    """The settings; ValueError (pydantic's) for what is not possible, OSError for a file that cannot be read."""
+    if config is None:
+        return InferSettings(**flags)
+    config.read_bytes()  # pydantic-settings passes over a file that is missing
+
+    class WithFile(InferSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+
+    return WithFile(**flags)

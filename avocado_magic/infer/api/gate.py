@@ -1,23 +1,32 @@
 """The gate: a plain ASGI app in front of everything, where access is decided and nowhere else.
 
-It reads head and body, refuses what is not exactly an allowed route, and hands what is left to the
-relay (Ollama behind it) or to FastAPI (answers of our own). Heads towards the engine are written
-anew; nothing of the client's head is copied but three fields.
+It refuses what is not exactly an allowed route, decides about key, role and limits, reads the body, and
+hands what is left on: to the engine, or to the gateway's own application.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
-from ..domain.types import Dialect, InferError
-from ..service.access import AccessPolicy, Role
-from . import wire
-from .routes import Access, Route, dialect_of, find_route
+from ..domain.keys import ApiKey
+from ..domain.ports import Engine, Observer
+from ..domain.types import Exchange, InferError
+from ..service.access import AccessPolicy, Denied
+from ..service.admission import Busy
+from ..service.limits import Limiter, OverLimit
+from . import heads, wire
+from .client import CANCELS, pieces, watched
+from .cors import Cors
+from .dispatch import Dispatch, Request
+from .heads import Refused
+from .outgoing import Fields, Outgoing, answer, answer_error
+from .routes import Access, Route, Serves, dialect_of, find_route
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,50 +34,35 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
-# Seconds a request body may stall, and how many of the largest may be on their way in at once.
-BODY_SECONDS = 30.0
+# How many of the largest bodies may be on their way in, or held, at once.
 HELD_BODIES = 4
-# Names that cannot be made to point at us from outside; what Ollama accepts (allowedHost in routes.go).
-_LOCAL_HOST = re.compile(
-    r"(localhost|[^.:/\s]+\.(localhost|local|internal)|127(\.\d{1,3}){3}|0\.0\.0\.0|\[::1?\])(:\d{1,5})?", re.IGNORECASE
-)
-_LOCAL_ORIGIN = re.compile(r"https?://(localhost|127\.0\.0\.1|0\.0\.0\.0)(:\d{1,5})?")
+_UNSEEN = ("/healthz", "/readyz")  # asked every few seconds: neither logged nor counted
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request that passed the gate, its body read."""
+@dataclass
+class Services:
+    """What the gate asks."""
 
-    method: str
-    path: str
-    route: Route
-    headers: dict[bytes, bytes]
-    body: bytes
-
-
-class Refused(Exception):
-    """An answer that is given at the gate."""
-
-    def __init__(
-        self, status: int, message: str, *, plain: bool = False, headers: tuple[tuple[bytes, bytes], ...] = ()
-    ):
-        super().__init__(message)
-        self.status, self.message, self.plain, self.headers = status, message, plain, headers
+    access: AccessPolicy
+    limiter: Limiter
+    dispatch: Dispatch
+    engine: Engine
+    cors: Cors
+    metrics: Callable[[], tuple[bytes, str]]
+    observers: Sequence[Observer] = field(default_factory=list)
 
 
 class Gate:
-    """ASGI application. `behind` answers requests that may pass; `app` serves the routes of our own."""
+    """ASGI application. `app` serves the routes of our own."""
 
-    def __init__(
-        self, access: AccessPolicy, behind: Callable[[Request, Scope, Send], Awaitable[None]], app: App, max_body: int
-    ) -> None:
-        self._access = access
-        self._behind = behind
+    def __init__(self, services: Services, app: App, max_body: int) -> None:
+        self._services = services
         self._app = app
         self._max_body = max_body
         self._open: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self._held = 0  # bytes of bodies that are being read
+        self._held = 0  # bytes of bodies that are being read or held
+        self._id_prefix, self._id_count = secrets.token_hex(5), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -80,9 +74,13 @@ class Gate:
         assert task is not None
         self._open.add(task)
         try:
-            await self._handle(scope, receive, send)
+            await self._serve(scope, receive, send)
         finally:
             self._open.discard(task)
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._open)
 
     async def drain(self, seconds: float, break_off: Callable[[], None]) -> None:
         """Take no new requests; give the open ones `seconds`, then have them broken off and end what is left."""
@@ -98,184 +96,152 @@ class Gate:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever comes of it, and tell the observers."""
         path = scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
+        self._id_count += 1
+        exchange = Exchange(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
+        out = Outgoing(send, exchange, ((b"x-request-id", exchange.id.encode()),))
         try:
-            request = await self._admit(scope, path, receive)
-        except Refused as refusal:
-            await self._refuse(refusal, dialect_of(path), scope["method"], send)
-            return
-        if request.route.access is Access.OPEN:
-            await answer(send, 200, wire.JSON, b'{"status":"ok"}', head=request.method == "HEAD")
-            return
-        await self._while_client_stays(request, scope, receive, send)
-
-    async def _while_client_stays(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, and stop at once when the client leaves, be it during a cold start."""
-        left_early = scope.get("extensions", {}).get("avocado.cancels")
-        if left_early is not None:
-            try:
-                await self._behind(request, scope, send)
-            except asyncio.CancelledError:
-                if not left_early():
-                    raise
-                logger.info("%s %s: the client left, the engine's work is stopped", request.method, request.path)
-            return
-        task = asyncio.current_task()
-        watch = asyncio.ensure_future(_until_left(receive))
-        left = False
-
-        def on_left(_: asyncio.Future[None]) -> None:
-            nonlocal left
-            if not watch.cancelled() and task is not None and not task.done():
-                left = True
-                task.cancel()
-
-        watch.add_done_callback(on_left)
-        try:
-            await self._behind(request, scope, send)
+            await self._handle(scope, path, receive, out)
+        except InferError as refusal:
+            exchange.outcome = "refused"
+            await _refuse(refusal, path, out)
         except asyncio.CancelledError:
-            if not left:
+            left = scope.get("extensions", {}).get(CANCELS)
+            if left is None or not left():
+                exchange.outcome = "broken"
                 raise
-            logger.info("%s %s: the client left, the engine's work is stopped", request.method, request.path)
+            exchange.outcome = "left"
+            logger.info("%s %s %s: the client left, the engine's work is stopped", exchange.id, scope["method"], path)
+        except Exception:
+            exchange.outcome = "failed"
+            raise
         finally:
-            watch.remove_done_callback(on_left)
-            watch.cancel()
+            out.counted()
+            exchange.ended = perf_counter()
+            if exchange.route not in _UNSEEN:
+                for observer in self._services.observers:
+                    observer.record(exchange)
 
-    async def _admit(self, scope: Scope, path: str, receive: Receive) -> Request:
+    async def _handle(self, scope: Scope, path: str, receive: Receive, out: Outgoing) -> None:
+        services, exchange, method = self._services, out.exchange, scope["method"]
         if self._draining:
-            raise Refused(503, "the gateway is stopping", headers=((b"connection", b"close"),))
-        headers = self._head(scope["headers"])
+            raise Refused(503, "the gateway is stopping", headers=((b"connection", b"close"), (b"retry-after", b"5")))
+        headers = heads.fields(scope["headers"])
         route = find_route(path)
-        if route is None or route.access is not Access.OPEN:
-            role = self._role(headers)
-            if route is None:
-                raise Refused(404, "404 page not found", plain=True)
-        else:
-            role = Role.NOBODY
-        method = scope["method"]
+        if route is not None:
+            exchange.route = route.path
+            if route.access is Access.OPEN and method in route.methods:
+                await self._health(route, method, out)
+                return
+        if services.access.open_to_all:
+            heads.check_local(headers, services.cors, route)
+        if b"origin" in headers:
+            preflight = services.cors.preflight(headers, route.methods) if route and method == "OPTIONS" else None
+            if preflight is not None:
+                await answer(out.send, 204, "", b"", headers=preflight)
+                return
+            out.extra += services.cors.answer(headers[b"origin"])
+            heads.check_basic(headers, services.cors)
+        key = services.access.key(headers)
+        exchange.key = key.name
+        if route is None:
+            raise Refused(404, "404 page not found", plain=True)
         if method not in route.methods:
-            allow = ", ".join(route.methods).encode()
-            raise Refused(405, "405 method not allowed", plain=True, headers=((b"allow", allow),))
+            allow = (b"allow", ", ".join(route.methods).encode())
+            raise Refused(405, "405 method not allowed", plain=True, headers=(allow,))
+        self._check_role(route, key)
+        if route.serves is Serves.GATE:
+            body, kind = services.metrics()
+            await answer(out.send, 200, kind, body)
+        elif route.serves is Serves.OWN:
+            await self._app({**scope, "query_string": b"", "avocado.key": key}, receive, out.send)
+        else:
+            await self._to_engine(scope, headers, route, key, receive, out)
+
+    async def _health(self, route: Route, method: str, out: Outgoing) -> None:
+        """Health is public and says nothing else."""
+        well = route.path == "/healthz" or await self._services.engine.version() is not None
+        body = b'{"status":"ok"}' if well else b'{"status":"the engine does not answer"}'
+        await answer(out.send, 200 if well else 503, wire.JSON, body, head=method == "HEAD")
+
+    def _check_role(self, route: Route, key: ApiKey) -> None:
+        access = self._services.access
         if route.access is Access.ADMIN:
-            if not self._access.admin_routes:
-                raise Refused(403, "this gateway does not let anybody change the engine's models")
-            if role is not Role.ADMIN:
-                raise Refused(403, "this needs the admin key")
-        # Open routes read no body: whoever has no key gets no memory of ours.
-        body = b"" if route.access is Access.OPEN else await self._body(headers, receive)
-        return Request(method, path, route, headers, body)
+            if not access.admin_routes:
+                raise Refused(403, "this route is switched off; it needs --admin-routes and an admin key")
+            if not access.may_administer(key):
+                raise Refused(403, "this route needs an admin key")
+        elif route.access is Access.METRICS:
+            if not access.may_measure(key):
+                raise Refused(403, "this route needs a metrics or an admin key")
+        elif not access.may_infer(key):
+            raise Refused(403, "a metrics key opens /metrics alone")
 
-    def _role(self, headers: dict[bytes, bytes]) -> Role:
-        if self._access.open_to_all:
-            # Without a key the name in the request is what keeps other sites' pages out (DNS rebinding).
-            origin = headers.get(b"origin")
-            if not _LOCAL_HOST.fullmatch(headers[b"host"].decode("latin-1")) or (
-                origin is not None and not _LOCAL_ORIGIN.fullmatch(origin.decode("latin-1"))
-            ):
-                raise Refused(403, "", plain=True)
-        role = self._access.role(headers.get(b"authorization"))
-        if role is Role.NOBODY:
-            raise Refused(
-                401,
-                "missing or wrong API key: send it as 'Authorization: Bearer KEY'",
-                headers=((b"www-authenticate", b"Bearer"),),
-            )
-        return role
+    async def _to_engine(
+        self, scope: Scope, headers: dict[bytes, bytes], route: Route, key: ApiKey, receive: Receive, out: Outgoing
+    ) -> None:
+        services, method, exchange = self._services, scope["method"], out.exchange
+        exchange.runs = route.runs
+        services.limiter.enter(key, runs=route.runs)
+        held = 0
+        try:
+            if route.uploads and method == "POST":
+                request = Request(method, exchange.path, route, headers, pieces(receive), exchange)
+                await services.dispatch.upload(request, scope, out)
+                return
+            body = await self._body(headers, receive)
+            held = len(body)
+            request = Request(method, exchange.path, route, headers, body, exchange)
+            del body
+            if CANCELS in scope["extensions"]:
+                await services.dispatch.ask(request, scope, key, out)
+            else:
+                async with watched(scope, receive):
+                    await services.dispatch.ask(request, scope, key, out)
+        finally:
+            self._held -= held
+            services.limiter.leave(key, runs=route.runs)
 
-    @staticmethod
-    def _head(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-        headers: dict[bytes, bytes] = {}
-        for name, value in pairs:
-            if name in headers and name in (b"host", b"authorization", b"content-length", b"transfer-encoding"):
-                raise Refused(400, f"two {name.decode('latin-1')} headers")
-            headers[name] = value
-        if not headers.get(b"host"):
-            raise Refused(400, "the Host header is missing")
-        if headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
-            raise Refused(400, "this transfer encoding is not supported")
-        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-            raise Refused(415, "compressed request bodies are not supported")
-        return headers
-
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | bytearray:
+        """The whole body, held once: its pieces are dropped as they are put together."""
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._max_body:
             raise Refused(413, f"the request body is larger than {self._max_body} bytes")
-        parts: list[bytes] = []
-        size = 0
+        whole: bytes | bytearray = b""
         try:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    # The client left, or what it sent is no chunked body; in the first case nobody reads this.
-                    raise Refused(400, "the request body broke off")
-                part = message.get("body", b"")
-                if part:
-                    parts.append(part)
-                    size += len(part)
-                    self._held += len(part)
-                    if size > self._max_body:
-                        raise Refused(413, f"the request body is larger than {self._max_body} bytes")
-                    if self._held > HELD_BODIES * self._max_body:
-                        raise Refused(
-                            503, "too many large requests at once: try again", headers=((b"retry-after", b"1"),)
-                        )
-                if not message.get("more_body"):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-        except asyncio.TimeoutError:
-            raise Refused(408, "the request body stalled", headers=((b"connection", b"close"),)) from None
-        finally:
-            self._held -= size
-
-    @staticmethod
-    async def _refuse(refusal: Refused, dialect: Dialect, method: str, send: Send) -> None:
-        if refusal.plain:
-            body, kind = refusal.message.encode(), wire.TEXT
-        else:
-            body, kind = wire.encode(wire.error_object(dialect, refusal.status, refusal.message)), wire.JSON
-        await answer(send, refusal.status, kind, body, head=method == "HEAD", headers=refusal.headers)
+            async for part in pieces(receive):
+                self._held += len(part)
+                if not whole:
+                    whole = part
+                else:
+                    whole = whole if isinstance(whole, bytearray) else bytearray(whole)
+                    whole += part
+                if len(whole) > self._max_body:
+                    raise Refused(413, f"the request body is larger than {self._max_body} bytes")
+                if self._held > HELD_BODIES * self._max_body:
+                    raise Refused(503, "too many large requests at once: try again", headers=((b"retry-after", b"1"),))
+        except BaseException:
+            self._held -= len(whole)
+            raise
+        return whole
 
 
-async def answer(
-    send: Send,
-    status: int,
-    kind: str,
-    body: bytes,
-    *,
-    head: bool = False,
-    headers: tuple[tuple[bytes, bytes], ...] = (),
-) -> None:
-    """Send a whole answer; with `head` its header alone."""
-    fields = [*headers, (b"content-length", str(len(body)).encode())]
-    if body:
-        fields.insert(0, (b"content-type", kind.encode()))
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": b"" if head else body})
-
-
-async def answer_error(send: Send, request: Request, error: InferError) -> None:
-    """Send `error` in the shape of the API that was called."""
-    body = wire.encode(wire.error_object(request.route.dialect, error.status, error.message))
-    await answer(send, error.status, wire.JSON, body, head=request.method == "HEAD")
-
-
-async def _until_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def behind_fastapi(app: App) -> Callable[[Request, Scope, Send], Awaitable[None]]:
-    """Hand requests, already read, to an ASGI `app`. The gate keeps watching the client."""
-
-    async def serve(request: Request, scope: Scope, send: Send) -> None:
-        messages = [{"type": "http.request", "body": request.body, "more_body": False}]
-
-        async def receive() -> MutableMapping[str, Any]:
-            if messages:
-                return messages.pop()
-            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
-
-        await app(dict(scope, path=request.path, query_string=b""), receive, send)
-
-    return serve
+async def _refuse(refusal: InferError, path: str, out: Outgoing) -> None:
+    """Say what `refusal` says in the shape of the API that was called; nothing if an answer has begun."""
+    if out.begun:
+        raise refusal
+    out.holds = None
+    headers: Fields = refusal.headers if isinstance(refusal, Refused) else ()
+    if isinstance(refusal, Denied):
+        basic = path in ("/docs", "/openapi.json")  # where a browser may ask its user
+        headers = ((b"www-authenticate", b'Basic realm="avocado"' if basic else b"Bearer"),)
+    elif isinstance(refusal, (OverLimit, Busy)):
+        headers = ((b"retry-after", str(refusal.retry_after).encode()),)
+        out.exchange.limit = refusal.limit
+    head = out.exchange.method == "HEAD"
+    if isinstance(refusal, Refused) and refusal.plain:
+        await answer(out.send, refusal.status, wire.TEXT, refusal.message.encode(), head=head, headers=headers)
+    else:
+        await answer_error(out.send, dialect_of(path), refusal.status, refusal.message, head=head, headers=headers)

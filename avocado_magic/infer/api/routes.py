@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,56 +13,100 @@ from ..domain.types import Dialect
 class Access(Enum):
     """Who may use a route."""
 
-    OPEN = "open"
-    INFERENCE = "inference"
-    ADMIN = "admin"
+    OPEN = "everybody"
+    INFERENCE = "inference or admin key"
+    METRICS = "metrics or admin key"
+    ADMIN = "admin key, where admin routes are switched on"
+
+
+class Serves(Enum):
+    """Who answers."""
+
+    GATE = "gate"  # the gate itself
+    OWN = "own"  # the gateway's own application
+    ENGINE = "engine"
 
 
 @dataclass(frozen=True)
 class Route:
-    """One path of the Ollama API (server/routes.go, GenerateRoutes) and its methods, as Allow lists them."""
+    """One path of the Ollama API (server/routes.go, GenerateRoutes) and its methods, as Allow lists them.
+
+    `names_model`: the body is an object that names a model. `runs`: the model works for it, so it is queued,
+    counted and cached. `uploads`: the body is a file, passed on as it comes.
+    """
 
     path: str
     methods: tuple[str, ...]
+    summary: str
     access: Access = Access.INFERENCE
     dialect: Dialect = Dialect.OLLAMA
+    serves: Serves = Serves.ENGINE
+    names_model: bool = False
+    runs: bool = False
+    lists: bool = False
+    uploads: bool = False
 
 
 _READ = ("HEAD", "GET")
-_EXACT: Mapping[str, Route] = {
-    route.path: route
-    for route in (
-        Route("/healthz", _READ, Access.OPEN),
-        Route("/", _READ),
-        Route("/api/version", _READ),
-        Route("/api/tags", _READ),
-        Route("/api/ps", ("GET",)),
-        Route("/api/show", ("POST",)),
-        Route("/api/generate", ("POST",)),
-        Route("/api/chat", ("POST",)),
-        Route("/api/embed", ("POST",)),
-        Route("/api/embeddings", ("POST",)),
-        Route("/v1/models", ("GET",), dialect=Dialect.OPENAI),
-        Route("/v1/chat/completions", ("POST",), dialect=Dialect.OPENAI),
-        Route("/v1/completions", ("POST",), dialect=Dialect.OPENAI),
-        Route("/v1/embeddings", ("POST",), dialect=Dialect.OPENAI),
-        Route("/v1/responses", ("POST",), dialect=Dialect.OPENAI),
-        Route("/v1/messages", ("POST",), dialect=Dialect.ANTHROPIC),
-        Route("/api/pull", ("POST",), Access.ADMIN),
-        Route("/api/push", ("POST",), Access.ADMIN),
-        Route("/api/create", ("POST",), Access.ADMIN),
-        Route("/api/copy", ("POST",), Access.ADMIN),
-        Route("/api/delete", ("DELETE",), Access.ADMIN),
-    )
-}
-# The last segment is a name without anything a router could decode or fold: no '%', no '/', no dots alone.
-_PATTERNS: tuple[tuple[re.Pattern[str], Route], ...] = (
-    (
-        re.compile(r"/v1/models/(?!\.{1,2}$)[A-Za-z0-9._:@-]+"),
-        Route("/v1/models/{id}", ("GET",), dialect=Dialect.OPENAI),
-    ),
-    (re.compile(r"/api/blobs/sha256[:-][0-9a-f]{64}"), Route("/api/blobs/{digest}", ("HEAD", "POST"), Access.ADMIN)),
+# What a name of a model may be made of: nothing a router could decode or fold, no dots alone.
+_MODEL = r"(?!\.{1,2}$)[A-Za-z0-9._:@-]+"
+
+
+def _asks(path: str, summary: str, dialect: Dialect = Dialect.OLLAMA) -> Route:
+    return Route(path, ("POST",), summary, dialect=dialect, names_model=True, runs=True)
+
+
+def _changes(path: str, summary: str, method: str = "POST") -> Route:
+    return Route(path, (method,), summary, Access.ADMIN)
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("/healthz", _READ, "the gateway is alive", Access.OPEN, serves=Serves.GATE),
+    Route("/readyz", _READ, "the engine answers", Access.OPEN, serves=Serves.GATE),
+    Route("/metrics", ("GET",), "Prometheus metrics", Access.METRICS, serves=Serves.GATE),
+    Route("/", _READ, "Ollama is running"),
+    Route("/api/version", _READ, "version of the Ollama API"),
+    Route("/api/tags", _READ, "models there are", lists=True),
+    Route("/api/ps", ("GET",), "models in memory", lists=True),
+    Route("/api/show", ("POST",), "what a model is", names_model=True),
+    _asks("/api/generate", "complete a prompt"),
+    _asks("/api/chat", "continue a conversation"),
+    _asks("/api/embed", "embed texts"),
+    _asks("/api/embeddings", "embed a text (the older route)"),
+    Route("/v1/models", ("GET",), "models there are", dialect=Dialect.OPENAI, lists=True),
+    Route("/v1/models/{model}", ("GET",), "one model", dialect=Dialect.OPENAI),
+    _asks("/v1/chat/completions", "continue a conversation", Dialect.OPENAI),
+    _asks("/v1/completions", "complete a prompt", Dialect.OPENAI),
+    _asks("/v1/embeddings", "embed texts", Dialect.OPENAI),
+    _asks("/v1/responses", "OpenAI's responses", Dialect.OPENAI),
+    _asks("/v1/messages", "Anthropic's messages", Dialect.ANTHROPIC),
+    _changes("/api/pull", "fetch a model"),
+    _changes("/api/push", "upload a model"),
+    _changes("/api/create", "make a model"),
+    _changes("/api/copy", "copy a model"),
+    _changes("/api/delete", "delete a model", "DELETE"),
+    Route("/api/blobs/{digest}", ("HEAD", "POST"), "a file for a model to be made of", Access.ADMIN, uploads=True),
+    Route("/avocado/v1/service", ("GET",), "name, version, uptime, public URL, engine, GPU", serves=Serves.OWN),
+    Route("/avocado/v1/models", ("GET",), "models with size, context, capabilities, loaded or not", serves=Serves.OWN),
+    Route("/avocado/v1/limits", ("GET",), "what this key may do", serves=Serves.OWN),
+    Route("/avocado/v1/usage", ("GET",), "this key's requests and tokens of today", serves=Serves.OWN),
+    Route("/docs", ("GET",), "this API, for a browser", serves=Serves.OWN),
+    Route("/openapi.json", ("GET",), "this API, as OpenAPI", serves=Serves.OWN),
 )
+_EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if "{" not in route.path}
+_PARAMETERS = {"{model}": _MODEL, "{digest}": r"sha256[:-][0-9a-f]{64}"}
+# A preset's name has a slash, which clients write as they like; it is never forwarded.
+_PRESET = re.compile(r"/v1/models/preset(?:/|%2[Ff])([a-z0-9][a-z0-9_.-]{0,63}(?::latest)?)")
+
+
+def _patterns(routes: Iterable[Route]) -> Iterable[tuple[re.Pattern[str], Route]]:
+    for route in routes:
+        for name, pattern in _PARAMETERS.items():
+            if name in route.path:
+                yield re.compile(re.escape(route.path).replace(re.escape(name), pattern)), route
+
+
+_PATTERNS = tuple(_patterns(ROUTES))
 
 
 def find_route(raw_path: str) -> Route | None:
@@ -76,7 +120,18 @@ def find_route(raw_path: str) -> Route | None:
         for pattern, candidate in _PATTERNS:
             if pattern.fullmatch(raw_path):
                 return candidate
+        if _PRESET.fullmatch(raw_path):
+            return _MODEL_ROUTE
     return route
+
+
+_MODEL_ROUTE = next(route for route in ROUTES if route.path == "/v1/models/{model}")
+
+
+def model_in(raw_path: str) -> str:
+    """The model that a path of ``/v1/models/{model}`` names."""
+    preset = _PRESET.fullmatch(raw_path)
+    return f"preset/{preset[1]}" if preset else raw_path.removeprefix("/v1/models/")
 
 
 def dialect_of(raw_path: str) -> Dialect:

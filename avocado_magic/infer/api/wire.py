@@ -39,6 +39,14 @@ def encode(value: Any) -> bytes:
     return dumps(value).encode("utf-8", "replace")
 
 
+def decode(body: bytes) -> Any:
+    """The JSON value of `body`; None where it is none."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
 def ndjson(value: Any) -> bytes:
     return encode(value) + b"\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _HOST = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,349}"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
@@ -23,6 +24,7 @@ class ModelName:
     tag: str
 
     @staticmethod
+    @lru_cache(4096)
     def parse(text: str) -> ModelName | None:
         """The name `text` means, or None where Ollama says "invalid model name"."""
         match = _FULL.fullmatch(text.removeprefix("https://").removeprefix("http://"))

@@ -6,7 +6,58 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from .types import Embedding, Loaded, Model, Piece
+from .keys import ApiKey
+from .types import Embedding, Exchange, Loaded, Model, ModelDetails, Piece, UsageRow
+
+
+class Keys(Protocol):
+    """The keys there are."""
+
+    def find(self, secret: bytes) -> ApiKey | None:
+        """The key whose secret this is; a key that was revoked a moment ago is none."""
+        ...
+
+
+class Observer(Protocol):
+    """Is told of every request when it has been answered. Must be quick, and must not fail."""
+
+    def record(self, exchange: Exchange) -> None: ...
+
+
+class UsageStore(Protocol):
+    """Keeps usage. Called in a thread of its own; raises StoreError for whatever goes wrong."""
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        """Add the counts of `rows` to what is kept."""
+        ...
+
+    def since(self, day: str) -> Sequence[UsageRow]:
+        """What is kept of `day` (YYYY-MM-DD) and later."""
+        ...
+
+
+class ModelInfo(Protocol):
+    """What the engine says about its models."""
+
+    async def names(self) -> Sequence[str]:
+        """The models there are; empty where the engine does not say."""
+        ...
+
+    async def capabilities(self, model: str) -> frozenset[str] | None:
+        """What `model` can do ("vision", "tools", …); None where the engine does not say."""
+        ...
+
+    async def details(self) -> Sequence[ModelDetails]:
+        """Everything it says about each of them."""
+        ...
+
+
+class Engine(Protocol):
+    """Whether the engine answers, and what it is."""
+
+    async def version(self) -> str | None:
+        """The version of the engine's API; None if it does not answer."""
+        ...
 
 
 class UpstreamAnswer(Protocol):
@@ -15,8 +66,22 @@ class UpstreamAnswer(Protocol):
     status: int
     headers: list[tuple[bytes, bytes]]
 
+    @property
+    def begun(self) -> bool:
+        """True if something of the body is here, or there is none."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """True if everything has been read, so that no further read is needed."""
+        ...
+
     async def read(self) -> bytes:
         """The next bytes of the body as soon as there are any; empty at the end. Raises UpstreamError."""
+        ...
+
+    def done(self) -> None:
+        """Say that the body was read to its end."""
         ...
 
     def close(self) -> None:
@@ -28,9 +93,17 @@ class Upstream(Protocol):
     """The engine's HTTP API."""
 
     async def request(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: Any = b"",
+        length: bytes | None = None,
     ) -> UpstreamAnswer:
-        """Send one request and wait for the head of its answer. Raises UpstreamError."""
+        """Send one request and wait for the head of its answer. Raises UpstreamError.
+
+        `body` is bytes, or an asynchronous iterator over them, of `length` bytes where that is known.
+        """
         ...
 
 

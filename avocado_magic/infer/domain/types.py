@@ -26,6 +26,10 @@ class UpstreamError(Exception):
     """The engine could not be reached, or broke off before its answer was whole."""
 
 
+class StoreError(Exception):
+    """Usage could not be kept or read; the text says why, without the database's password."""
+
+
 class Dialect(Enum):
     """Whose error shape and whose stream framing a route speaks."""
 
@@ -52,6 +56,7 @@ class Model:
     metadata: Mapping[str, Any] = field(repr=False)
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...] = field(repr=False)
     license: str = field(default="", repr=False)
+    capabilities: tuple[str, ...] = ("completion",)
 
     def of_architecture(self, key: str) -> int:
         """A whole number of the architecture's metadata; 0 where there is none."""
@@ -96,3 +101,56 @@ class Piece:
 class Embedding:
     vector: tuple[float, ...]
     tokens: int
+
+
+@dataclass
+class Exchange:
+    """One request and what became of it. Times are time.perf_counter(); 0 is "not yet".
+
+    `outcome`: answered, left (the client went away), broken (the engine broke off), refused, failed,
+    cached. `limit` names the limit that was hit. No prompt and no answer are in here.
+    """
+
+    id: str
+    method: str
+    path: str
+    begun: float
+    route: str = ""  # the path as the route table spells it
+    key: str = ""
+    model: str = ""
+    status: int = 0
+    first: float = 0.0
+    ended: float = 0.0
+    queued: float = 0.0  # seconds in the queue
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    outcome: str = "answered"
+    limit: str = ""
+    runs: bool = False  # it was one for the engine's model
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """Counts of one key, model and day (UTC, YYYY-MM-DD)."""
+
+    key: str
+    model: str
+    day: str
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated_tokens: int = 0  # of the completion's, those that were counted by chunks
+
+
+@dataclass(frozen=True)
+class ModelDetails:
+    """A model as the metadata routes show it. Sizes in bytes, the context in tokens; None where it is not known."""
+
+    name: str
+    size: int | None
+    digest: str | None
+    context_length: int | None
+    capabilities: tuple[str, ...]
+    loaded: bool
+    size_vram: int | None = None

@@ -11,7 +11,8 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
@@ -22,6 +23,15 @@ Headers = list[tuple[bytes, bytes]]
 # Reading from the engine pauses above this many bytes that the client has not taken yet.
 HIGH_WATER = 256 * 1024
 CONNECT_SECONDS = 10.0
+# A host that is gone says nothing: asked after a minute of silence, it is given up half a minute later.
+_KEEPALIVE = [
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    *(
+        ((socket.IPPROTO_TCP, getattr(socket, name)), value)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, name)
+    ),
+]
 
 
 class _Connection(asyncio.Protocol):
@@ -31,10 +41,17 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed = False
         self.idle = False
+        self._probe: socket.socket | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._fresh = True  # the parser has read nothing yet
+        self._can_write = asyncio.Event()
+        self._can_write.set()
         self._reset(b"GET")
 
     def _reset(self, method: bytes) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        if not self._fresh:
+            self._parser = httptools.HttpResponseParser(self)
+            self._fresh = True
         self._head_only = method == b"HEAD"
         self.headers: Headers = []
         self.status = 0
@@ -50,8 +67,22 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self.transport = transport  # type: ignore[assignment]  # uvloop's transports are no subclasses
+        sock = transport.get_extra_info("socket")
+        if sock is not None and transport.get_extra_info("ssl_object") is None:
+            # A second object over the same descriptor, for a look at it without taking anything out.
+            self._probe = socket.socket(sock.family, socket.SOCK_STREAM, 0, fileno=sock.fileno())
+            self._probe.setblocking(False)
+            for option, value in _KEEPALIVE:
+                self._probe.setsockopt(*option, value)
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
 
     def data_received(self, data: bytes) -> None:
+        self._fresh = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -62,6 +93,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self._can_write.set()
+        if self._probe is not None:
+            self._probe.detach()  # the descriptor is the transport's, which closes it
+            self._probe = None
         if not self.complete:
             if self.status and self._until_close():
                 self.complete = True
@@ -127,6 +162,16 @@ class _Connection(asyncio.Protocol):
         if self.transport:
             self.transport.writelines(request)
 
+    async def send_pieces(self, pieces: AsyncIterator[bytes], chunked: bool) -> None:
+        """Send a body as it comes, no faster than the engine takes it."""
+        async for piece in pieces:
+            if self.error or self.complete or self.transport is None:
+                return  # it has answered already
+            self.transport.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+            await self._can_write.wait()
+        if chunked and self.transport is not None:
+            self.transport.write(b"0\r\n\r\n")
+
     async def head(self) -> None:
         while not self.status:
             if self.error:
@@ -157,23 +202,17 @@ class _Connection(asyncio.Protocol):
         """True if the idle connection still lives, asked of the kernel and not of our own last look."""
         if self.closed or not self.complete or self._paused or self.transport is None:
             return False
-        sock = self.transport.get_extra_info("socket")
-        if sock is None or self.transport.is_closing() or self.unsent():
+        if self.transport.is_closing() or self.unsent():
             return False
+        if self._probe is None:
+            return True  # under TLS the transport alone knows
         try:
-            duplicate = socket.socket(fileno=socket.dup(sock.fileno()))
-        except OSError:
-            return False
-        try:
-            duplicate.setblocking(False)
-            duplicate.recv(1, socket.MSG_PEEK)
+            self._probe.recv(1, socket.MSG_PEEK)
             return False  # closed, or bytes that nobody asked for
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:
             return False
-        finally:
-            duplicate.close()
 
     def close(self) -> None:
         self.closed = True
@@ -189,13 +228,30 @@ class Answer:
         self._connection = connection
         self.status = connection.status
         self.headers = connection.headers
+        self._left = False  # the connection is no longer ours
+
+    @property
+    def begun(self) -> bool:
+        """True if something of the body is here, or there is none."""
+        return bool(self._connection.chunks) or self._connection.complete
+
+    @property
+    def ended(self) -> bool:
+        """True if everything has been read, so that no further read is needed."""
+        return self._connection.complete and not self._connection.chunks
 
     async def read(self) -> bytes:
         """The next bytes of the body, as soon as there are any; empty at the end. Raises UpstreamError."""
         data = await self._connection.read()
         if not data:
-            self._client.release(self._connection)
+            self.done()
         return data
+
+    def done(self) -> None:
+        """Say that the body was read to its end: its connection can be used again."""
+        if not self._left:
+            self._left = True
+            self._client.release(self._connection)
 
     async def body(self) -> bytes:
         parts = []
@@ -205,7 +261,9 @@ class Answer:
 
     def close(self) -> None:
         """Leave: an unfinished exchange loses its connection, which stops the engine's work."""
-        self._client.leave(self._connection)
+        if not self._left:
+            self._left = True
+            self._client.leave(self._connection)
 
 
 class HttpClient:
@@ -223,20 +281,33 @@ class HttpClient:
         self._max_idle = max_idle
 
     async def request(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: Any = b"",
+        length: bytes | None = None,
     ) -> Answer:
-        """Send one request and wait for the head of its answer; cancelling closes the connection."""
+        """Send one request and wait for the head of its answer; cancelling closes the connection.
+
+        `body` is bytes, or an asynchronous iterator over them, of `length` bytes where that is known.
+        """
         verb = method.encode()
         head = [verb, b" ", path.encode(), b" HTTP/1.1\r\nHost: ", self.authority, b"\r\n"]
         for name, value in headers:
             head += (name, b": ", value, b"\r\n")
-        if body or method not in ("GET", "HEAD"):
+        whole = isinstance(body, (bytes, bytearray))
+        if not whole:
+            head += (b"Content-Length: ", length, b"\r\n") if length else (b"Transfer-Encoding: chunked\r\n",)
+        elif body or method not in ("GET", "HEAD"):
             head += (b"Content-Length: ", str(len(body)).encode(), b"\r\n")
         head.append(b"\r\n")
         connection = await self._connection()
         self._busy.add(connection)
         try:
-            connection.send(verb, [b"".join(head), body] if body else [b"".join(head)])
+            connection.send(verb, [b"".join(head), body] if whole and body else [b"".join(head)])
+            if not whole:
+                await connection.send_pieces(body, chunked=not length)
             await connection.head()
         except BaseException:
             self._busy.discard(connection)
@@ -273,10 +344,9 @@ class HttpClient:
             self._idle.append(connection)
 
     def leave(self, connection: _Connection) -> None:
-        """Drop a connection that was not released: its answer was not read to the end."""
+        """Drop a connection whose answer was not read to the end."""
         self._busy.discard(connection)
-        if not connection.idle:
-            connection.close()
+        connection.close()
 
     def abort(self, message: str) -> None:
         """Break off every exchange under way; who reads them gets an UpstreamError with `message`."""

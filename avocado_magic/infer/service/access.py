@@ -2,81 +2,78 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
-import time
-from enum import Enum
-from pathlib import Path
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 
-# How long a rotated key file may go unnoticed, in seconds.
-RECHECK_SECONDS = 1.0
-
-
-class Role(Enum):
-    NOBODY = "nobody"
-    INFERENCE = "inference"
-    ADMIN = "admin"
+from ..domain.keys import LOCAL, ApiKey, Role
+from ..domain.ports import Keys
+from ..domain.types import InferError
 
 
-class KeyFile:
-    """One API key in a file. Only its hash is kept, so the key is in no dump of this process's objects."""
+class Denied(InferError):
+    """No key, a wrong one or one that ran out: 401."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: tuple[int, int, int] | None = None
-        self._hash = b""
-        self._looked = 0.0
-        self._read()
-
-    def _read(self) -> None:
-        stat = os.stat(self._path)
-        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if stamp != self._stamp:
-            key = self._path.read_bytes().strip()
-            if not key:
-                raise ValueError(f"the key file {self._path} is empty")
-            self._hash, self._stamp = hashlib.sha256(key).digest(), stamp
-
-    def matches(self, key: bytes) -> bool:
-        """Compare in constant time; a replaced file counts from its next look on."""
-        now = time.monotonic()
-        if now - self._looked >= RECHECK_SECONDS:
-            self._looked = now
-            try:
-                self._read()
-            except (OSError, ValueError):
-                self._hash = b""  # a key that was taken away opens nothing
-                self._stamp = None
-        return hmac.compare_digest(hashlib.sha256(key).digest(), self._hash)
+    def __init__(self, message: str) -> None:
+        super().__init__(401, message)
 
 
 class AccessPolicy:
-    """Turns the Authorization header into a role.
+    """Turns the credentials of a request into a key.
 
-    `key` and `admin_key` None and `open_to_all` True is the engine on loopback, as Ollama is.
+    `keys` None is the engine on loopback, open to all as Ollama is. `admin_routes` is the switch for the
+    routes that change the engine; an admin key is needed on top of it.
     """
 
-    def __init__(self, key: KeyFile | None, admin_key: KeyFile | None, *, open_to_all: bool = False) -> None:
-        if key is None and not open_to_all:
-            raise ValueError("a gateway without a key lets everybody in: that has to be asked for")
-        self._key = key
-        self._admin_key = admin_key
-        self.open_to_all = open_to_all
+    def __init__(self, keys: Keys | None, *, admin_routes: bool) -> None:
+        self._keys = keys
+        self.admin_routes = admin_routes or keys is None
 
     @property
-    def admin_routes(self) -> bool:
-        """Whether the routes that change the engine exist at all."""
-        return self.open_to_all or self._admin_key is not None
+    def open_to_all(self) -> bool:
+        return self._keys is None
 
-    def role(self, authorization: bytes | None) -> Role:
-        """The role that an ``Authorization: Bearer KEY`` header proves."""
-        if self.open_to_all:
-            return Role.ADMIN
-        scheme, _, key = (authorization or b"").partition(b" ")
-        key = key.strip()
-        if scheme.lower() != b"bearer" or not key:
-            return Role.NOBODY
-        if self._admin_key is not None and self._admin_key.matches(key):
-            return Role.ADMIN
-        return Role.INFERENCE if self._key is not None and self._key.matches(key) else Role.NOBODY
+    def key(self, headers: Mapping[bytes, bytes]) -> ApiKey:
+        """The key that `headers` prove. Raises Denied."""
+        if self._keys is None:
+            return LOCAL
+        for credential in credentials(headers):
+            found = self._keys.find(credential)
+            if found is None:
+                continue
+            if found.expires_at is not None and found.expires_at <= datetime.now(timezone.utc):
+                raise Denied(f"this API key expired at {found.expires_at:%Y-%m-%dT%H:%M:%SZ}")
+            return found
+        raise Denied("missing or wrong API key: send it as 'Authorization: Bearer KEY'")
+
+    @staticmethod
+    def may_infer(key: ApiKey) -> bool:
+        return key.role is not Role.METRICS
+
+    @staticmethod
+    def may_administer(key: ApiKey) -> bool:
+        return key.role is Role.ADMIN
+
+    @staticmethod
+    def may_measure(key: ApiKey) -> bool:
+        return key.role in (Role.ADMIN, Role.METRICS)
+
+
+def credentials(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """The keys a request carries: as Bearer token, as x-api-key (Anthropic's clients), as password of Basic."""
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        scheme, _, value = authorization.partition(b" ")
+        scheme, value = scheme.lower(), value.strip()
+        if scheme == b"bearer" and value:
+            yield value
+        elif scheme == b"basic":
+            try:
+                password = base64.b64decode(value, validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                password = b""
+            if password:
+                yield password
+    if key := headers.get(b"x-api-key", b"").strip():
+        yield key

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..domain.types import InferError
-from .go_json import Struct, kind_of
+from .go_json import Struct, decode, kind_of
 
 MESSAGE = Struct(
     "Message",
@@ -119,6 +119,9 @@ OPENAI_COMPLETION = Struct(
 OPENAI_EMBED = Struct(
     "EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"}
 )
+
+RESPONSES = Struct("ResponsesRequest", {"model": "string", "stream": "bool"})
+MESSAGES = Struct("MessagesRequest", {"model": "string", "stream": "bool"})
 
 # Options of a request and their Go types (api/types.go, Options and Runner).
 _FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
@@ -264,3 +267,28 @@ def check_think(value: Any, model: str) -> None:
         shown = f'"{value}"' if isinstance(value, str) else json.dumps(value)
         raise InferError(400, f'invalid think value: {shown} (must be "high", "medium", "low", "max", true, or false)')
     raise InferError(400, f'"{model}" does not support thinking')
+
+
+_STRUCTS: Mapping[str, tuple[Struct, str]] = {
+    "/api/show": (SHOW, "missing request body"),
+    "/api/generate": (GENERATE, "missing request body"),
+    "/api/chat": (CHAT, "missing request body"),
+    "/api/embed": (EMBED, "missing request body"),
+    "/api/embeddings": (EMBEDDINGS, "missing request body"),
+    "/v1/chat/completions": (OPENAI_CHAT, "EOF"),
+    "/v1/completions": (OPENAI_COMPLETION, "EOF"),
+    "/v1/embeddings": (OPENAI_EMBED, "EOF"),
+    "/v1/responses": (RESPONSES, "EOF"),
+    "/v1/messages": (MESSAGES, "EOF"),
+}
+
+
+def struct_of(path: str) -> Struct | None:
+    """What the body of the route `path` is read into; None where it is not read here."""
+    return _STRUCTS[path][0] if path in _STRUCTS else None
+
+
+def refuse_in_its_words(path: str, body: bytes | bytearray) -> None:
+    """Raise what Ollama says about a `body` that the route `path` cannot read; nothing if it can."""
+    struct, missing = _STRUCTS[path]
+    decode(bytes(body), struct, missing)

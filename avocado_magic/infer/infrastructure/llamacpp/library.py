@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 from ...domain.names import ModelName
 from ...domain.types import InferError, Model
 from .gguf import NotGguf, read_gguf
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ class Library:
         yield {**layer, "completed": entry.size}
         yield {"status": "verifying sha256 digest"}
         yield {"status": "success"}
+
+    async def have(self, model: str | None) -> None:
+        """See to it that `model` is there, the file or the name; None is anything. Raises InferError."""
+        if model is None or (not model.lower().endswith(".gguf") and self.find(model) is not None):
+            return
+        async for progress in self.pull(model):
+            logger.debug("%s", progress)
+        logger.info("the model %s is there", model)
 
     async def _fetch(self, entry: CatalogEntry) -> AsyncIterator[int]:
         target = self._path(entry)

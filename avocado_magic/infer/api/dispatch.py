@@ -1,0 +1,180 @@
+"""From a request that may pass to the engine's answer: model, preset, cache, queue, fallback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+from ..domain.keys import ApiKey
+from ..domain.types import Exchange
+from ..service.admission import Admission
+from ..service.answers import AnswerCache
+from ..service.body import read
+from ..service.selection import Models, Selection, listed, shown
+from ..service.validation import refuse_in_its_words
+from . import wire
+from .heads import Refused
+from .outgoing import Outgoing, Send, answer, with_suggestion
+from .routes import Route, model_in
+
+Scope = MutableMapping[str, Any]
+logger = logging.getLogger(__name__)
+_CACHED = (b"content-type", b"cache-control")
+_FRESH = (b"no-cache", b"no-store")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that passed the gate. `body` is whole, or for an upload an iterator over its pieces."""
+
+    method: str
+    path: str
+    route: Route
+    headers: dict[bytes, bytes]
+    body: Any
+    exchange: Exchange
+
+
+Behind = Callable[[Request, Scope, Send], Awaitable[None]]
+
+
+class Dispatch:
+    """Asks the engine, which is `behind`."""
+
+    def __init__(self, behind: Behind, models: Models, admission: Admission, cache: AnswerCache | None) -> None:
+        self._behind = behind
+        self._models = models
+        self._admission = admission
+        self._cache = cache
+
+    async def upload(self, request: Request, scope: Scope, out: Outgoing) -> None:
+        await self._behind(request, scope, out.send)
+
+    async def ask(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+        """Answer a request whose body is here. Raises InferError for what is refused before the engine sees it."""
+        route = request.route
+        if route.names_model:
+            await self._about_a_model(request, scope, key, out)
+        elif route.path == "/v1/models/{model}":
+            await self._one_model(request, scope, key, out)
+        elif route.lists and request.method == "GET" and (key.models is not None or self._models.preset_names()):
+            await self._list(request, scope, key, out)
+        else:
+            await self._behind(request, scope, out.send)
+
+    async def _list(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+        """A list of models, with the presets and without what the key may not use."""
+        out.holds = _well
+        await self._behind(request, scope, out.send)
+        if out.held:
+            whole = b"".join(out.body)
+            value = wire.decode(whole)
+            if isinstance(value, dict):
+                whole = _as_before(listed(request.path, value, self._models, key, wire.now), whole)
+            await out.release(whole)
+
+    async def _one_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+        name = model_in(request.path)
+        if not key.may_use(name):
+            raise Refused(403, f"this key may not use the model {name!r}")
+        if name.startswith("preset/") or self._models.selector.preset(name):
+            entries = listed("/v1/models", {}, self._models, key, wire.now)["data"]
+            found = [e for e in entries if e["id"] == name.removesuffix(":latest")]
+            if not found:
+                raise Refused(404, f"model '{name}' not found")
+            await answer(out.send, 200, wire.JSON_BARE, wire.encode(found[0]) + b"\n")
+            return
+        await self._behind(request, scope, out.send)
+
+    async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+        route, raw = request.route, request.body
+        body = read(raw, lambda: refuse_in_its_words(route.path, raw))
+        if not isinstance(body.get("model"), (str, type(None))):
+            refuse_in_its_words(route.path, raw)
+        chosen = await self._models.select(key, route.path, body, raw, runs=route.runs)
+        if not route.runs:
+            await self._try(request, scope, chosen, key, out)
+            return
+        where = self._where(request, chosen, key)
+        if where is not None and await self._replay(where, request, out):
+            return
+        before = perf_counter()
+        await self._admission.enter(key.name)
+        out.exchange.queued = perf_counter() - before
+        try:
+            await self._try(request, scope, chosen, key, out)
+        finally:
+            self._admission.leave()
+        if where is not None and out.kept and out.complete and out.exchange.outcome == "answered":
+            assert self._cache is not None
+            self._cache.put(where, [f for f in out.fields if f[0] in _CACHED], out.kept)
+
+    async def _try(self, request: Request, scope: Scope, chosen: Selection, key: ApiKey, out: Outgoing) -> None:
+        """Ask for each candidate until one answers: the next where one is missing, or fails before its answer began."""
+        preset = self._models.selector.preset(chosen.asked) if request.route.path == "/api/show" else None
+        last = len(chosen.candidates) - 1
+        for number, (model, body) in enumerate(chosen.candidates):
+            out.exchange.model = model
+            out.holds = _always if preset else _missing if number == last else _missing_or_failed
+            out.model = b"" if model == chosen.asked else model.encode()
+            await self._behind(request if body is request.body else replace(request, body=body), scope, out.send)
+            if not out.held:
+                return
+            if number < last:
+                logger.warning("%s: %r cannot answer (%d), the next is tried", out.exchange.id, model, out.status)
+        whole = b"".join(out.body)
+        if out.status == 404 and chosen.asked and whole.startswith(b"{"):
+            suggestion = await self._models.suggestion(chosen.asked, key)
+            whole = with_suggestion(whole, suggestion) if suggestion else whole
+        elif preset and out.status == 200 and isinstance(value := wire.decode(whole), dict):
+            whole = _as_before(shown(value, self._models, chosen.asked), whole)
+        await out.release(whole)
+
+    def _where(self, request: Request, chosen: Selection, key: ApiKey) -> bytes | None:
+        """Where the cache keeps the answer to this request; None where it keeps none."""
+        if self._cache is None or len(chosen.candidates) != 1:
+            return None
+        return self._cache.key(key.name, request.route.path, chosen.candidates[0][1])
+
+    async def _replay(self, where: bytes, request: Request, out: Outgoing) -> bool:
+        """Answer from the cache, if it has the answer and the client takes it from there."""
+        assert self._cache is not None
+        asked = request.headers.get(b"cache-control", b"").lower()
+        out.keeps = 0 if b"no-store" in asked else self._cache.largest
+        if any(word in asked for word in _FRESH):
+            return False
+        found = self._cache.get(where)
+        if found is None:
+            return False
+        kept, age = found
+        out.keeps = 0
+        out.exchange.outcome = "cached"
+        extra = ((b"cache-status", b"avocado; hit"), (b"age", str(age).encode()))
+        await out.send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *extra]})
+        for piece in kept.pieces:
+            await out.send({"type": "http.response.body", "body": piece, "more_body": True})
+        await out.send({"type": "http.response.body", "body": b"", "more_body": False})
+        return True
+
+
+def _well(status: int) -> bool:
+    return status == 200
+
+
+def _always(_: int) -> bool:
+    return True
+
+
+def _missing(status: int) -> bool:
+    return status == 404
+
+
+def _missing_or_failed(status: int) -> bool:
+    return status == 404 or status >= 500
+
+
+def _as_before(value: Any, whole: bytes) -> bytes:
+    return wire.encode(value) + (b"\n" if whole.endswith(b"\n") else b"")

@@ -1,0 +1,62 @@
+"""What the head of a request must be before anything else is looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from ..domain.types import InferError
+from .cors import Cors
+from .outgoing import Fields
+from .routes import Route
+
+_ONCE = frozenset((b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"transfer-encoding"))
+# Names that cannot be made to point at us from outside; what Ollama accepts (allowedHost in routes.go).
+_LOCAL_HOST = re.compile(
+    r"(localhost|[^.:/\s]+\.(localhost|local|internal)|127(\.\d{1,3}){3}|0\.0\.0\.0|\[::1?\])(:\d{1,5})?", re.IGNORECASE
+)
+
+
+class Refused(InferError):
+    """An answer that is given at the gate. `plain` is text as Ollama's router says it; `headers` go along."""
+
+    def __init__(self, status: int, message: str, *, plain: bool = False, headers: Fields = ()) -> None:
+        super().__init__(status, message)
+        self.plain, self.headers = plain, headers
+
+
+def fields(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The head's fields by name. Raises Refused for what servers read in different ways."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        if name in headers and name in _ONCE:
+            raise Refused(400, f"two {name.decode('latin-1')} headers")
+        headers[name] = value
+    if not headers.get(b"host"):
+        raise Refused(400, "the Host header is missing")
+    if b"transfer-encoding" in headers and headers[b"transfer-encoding"].strip().lower() != b"chunked":
+        raise Refused(400, "this transfer encoding is not supported")
+    if b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity":
+        raise Refused(415, "compressed request bodies are not supported")
+    return headers
+
+
+def check_local(headers: Mapping[bytes, bytes], cors: Cors, route: Route | None) -> None:
+    """Refuse what Ollama on loopback refuses: foreign hosts and foreign origins, with an empty 403.
+
+    There is no key to stop a page that a browser here has open.
+    """
+    origin = headers.get(b"origin")
+    foreign_host = _LOCAL_HOST.fullmatch(headers[b"host"].decode("latin-1")) is None
+    if foreign_host or (origin is not None and not cors.allows(origin.decode("latin-1"))):
+        raise Refused(403, "", plain=True)
+
+
+def check_basic(headers: Mapping[bytes, bytes], cors: Cors) -> None:
+    """Refuse a page of another site that uses a password its browser remembers."""
+    if headers.get(b"authorization", b"")[:6].lower() != b"basic ":
+        return
+    origin = headers[b"origin"].decode("latin-1")
+    if urlsplit(origin).netloc.encode("latin-1") != headers[b"host"] and not cors.allows(origin):
+        raise Refused(403, "this origin may not use a password that the browser remembers")

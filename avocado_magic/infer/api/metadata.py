@@ -1,0 +1,154 @@
+"""The gateway's own routes: metadata under /avocado/v1, and this API for a browser and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
+
+from ..domain.keys import ApiKey
+from ..service.about import About
+from .openapi import document
+
+_ROUTES = "/avocado/v1"
+
+
+class EngineAnswer(BaseModel):
+    """The engine behind the gateway."""
+
+    backend: str
+    api_version: str | None
+    answers: bool
+
+
+class Gpu(BaseModel):
+    """A GPU; memory in bytes."""
+
+    name: str
+    memory_total: int
+    memory_used: int
+
+
+class ServiceAnswer(BaseModel):
+    """What answers here."""
+
+    name: str
+    version: str
+    uptime_seconds: float
+    public_url: str | None
+    engine: EngineAnswer
+    gpus: list[Gpu]
+
+
+class ModelAnswer(BaseModel):
+    """A model: size in bytes, context in tokens; `preset_of` is the model under a preset."""
+
+    name: str
+    size: int | None
+    digest: str | None
+    context_length: int | None
+    capabilities: list[str]
+    loaded: bool
+    size_vram: int | None
+    preset_of: str | None
+
+
+class ModelsAnswer(BaseModel):
+    """The models this key may use."""
+
+    models: list[ModelAnswer]
+
+
+class Left(BaseModel):
+    """What is left; null where there is no limit."""
+
+    requests_this_minute: int | None
+    tokens_today: int | None
+    parallel: int | None
+
+
+class LimitsAnswer(BaseModel):
+    """What this key may do; null where there is no limit."""
+
+    key: str
+    role: str
+    admin_routes: bool
+    models: list[str] | None
+    requests_per_minute: int | None
+    tokens_per_day: int | None
+    parallel: int | None
+    expires_at: str | None
+    left: Left
+
+
+class Counts(BaseModel):
+    """Counts since midnight UTC; `estimated_tokens` of the completion's were counted by chunks."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    estimated_tokens: int
+
+
+class UsageAnswer(Counts):
+    """This key's use today, in all and by model."""
+
+    key: str
+    day: str
+    models: dict[str, Counts]
+
+
+def _key(request: Request) -> ApiKey:
+    key: ApiKey = request.scope["avocado.key"]
+    return key
+
+
+def router(about: About) -> APIRouter:
+    """Routes under /avocado/v1."""
+    api = APIRouter(prefix=_ROUTES)
+
+    @api.get("/service")
+    async def service() -> ServiceAnswer:
+        return ServiceAnswer(**await about.service())
+
+    @api.get("/models")
+    async def models(request: Request) -> ModelsAnswer:
+        return ModelsAnswer(**await about.models(_key(request)))
+
+    @api.get("/limits")
+    async def limits(request: Request) -> LimitsAnswer:
+        return LimitsAnswer(**about.limits(_key(request)))
+
+    @api.get("/usage")
+    async def usage(request: Request) -> UsageAnswer:
+        return UsageAnswer(**about.usage(_key(request)))
+
+    return api
+
+
+def add_docs(app: FastAPI, version: str) -> None:
+    """Have `app` describe the whole API, the engine's routes too, at /openapi.json and /docs."""
+    made: dict[str, Any] = {}
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        if not made:
+            made.update(document(router_schema(), version))
+        from . import wire
+
+        return Response(wire.encode(made), media_type="application/json")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(openapi_url="openapi.json", title="avocado-infer")
+
+
+def router_schema() -> dict[str, Any]:
+    """FastAPI's own description of the metadata routes."""
+    from typing import cast
+
+    app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(router(cast(About, None)))
+    return app.openapi()

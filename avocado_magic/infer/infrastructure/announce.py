@@ -1,0 +1,28 @@
+"""Announces a gateway that runs alone, as a notebook's supervisor announces its service."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from ...discovery.announcer import UrlAnnouncer
+from ...discovery.broker import parse_broker_url
+from ...discovery.message import UrlChanged
+
+
+class OwnAnnouncement:
+    """Publishes `public_url` with Kind ``microservice`` until somebody has it. ConfigError for a bad broker URL."""
+
+    def __init__(self, broker_url: str, public_url: str) -> None:
+        self._announcer = UrlAnnouncer(parse_broker_url(broker_url))
+        self._url = public_url
+        self._instance = f"microservice-{secrets.token_hex(4)}"
+
+    def start(self, models: Sequence[str]) -> None:
+        self._announcer.begin()
+        self._announcer.publish(
+            UrlChanged(self._url, kind="microservice", instance_id=self._instance, models=tuple(models), auth="bearer")
+        )
+
+    def stop(self) -> None:
+        self._announcer.stop(2.0)

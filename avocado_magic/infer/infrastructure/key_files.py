@@ -1,0 +1,116 @@
+"""The keys of a gateway: files of one key each, and the file of named keys. Read anew whenever they change."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import ConfigError
+from ...keyring import parse, parse_time
+from ..domain.keys import ApiKey, Role
+from ..domain.names import ModelName
+
+logger = logging.getLogger(__name__)
+_Stamp = tuple[int, int, int]
+
+
+class _File:
+    """What a file holds, by hash; nothing where it cannot be read: a key that was taken away opens nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: _Stamp | None = None
+        self._keys: Mapping[bytes, ApiKey] = {}
+
+    def keys(self) -> Mapping[bytes, ApiKey]:
+        # A look at the file for every request is a microsecond, and a revoked key is worth one.
+        try:
+            stat = os.stat(self._path)
+        except OSError:
+            self._stamp, self._keys = None, {}
+            return self._keys
+        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if stamp != self._stamp:
+            try:
+                self._keys = self.read(self._path)
+            except (OSError, ValueError, ConfigError) as error:
+                logger.error("the keys in %s open nothing until it is mended: %s", self._path.name, error)
+                self._keys = {}
+            self._stamp = stamp
+        return self._keys
+
+    def read(self, path: Path) -> Mapping[bytes, ApiKey]:
+        raise NotImplementedError
+
+
+class _OneKey(_File):
+    def __init__(self, path: Path, key: ApiKey) -> None:
+        super().__init__(path)
+        self._key = key
+        self.read(path)  # a file that is wrong from the beginning is said at once
+
+    def read(self, path: Path) -> Mapping[bytes, ApiKey]:
+        secret = path.read_bytes().strip()
+        if not secret:
+            raise ValueError(f"the key file {path} is empty")
+        return {hashlib.sha256(secret).digest(): self._key}
+
+
+class _NamedKeys(_File):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        if path.exists():
+            self.read(path)
+
+    def read(self, path: Path) -> Mapping[bytes, ApiKey]:
+        return {
+            bytes.fromhex(entry.sha256): ApiKey(
+                entry.name,
+                Role(entry.role),
+                _names(entry.models),
+                entry.requests_per_minute,
+                entry.tokens_per_day,
+                entry.parallel,
+                parse_time(entry.expires_at) if entry.expires_at else None,
+            )
+            for entry in parse(path.read_text("utf-8"), path)
+        }
+
+
+def _names(models: tuple[str, ...]) -> frozenset[ModelName] | None:
+    return frozenset(filter(None, map(ModelName.parse, models))) if models else None
+
+
+class KeyFiles:
+    """Keys over files, and over keys given directly. ValueError or OSError for a file that is wrong from the start.
+
+    Only hashes are held, so that a key is in no dump of this process's objects.
+    """
+
+    def __init__(
+        self,
+        key_file: Path | None = None,
+        admin_key_file: Path | None = None,
+        named: Path | None = None,
+        key: str | None = None,
+    ) -> None:
+        self._files: list[_File] = []
+        if key_file:
+            self._files.append(_OneKey(key_file, ApiKey("default", Role.INFERENCE)))
+        if named:
+            self._files.append(_NamedKeys(named))
+        if admin_key_file:
+            self._files.append(_OneKey(admin_key_file, ApiKey("admin", Role.ADMIN)))
+        self._given = {hashlib.sha256(key.encode()).digest(): ApiKey("default", Role.INFERENCE)} if key else {}
+
+    def find(self, secret: bytes) -> ApiKey | None:
+        """The key whose secret this is. Looked up by hash: how long it takes tells nothing about a key."""
+        digest = hashlib.sha256(secret).digest()
+        for file in self._files:
+            found = file.keys().get(digest)
+            if found is not None:
+                return found
+        return self._given.get(digest)

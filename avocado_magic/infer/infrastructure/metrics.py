@@ -1,0 +1,109 @@
+"""What the gateway counts, for Prometheus. Counting is plain integers; the library writes them out when asked."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from ..domain.types import Exchange
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# Models that have a series of their own; a client chooses the name, so their number is bounded.
+_MAX_MODELS = 200
+
+
+class _Histogram:
+    """Counts of durations by bucket."""
+
+    __slots__ = ("buckets", "sum")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(_SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.buckets[bisect_left(_SECONDS, seconds)] += 1
+        self.sum += seconds
+
+    def cumulated(self) -> Sequence[tuple[str, float]]:
+        total, out = 0, []
+        for bound, count in zip((*map(str, _SECONDS), "+Inf"), self.buckets, strict=True):
+            total += count
+            out.append((bound, float(total)))
+        return out
+
+
+class Metrics:
+    """Observer. `state` gives the numbers of this moment: running, waiting, open streams, whether the engine answers."""
+
+    def __init__(self, state: Callable[[], dict[str, float]] = dict) -> None:
+        self._state = state
+        self._requests: dict[tuple[str, str, int, str], int] = defaultdict(int)
+        self._latency: dict[str, _Histogram] = defaultdict(_Histogram)
+        self._first: dict[str, _Histogram] = defaultdict(_Histogram)
+        self._queued = _Histogram()
+        self._tokens: dict[tuple[str, str], int] = defaultdict(int)
+        self._limits: dict[str, int] = defaultdict(int)
+        self._models: set[str] = set()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def record(self, exchange: Exchange) -> None:
+        route = exchange.route or "other"
+        self._requests[route, exchange.method, exchange.status, exchange.outcome] += 1
+        if exchange.limit:
+            self._limits[exchange.limit] += 1
+        if not exchange.runs or exchange.outcome == "refused":
+            return
+        self._latency[route].observe(exchange.ended - exchange.begun)
+        if exchange.first:
+            self._first[route].observe(exchange.first - exchange.begun)
+        self._queued.observe(exchange.queued)
+        if exchange.prompt_tokens or exchange.completion_tokens:
+            model = exchange.model
+            if model not in self._models:
+                if len(self._models) >= _MAX_MODELS:
+                    model = "other"
+                self._models.add(model)
+            self._tokens[model, "prompt"] += exchange.prompt_tokens
+            self._tokens[model, "completion"] += exchange.completion_tokens
+
+    def render(self) -> tuple[bytes, str]:
+        """The page, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterator[Metric]:
+        """For prometheus_client: the families of this moment."""
+        requests = CounterMetricFamily(
+            "avocado_requests", "Requests answered", labels=("route", "method", "status", "outcome")
+        )
+        for (route, method, status, outcome), count in self._requests.items():
+            requests.add_metric((route, method, str(status), outcome), count)
+        yield requests
+        yield _family("avocado_request_seconds", "From the request to the end of its answer", self._latency)
+        yield _family("avocado_first_byte_seconds", "From the request to the first byte of its answer", self._first)
+        queued = HistogramMetricFamily("avocado_queue_seconds", "Time in the queue before the engine")
+        queued.add_metric((), self._queued.cumulated(), self._queued.sum)
+        yield queued
+        tokens = CounterMetricFamily("avocado_tokens", "Tokens by model", labels=("model", "kind"))
+        for (model, kind), count in self._tokens.items():
+            tokens.add_metric((model, kind), count)
+        yield tokens
+        limits = CounterMetricFamily("avocado_limits_hit", "Requests refused by a limit", labels=("limit",))
+        for limit, count in self._limits.items():
+            limits.add_metric((limit,), count)
+        yield limits
+        for name, value in self._state().items():
+            yield GaugeMetricFamily(f"avocado_{name}", name.replace("_", " ").capitalize(), value)
+
+
+def _family(name: str, help: str, series: dict[str, _Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, help, labels=("route",))
+    for route, histogram in series.items():
+        family.add_metric((route,), histogram.cumulated(), histogram.sum)
+    return family

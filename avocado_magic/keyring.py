@@ -1,0 +1,191 @@
+"""The file of named API keys: made, listed and revoked here, read by the gateway at every request.
+
+A key is 256 random bits, so its plain SHA-256 cannot be searched for; nothing but that hash is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import AvocadoError, ConfigError
+from .process import replace_file
+
+ROLES = ("inference", "admin", "metrics")
+# Names of the keys that have files of their own; usage is counted by name.
+RESERVED = ("default", "admin", "local")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SPAN = re.compile(r"(\d+)\s*(m|h|d|w)")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+@dataclass(frozen=True)
+class KeyEntry:
+    """A key as it is kept. Limits are None where there is none; times are UTC, ISO 8601 with Z."""
+
+    name: str
+    sha256: str
+    role: str = "inference"
+    models: tuple[str, ...] = ()  # all of them where empty
+    requests_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    parallel: int | None = None
+    expires_at: str | None = None
+    created_at: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """What may be shown: everything but the hash."""
+        return {name: value for name, value in asdict(self).items() if name != "sha256"}
+
+    def expired(self, now: datetime | None = None) -> bool:
+        return self.expires_at is not None and parse_time(self.expires_at) <= (now or datetime.now(timezone.utc))
+
+
+def new_key() -> str:
+    return f"avo-{secrets.token_urlsafe(32)}"
+
+
+def hash_of(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
+
+
+def entries(path: Path) -> Sequence[KeyEntry]:
+    """The keys in `path`, none where there is no file. Raises ConfigError for a file that cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the rights of that file") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Sequence[KeyEntry]:
+    """The keys that `text`, the content of `path`, holds. Raises ConfigError."""
+    known = {f.name for f in fields(KeyEntry)}
+    try:
+        listed = json.loads(text)["keys"]
+        found = [KeyEntry(**{k: v for k, v in item.items() if k in known}) for item in listed]
+        for entry in found:
+            if entry.role not in ROLES or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+                raise ValueError
+            if entry.expires_at is not None:
+                parse_time(entry.expires_at)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{path} is no file of keys", "move it away and create the keys again") from None
+    return found
+
+
+def create(
+    path: Path,
+    name: str,
+    *,
+    role: str = "inference",
+    models: Sequence[str] = (),
+    requests_per_minute: int | None = None,
+    tokens_per_day: int | None = None,
+    parallel: int | None = None,
+    expires: str | None = None,
+) -> tuple[KeyEntry, str]:
+    """Make a key and keep its hash; returns the entry and the key, which is nowhere else. Raises ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not a key's name", "use letters, digits, '.', '_' and '-', at most 64")
+    if name in RESERVED:
+        raise ConfigError(f"the name {name!r} is taken by a key of the service itself", "choose another")
+    if role not in ROLES:
+        raise ConfigError(f"unknown role {role!r}", f"choose one of {', '.join(ROLES)}")
+    for label, limit in (
+        ("--requests-per-minute", requests_per_minute),
+        ("--tokens-per-day", tokens_per_day),
+        ("--parallel", parallel),
+    ):
+        if limit is not None and limit < 1:
+            raise ConfigError(f"{label} {limit} lets nothing through", "give 1 or more, or leave it out")
+    key = new_key()
+    entry = KeyEntry(
+        name=name,
+        sha256=hash_of(key.encode()),
+        role=role,
+        models=tuple(models),
+        requests_per_minute=requests_per_minute,
+        tokens_per_day=tokens_per_day,
+        parallel=parallel,
+        expires_at=_expiry(expires),
+        created_at=_iso(datetime.now(timezone.utc)),
+    )
+    with _locked(path):
+        kept = entries(path)
+        if any(other.name == name for other in kept):
+            raise ConfigError(
+                f"there is a key {name!r} already", f"revoke it first, or choose another name than {name}"
+            )
+        _write(path, [*kept, entry])
+    return entry, key
+
+
+def revoke(path: Path, name: str) -> None:
+    """Take the key `name` away; it opens nothing from now on. Raises ConfigError where there is none."""
+    with _locked(path):
+        kept = entries(path)
+        left = [entry for entry in kept if entry.name != name]
+        if len(left) == len(kept):
+            names = ", ".join(entry.name for entry in kept) or "none"
+            raise ConfigError(f"there is no key {name!r}", f"the keys are: {names}")
+        _write(path, left)
+
+
+def parse_time(text: str) -> datetime:
+    """An ISO 8601 time with a zone; ValueError for anything else."""
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment
+
+
+def _expiry(text: str | None) -> str | None:
+    if text is None:
+        return None
+    now = datetime.now(timezone.utc)
+    span = _SPAN.fullmatch(text.strip())
+    try:
+        moment = now + timedelta(**{_UNITS[span[2]]: int(span[1])}) if span else _day_or_time(text)
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"{text!r} is no time to expire at", "write 30m, 12h, 7d or 4w, or a day as in 2027-01-31"
+        ) from None
+    if moment <= now:
+        raise ConfigError(f"{text!r} is in the past", "give a time to come")
+    return _iso(moment)
+
+
+def _day_or_time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _locked(path: Path) -> Any:
+    from filelock import FileLock
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise AvocadoError(f"{path.parent} cannot be made: {error.strerror}", "choose another place") from None
+    return FileLock(path.with_name(path.name + ".lock"), mode=0o600)
+
+
+def _write(path: Path, kept: Sequence[KeyEntry]) -> None:
+    try:
+        replace_file(path, json.dumps({"version": 1, "keys": [asdict(entry) for entry in kept]}, indent=1) + "\n")
+    except OSError as error:
+        raise AvocadoError(f"{path} cannot be written: {error.strerror}", "check that folder and the disk") from None

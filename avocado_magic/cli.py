@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from . import __version__, keyring
 from .config import Settings, resolve, service_name
 from .errors import AvocadoError, ConfigError, StoppedByUser
 from .notebook.panel import progress, text
@@ -59,6 +60,12 @@ def up(
     name: Name = None,
     domain: Annotated[str | None, typer.Option(help="Your ngrok domain.")] = None,
     grace: Annotated[str | None, typer.Option(help="Minutes it outlives its last owner.")] = None,
+    gateway_config: Annotated[
+        str | None, typer.Option(help="TOML file for the gateway: presets, aliases, limits, cache.")
+    ] = None,
+    admin_routes: Annotated[
+        bool, typer.Option("--admin-routes", help="Let admin keys change the engine's models.")
+    ] = False,
     no_announce: Annotated[bool, typer.Option("--no-announce", help="Publish nothing.")] = False,
     timeout: Annotated[str | None, typer.Option(help="Seconds until it gives up.")] = None,
     max_lifetime: Annotated[str | None, typer.Option(help="Hours a service without an owner lives.")] = None,
@@ -72,6 +79,7 @@ def up(
     flags: dict[str, Any] = {
         "model": model, "engine": engine, "tunnel": tunnel, "public_url": public_url, "port": port, "name": name,
         "domain": domain, "grace": grace, "timeout": timeout, "max_lifetime": max_lifetime,
+        "gateway_config": gateway_config, "admin_routes": admin_routes or None,
         "announce": False if no_announce else None,
     }  # fmt: skip
     with _one_sentence():
@@ -194,6 +202,64 @@ def keep(name: Name = None) -> None:
     """Let the service live on without an owner, for its maximum lifetime from now."""
     with _one_sentence():
         client.command(service_name(name), "keep")
+
+
+keys = typer.Typer(help="Named API keys of a service: a change counts at once.", no_args_is_help=True)
+app.add_typer(keys, name="key")
+KeysFile = Annotated[
+    Path | None,
+    typer.Option("--keys-file", help="The keys of an avocado-infer that runs alone, instead of a service's."),
+]
+
+
+@keys.command("create")
+def key_create(
+    key_name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")],
+    role: Annotated[
+        str, typer.Option(help=", ".join(keyring.ROLES), autocompletion=lambda: list(keyring.ROLES))
+    ] = "inference",
+    models: Annotated[str, typer.Option(help="Models it may use, separated by commas; all by default.")] = "",
+    requests_per_minute: Annotated[int | None, typer.Option(help="Requests per minute.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="Tokens per day (UTC), prompts and answers.")] = None,
+    parallel: Annotated[int | None, typer.Option(help="Requests at the same time.")] = None,
+    expires: Annotated[str | None, typer.Option(help="30m, 12h, 7d, 4w, or a day as in 2027-01-31.")] = None,
+    name: Name = None,
+    keys_file: KeysFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it, this once: only its hash is kept."""
+    with _one_sentence():
+        entry, key = keyring.create(
+            _keys_file(name, keys_file), key_name, role=role, models=[m.strip() for m in models.split(",") if m.strip()],
+            requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day, parallel=parallel, expires=expires,
+        )  # fmt: skip
+    print(json.dumps({**entry.public(), "key": key}, indent=2) if as_json else key)
+    if not as_json:
+        print(f"note: the key {key_name!r} is shown this once", file=sys.stderr)
+
+
+@keys.command("list")
+def key_list(name: Name = None, keys_file: KeysFile = None, as_json: Json = False) -> None:
+    """List the keys, without what opens anything."""
+    with _one_sentence():
+        found = keyring.entries(_keys_file(name, keys_file))
+    print(json.dumps([entry.public() for entry in found], indent=2) if as_json else keyring.table(found))
+
+
+@keys.command("revoke")
+def key_revoke(
+    key_name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")],
+    name: Name = None,
+    keys_file: KeysFile = None,
+) -> None:
+    """Take a key away; it opens nothing from now on."""
+    with _one_sentence():
+        keyring.revoke(_keys_file(name, keys_file), key_name)
+    print(f"the key {key_name!r} is revoked")
+
+
+def _keys_file(name: str | None, given: Path | None) -> Path:
+    return given if given is not None else client.keys_file(service_name(name))
 
 
 def _version(value: bool) -> None:

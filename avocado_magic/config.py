@@ -77,6 +77,12 @@ class Settings:
     )
     ngrok_path: str | None = _setting(None, "an ngrok agent of yours, used as it is", "AVOCADO_NGROK_PATH")
     ngrok_config: str | None = _setting(None, "an ngrok config file of yours, used as it is", "AVOCADO_NGROK_CONFIG")
+    gateway_config: str | None = _setting(
+        None, "TOML file for the gateway: presets, aliases, limits, cache", "AVOCADO_GATEWAY_CONFIG"
+    )
+    admin_routes: bool = _setting(
+        False, "let admin keys pull, push, create, copy and delete models", "AVOCADO_ADMIN_ROUTES"
+    )
     ngrok_token: Secret | None = _setting(None, "ngrok authtoken", "NGROK_AUTHTOKEN", "NGROK_AUTH_TOKEN", secret=True)
     broker_url: Secret | None = _setting(
         None, "AMQP URL of RabbitMQ, amqp:// or amqps://", "RABBITMQ_URL", "AMQP_URL", "CLOUDAMQP_URL", secret=True
@@ -228,10 +234,12 @@ def validate(s: Settings) -> Settings:
     ollama_base_url(s.ollama_host)
     changes: dict[str, Any] = {}
     # The supervisor works in another folder: what is relative here must not be read there.
-    for label in ("ollama_models", "ngrok_path", "ngrok_config", "model"):
+    for label in ("ollama_models", "ngrok_path", "ngrok_config", "gateway_config", "model"):
         value = getattr(s, label)
         if value is not None and (label != "model" or is_gguf(value)):
             changes[label] = str(Path(value).expanduser().absolute())
+    if "gateway_config" in changes and not os.access(changes["gateway_config"], os.R_OK):
+        raise ConfigError(f"{changes['gateway_config']} cannot be read", "give --gateway-config a TOML file")
     if s.public_url:
         changes |= {"public_url": base_url(s.public_url, "--public-url"), "tunnel": "none"}
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):

@@ -48,6 +48,11 @@ class KeyEntry:
         return self.expires_at is not None and parse_time(self.expires_at) <= (now or datetime.now(timezone.utc))
 
 
+def keys_file(folder: Path) -> Path:
+    """Where a service whose folder this is keeps its named keys."""
+    return folder / "keys.json"
+
+
 def new_key() -> str:
     return f"avo-{secrets.token_urlsafe(32)}"
 
@@ -139,6 +144,29 @@ def revoke(path: Path, name: str) -> None:
             names = ", ".join(entry.name for entry in kept) or "none"
             raise ConfigError(f"there is no key {name!r}", f"the keys are: {names}")
         _write(path, left)
+
+
+def table(found: Sequence[KeyEntry]) -> str:
+    """The keys as text, a line each; what opens anything is not in it."""
+    if not found:
+        return "there are no named keys; the service's own key is in its api_key file"
+    rows: list[tuple[str, ...]] = [("NAME", "ROLE", "MODELS", "PER MINUTE", "TOKENS PER DAY", "PARALLEL", "EXPIRES")]
+    for entry in found:
+        limits = (entry.requests_per_minute, entry.tokens_per_day, entry.parallel)
+        expires = f"{entry.expires_at}{' (expired)' if entry.expired() else ''}" if entry.expires_at else "-"
+        rows.append(
+            (
+                entry.name,
+                entry.role,
+                ",".join(entry.models) or "all",
+                *("-" if limit is None else str(limit) for limit in limits),
+                expires,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def parse_time(text: str) -> datetime:

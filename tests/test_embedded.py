@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -70,16 +71,33 @@ OTHERWISE = {
     "tags-more": "needs /api/copy",
     "ps-unloaded": "follows an unload in the recording's own order",
     "generate-num-predict-0": "378 tokens long; num_predict 0 is covered by its own test",
+    "encoded-letter": "only exact spellings are routes: a decoded path could get around an allow-list",
+    "trailing-slash-tags": "only exact spellings are routes, so nothing is redirected",
+    "trailing-slash-chat": "only exact spellings are routes, so nothing is redirected",
+    "double-slash": "only exact spellings are routes, so nothing is redirected",
+    "double-slash-inner": "only exact spellings are routes, so nothing is redirected",
+    "dot-dot": "only exact spellings are routes, so nothing is redirected",
+    "chunked-request": "the recording does not hold what was sent; test_gateway sends chunks",
+    "show-verbose": "the recording's long body is cut",
+    "status": "this engine has no cloud to tell the state of",
+    "me": "this engine has no accounts",
+    "expect-continue": "the recording's body begins with the interim answer; its own test in test_gateway",
 }
+# What llama.cpp cannot do: 501, whatever a real one would have said.
+NOT_SUPPORTED = ("copy", "create", "blob", "delete", "push")
 
 
 def _replayable() -> list[Any]:
     found = []
     for path in sorted(RECORDINGS.glob("*.json")):
         exchange = json.loads(path.read_text("utf-8"))
-        if exchange["name"] not in OTHERWISE and exchange["request"]["headers"].get("Origin") is None:
+        name = exchange["name"]
+        if name not in OTHERWISE and not name.startswith(NOT_SUPPORTED):
             found.append(pytest.param(exchange, id=exchange["name"]))
     return found
+
+
+_REQUEST_ID = re.compile(r'"request_id":"req_[0-9a-f]{24}"')
 
 
 @pytest.mark.parametrize("exchange", _replayable())
@@ -102,7 +120,8 @@ def test_recordings_are_answered_alike(engine: str, exchange: dict[str, Any]) ->
     elif status >= 400 or not kinds.get("content-type", "").startswith(
         ("application/json", "application/x-ndjson", "text/event")
     ):
-        assert got.text.rstrip("\n") == (wanted["body"] or "").rstrip("\n")
+        here, there = (_REQUEST_ID.sub("", text or "").rstrip("\n") for text in (got.text, wanted["body"]))
+        assert here == there
     else:
         _same_shape(got.text, wanted["body"], kinds["content-type"])
 
@@ -115,6 +134,9 @@ def _same_shape(got: str, wanted: str, kind: str) -> None:
         return
     mark = "data: " if kind.startswith("text/event") else ""
     here, there = ([line.removeprefix(mark) for line in text.splitlines() if line] for text in (got, wanted))
+    if mark and there[0].startswith("event: "):
+        _same_events(here, there)
+        return
     if mark:
         assert here[-1] == there[-1] == "[DONE]"
         here, there = here[:-1], there[:-1]
@@ -122,6 +144,19 @@ def _same_shape(got: str, wanted: str, kind: str) -> None:
     _alike(json.loads(here[-1]), json.loads(there[-1]), "last")
     for line in here[1:-1]:
         json.loads(line)
+
+
+def _same_events(here: list[str], there: list[str]) -> None:
+    """The same events in the same order, each like its counterpart; deltas of text may be more or fewer."""
+    pairs = []
+    for lines in (here, there):
+        events: dict[str, Any] = {}
+        for name, data in zip(lines[::2], lines[1::2], strict=True):
+            events.setdefault(name, json.loads(data))
+        pairs.append(events)
+    assert list(pairs[0]) == list(pairs[1])
+    for name, wanted in pairs[1].items():
+        _alike(pairs[0][name], wanted, name)
 
 
 # Members that depend on the file's own metadata, or that Ollama leaves out when they are zero.
@@ -147,6 +182,17 @@ def _alike(got: Any, wanted: Any, where: str) -> None:
             else type(got) is type(wanted)
         )
         assert same, f"{where}: {got!r} is not like {wanted!r}"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECORDINGS.glob("1[4-7]*.json")))
+def test_what_llama_cpp_cannot_do_is_a_501_with_any_body(engine: str, name: str) -> None:
+    asked = json.loads((RECORDINGS / f"{name}.json").read_text("utf-8"))["request"]
+    if not asked["path"].startswith(tuple(f"/api/{what}" for what in NOT_SUPPORTED)):
+        return
+    got = requests.request(asked["method"], engine + asked["path"], data=(asked["body"] or "").encode(), timeout=10)
+    assert got.status_code == 501
+    if asked["method"] != "HEAD":
+        assert got.json() == {"error": "not supported by the embedded engine"}
 
 
 def test_every_deviation_is_still_one() -> None:
@@ -281,13 +327,6 @@ def test_pull_of_what_it_knows(engine: str) -> None:
     assert json.loads(lines[-1]) == {"status": "success"}
     unknown = requests.post(f"{engine}/api/pull", json={"model": "llama3"}, timeout=10).text.splitlines()
     assert "does not know the model 'llama3'" in json.loads(unknown[-1])["error"]
-
-
-@pytest.mark.parametrize("path", ["/api/push", "/api/create", "/api/copy", "/v1/responses", "/v1/messages"])
-def test_what_llama_cpp_cannot_do_is_a_501(engine: str, path: str) -> None:
-    answer = requests.post(engine + path, json={"model": MODEL}, timeout=5)
-    assert answer.status_code == 501
-    assert "not supported by the embedded engine" in answer.text
 
 
 def test_unreadable_files_are_told_apart(tmp_path: Path, model_cache: Path) -> None:

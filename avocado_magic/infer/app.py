@@ -164,8 +164,9 @@ def _embedded(app: FastAPI, settings: InferSettings) -> _Backend:
     from .infrastructure.llamacpp.info import LibraryInfo
     from .infrastructure.llamacpp.library import Library
     from .service.inference import Inference
+    from .service.output import capabilities_of
 
-    library = Library(settings.cache or cache_dir())
+    library = Library(settings.cache or cache_dir(), capabilities_of)
     engine = LlamaCppEngine()
     inference = Inference(library, engine)
     app.include_router(ollama_api.router(inference))

@@ -1,4 +1,4 @@
-"""The magics: %avocado_up, %avocado_status, %avocado_down, %avocado_logs and, from ollama_magic, %%ollama."""
+"""The magics: %avocado_up, %avocado_status, %avocado_down, %avocado_logs, %avocado_key and, from ollama_magic, %%ollama."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class AvocadoMagics(Magics):
     ollama_download = _trait(Unicode, "Mirror to install Ollama from (AVOCADO_OLLAMA_DOWNLOAD).")
     ngrok_path = _trait(Unicode, "An ngrok agent of yours (AVOCADO_NGROK_PATH).")
     ngrok_config = _trait(Unicode, "An ngrok config file of yours (AVOCADO_NGROK_CONFIG).")
+    gateway_config = _trait(Unicode, "A TOML file for the gateway: presets, aliases, … (AVOCADO_GATEWAY_CONFIG).")
+    admin_routes = _trait(Bool, "Let admin keys pull, push, create, copy and delete models (AVOCADO_ADMIN_ROUTES).")
 
     @validate("engine", "tunnel")
     def _one_of(self, proposal: Any) -> Any:
@@ -71,6 +73,8 @@ class AvocadoMagics(Magics):
     @argument("--name", help="name of the service, for running several")
     @argument("--domain", metavar="D", help="your ngrok domain")
     @argument("--grace", metavar="MINUTES", help="how long it outlives its last notebook, 10 by default")
+    @argument("--gateway-config", metavar="FILE", help="TOML file for the gateway: presets, aliases, limits, cache")
+    @argument("--admin-routes", action="store_const", const=True, help="let admin keys change the engine's models")
     @argument("--no-announce", dest="announce", action="store_const", const=False, help="publish nothing")
     @argument("--timeout", metavar="S", help="seconds until it gives up, 600 by default; a moving download extends it")
     def avocado_up(self, line: str) -> None:
@@ -160,6 +164,60 @@ class AvocadoMagics(Magics):
             found = client.logs(args.part, self._name(args), int(args.lines))
         print("\n".join(found) if found else f"the log of the {args.part} is empty")
 
+    @line_magic
+    @magic_arguments()
+    @argument("action", choices=("create", "list", "revoke"), help="create, list or revoke")
+    @argument("key", nargs="?", help="what the key is called")
+    @argument("--role", default="inference", help="inference (default), admin or metrics")
+    @argument("--models", default="", help="models it may use, separated by commas; all by default")
+    @argument("--requests-per-minute", metavar="N", help="requests per minute")
+    @argument("--tokens-per-day", metavar="N", help="tokens per day (UTC), prompts and answers")
+    @argument("--parallel", metavar="N", help="requests at the same time")
+    @argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 4w, or a day as in 2027-01-31")
+    @argument("-o", "--output", metavar="VARIABLE", default="new_key", help="put the key into this variable")
+    @argument("--name", help="name of the service")
+    def avocado_key(self, line: str) -> None:
+        """Make, list or revoke named API keys of the service; a change counts at once.
+
+        A new key goes into a variable and is never printed, because a notebook is saved with what it prints:
+        ``new_key.reveal()`` gives it, to hand it on.
+
+        Examples::
+
+            %avocado_key create bob --models llama3 --tokens-per-day 100000 --expires 7d -o bobs_key
+            %avocado_key list
+            %avocado_key revoke bob
+        """
+        from .. import keyring
+        from ..config import Secret
+        from ..runtime import client
+
+        args = parse(self.avocado_key, line)
+        if (args.key is None) != (args.action == "list"):
+            raise UsageError(f"%avocado_key {args.action} {'takes no name' if args.key else 'needs the name of a key'}")
+        if not args.output.isidentifier():
+            raise UsageError(f"-o {args.output} is not a variable name")
+        with _usage_errors():
+            file = client.keys_file(self._name(args))
+            if args.action == "list":
+                print(keyring.table(keyring.entries(file)))
+            elif args.action == "revoke":
+                keyring.revoke(file, args.key)
+                print(f"the key {args.key!r} is revoked")
+            else:
+                _, key = keyring.create(
+                    file,
+                    args.key,
+                    role=args.role,
+                    models=[model.strip() for model in args.models.split(",") if model.strip()],
+                    requests_per_minute=_count(args.requests_per_minute, "--requests-per-minute"),
+                    tokens_per_day=_count(args.tokens_per_day, "--tokens-per-day"),
+                    parallel=_count(args.parallel, "--parallel"),
+                    expires=args.expires,
+                )
+                self.shell.user_ns[args.output] = Secret(key)
+                print(f"the key {args.key!r} is in the variable {args.output}; {args.output}.reveal() gives it")
+
     @line_cell_magic
     @magic_arguments()
     @argument("model", nargs="?", help="the model to ask; the service's first one by default")
@@ -216,6 +274,12 @@ class AvocadoMagics(Magics):
         from .host import notebook_secret
 
         return lookup(["api_key", "model"], {}, self._configured(), notebook_secret=notebook_secret)
+
+
+def _count(text: str | None, flag: str) -> int | None:
+    if text is not None and not text.isdigit():
+        raise UsageError(f"{flag} {text} is not a whole number")
+    return None if text is None else int(text)
 
 
 @contextmanager

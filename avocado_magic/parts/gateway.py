@@ -9,7 +9,9 @@ from typing import Any
 
 import requests
 
-from ..process import without_variables
+from ..config import Settings
+from ..keyring import keys_file
+from ..process import tail, without_variables
 from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session
 
@@ -22,8 +24,9 @@ class Gateway(ProcessPart):
 
     name = "gateway"
 
-    def __init__(self, port: int, upstream: str, key_file: Path, log: Path) -> None:
+    def __init__(self, port: int, upstream: str, key_file: Path, settings: Settings, log: Path) -> None:
         self.port = port
+        self._settings = settings
         self._upstream = upstream
         self._key_file = key_file
         self.log = log
@@ -48,16 +51,33 @@ class Gateway(ProcessPart):
             self._upstream,
             "--api-key-file",
             str(self._key_file),
+            "--keys-file",
+            str(keys_file(self._key_file.parent)),
+            "--state-dir",
+            str(self._key_file.parent),
+            "--service-state",
+            str(self._key_file.parent / "state.json"),
+            "--service-name",
+            self._settings.name,
         ]
+        if self._settings.admin_routes:
+            argv.append("--admin-routes")
+        if self._settings.gateway_config:
+            argv += ["--config", self._settings.gateway_config]
         # The user's own avocado-infer settings are for one that runs alone: here they could open the door.
         self._launch(argv, {**without_variables("AVOCADO_INFER_"), "AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
 
         def answers() -> bool:
             if self._code() is not None:
-                raise part_error(self.name, "the gateway ended while it started", "the lines below say why", self.log)
+                raise part_error(self.name, self._last_words(), "see the lines below", self.log)
             return self.check() is None
 
         context.wait_until(answers, "starting the gateway", self.name, self.log, ANSWER_SECONDS)
+
+    def _last_words(self) -> str:
+        """Why the process ended while it started: its own sentence, where it said one."""
+        said = [line for line in tail(self.log, 5) if line.startswith("avocado-infer: ")]
+        return said[-1].removeprefix("avocado-infer: ") if said else "the gateway ended while it started"
 
     def check(self) -> str | None:
         if self._code() is not None:

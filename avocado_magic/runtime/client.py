@@ -7,8 +7,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
+from .. import keyring
 from ..config import Settings
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
 from ..process import end, processes_of, tail, wait_until
@@ -169,6 +171,11 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
     if not folder.logs.is_dir():
         raise NotRunningError(f"there is no service {name!r}", "%avocado_up starts one")
     return tail(folder.log(part), lines)
+
+
+def keys_file(name: str = "default") -> Path:
+    """The file of a service's named keys; the service need not run."""
+    return keyring.keys_file(ServiceFolder(name).make().path)
 
 
 def api_key(state: ServiceState) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from ..config import Settings
+from ..keyring import new_key
 from ..process import replace_file, write_private
 
 
 def prepare_key(folder: Path, settings: Settings) -> Path:
     """The file of the key: the one given in `settings`, the one made at the first `up`, or a new one."""
     path = folder / "api_key"
-    key = settings.api_key.reveal() if settings.api_key else _kept(path)
+    key = settings.api_key.reveal() if settings.api_key else read_key(path)
     return write_private(path, (key or new_key()) + "\n")
 
 
@@ -28,11 +28,3 @@ def read_key(path: str | os.PathLike[str] | None) -> str:
         return Path(path).read_text().strip() if path else ""
     except OSError:
         return ""
-
-
-def new_key() -> str:
-    return f"avo-{secrets.token_urlsafe(32)}"
-
-
-def _kept(path: Path) -> str:
-    return read_key(path) if path.exists() and not path.stat().st_mode & 0o077 else ""

@@ -47,7 +47,18 @@ STOP_BUDGET = 20.0
 # A fresh tunnel may take a moment to be known everywhere; a way in of the user's own is there or it is not.
 PROVE_SECONDS, PROVE_OWN_SECONDS = 90.0, 30.0
 _ANNOUNCE_PATIENCE = 3.0
-_ASKED = ("engine", "tunnel", "public_url", "port", "domain", "grace", "announce", "max_lifetime")
+_ASKED = (
+    "engine",
+    "tunnel",
+    "public_url",
+    "port",
+    "domain",
+    "grace",
+    "announce",
+    "max_lifetime",
+    "gateway_config",
+    "admin_routes",
+)
 _LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN (or install cloudflared) to get a public URL"
 
 
@@ -152,7 +163,7 @@ class Supervisor:
         require_free(port)
         engine_kind, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
         engine = engines.make(engine_kind, settings, log("engine"))
-        gateway = Gateway(port, engine.url, key_file, log("gateway"))
+        gateway = Gateway(port, engine.url, key_file, settings, log("gateway"))
         tunnel = tunnels.make(tunnel_kind, settings, port, self.folder.path, log("tunnel"))
         # The announcer is no process: what it and the library under it say is its log.
         told = RedactedLog(log("announcer"), settings.secrets())

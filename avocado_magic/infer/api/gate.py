@@ -136,7 +136,7 @@ class Gate:
                 await self._health(route, method, out)
                 return
         if services.access.open_to_all:
-            heads.check_local(headers, services.cors, route)
+            heads.check_local(headers, services.cors, route, method)
         if b"origin" in headers:
             preflight = services.cors.preflight(headers, route.methods) if route and method == "OPTIONS" else None
             if preflight is not None:

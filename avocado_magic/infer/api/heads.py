@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from ..domain.types import InferError
@@ -12,10 +14,8 @@ from .outgoing import Fields
 from .routes import Route
 
 _ONCE = frozenset((b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"transfer-encoding"))
-# Names that cannot be made to point at us from outside; what Ollama accepts (allowedHost in routes.go).
-_LOCAL_HOST = re.compile(
-    r"(localhost|[^.:/\s]+\.(localhost|local|internal)|127(\.\d{1,3}){3}|0\.0\.0\.0|\[::1?\])(:\d{1,5})?", re.IGNORECASE
-)
+_PORT = re.compile(r":\d{1,5}$")
+_LOCAL_NAME = re.compile(r"localhost|[^/\s]+\.(localhost|local|internal)", re.IGNORECASE)
 
 
 class Refused(InferError):
@@ -42,15 +42,30 @@ def fields(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return headers
 
 
-def check_local(headers: Mapping[bytes, bytes], cors: Cors, route: Route | None) -> None:
+def check_local(headers: Mapping[bytes, bytes], cors: Cors, route: Route | None, method: str) -> None:
     """Refuse what Ollama on loopback refuses: foreign hosts and foreign origins, with an empty 403.
 
     There is no key to stop a page that a browser here has open.
     """
     origin = headers.get(b"origin")
-    foreign_host = _LOCAL_HOST.fullmatch(headers[b"host"].decode("latin-1")) is None
+    foreign_host = not _is_local(headers[b"host"].decode("latin-1"))
     if foreign_host or (origin is not None and not cors.allows(origin.decode("latin-1"))):
-        raise Refused(403, "", plain=True)
+        # Its router has looked for the method by then (recording 029).
+        wrong = route is not None and method not in route.methods
+        allow = ((b"allow", ", ".join(route.methods).encode()),) if route is not None and wrong else ()
+        raise Refused(403, "", plain=True, headers=allow)
+
+
+def _is_local(host: str) -> bool:
+    """Whether a name cannot be made to point at us from outside; what Ollama accepts (allowedHost in routes.go)."""
+    name = _PORT.sub("", host).strip("[]")
+    if _LOCAL_NAME.fullmatch(name) or name.lower() == socket.gethostname().lower():
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private or address.is_unspecified
 
 
 def check_basic(headers: Mapping[bytes, bytes], cors: Cors) -> None:

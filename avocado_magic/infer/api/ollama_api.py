@@ -175,6 +175,6 @@ def _shown(model: Model) -> dict[str, Any]:
         "details": _details(model),
         "model_info": info,
         "tensors": [{"name": name, "type": kind, "shape": list(shape)} for name, kind, shape in model.tensors],
-        "capabilities": ["completion"],
+        "capabilities": list(model.capabilities),
         "modified_at": wire.rfc3339(model.modified_at),
     }

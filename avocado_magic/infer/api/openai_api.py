@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from ..domain.types import Dialect, InferError, Model
-from ..service import openai
+from ..service import anthropic, openai, responses
 from ..service import validation as check
 from ..service.go_json import decode
 from ..service.inference import NO_INPUT, Inference, whole
@@ -50,13 +51,50 @@ def router(inference: Inference) -> APIRouter:
         vectors, _, _, tokens = await inference.embed(body)
         return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
 
-    for path in ("responses", "messages"):
-        api.add_api_route(f"/v1/{path}", _not_supported, methods=["POST"])
+    @api.post("/v1/responses")
+    async def create_response(request: Request) -> Response:
+        body = decode(await request.body(), check.RESPONSES, "EOF")
+        pieces = inference.chat(responses.chat_request(body))
+        response = responses.Response(body)
+        if not body.get("stream"):
+            return _json(response.whole(await whole(pieces, "message", logprobs_last=True)))
+        return await _events(response.stream(pieces), pieces, Dialect.OPENAI, in_order=True)
+
+    @api.post("/v1/messages")
+    async def create_message(request: Request) -> Response:
+        body = decode(await request.body(), check.MESSAGES, "EOF")
+        anthropic.check(body)
+        asked = anthropic.chat_request(body)
+        # As Ollama does it for this API: a model that cannot think is not refused for having been asked to.
+        if "thinking" in inference.find(body["model"]).capabilities:
+            asked["think"] = anthropic.thinks(body)
+        pieces = inference.chat(asked)
+        message = anthropic.Message(body["model"], anthropic.estimated_tokens(body))
+        if not body.get("stream"):
+            return _json(message.whole(await whole(pieces, "message", logprobs_last=True)))
+        return await _events(message.stream(pieces), pieces, Dialect.ANTHROPIC)
+
     return api
 
 
-async def _not_supported() -> Response:
-    raise InferError(501, "not supported by the embedded engine")
+async def _events(
+    events: AsyncGenerator[tuple[str, dict[str, Any]], None], pieces: Pieces, dialect: Dialect, in_order: bool = False
+) -> Response:
+    """A stream of named events; `in_order` sorts their members, as Go does with maps."""
+
+    def frame(event: tuple[str, dict[str, Any]]) -> bytes:
+        name, members = event
+        text = wire.dumps(wire.sorted_members(members) if in_order else members)
+        return f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
+
+    async def framed() -> AsyncGenerator[Any, None]:
+        async with aclosing(pieces):
+            async for event in events:
+                yield event
+
+    answer = await streamed(framed(), wire.SSE, frame, dialect)
+    answer.headers["cache-control"] = "no-cache"
+    return answer
 
 
 async def _completion(pieces: Pieces, frames: openai.Completions, body: dict[str, Any], text: str) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -15,6 +15,7 @@ from . import wire
 
 logger = logging.getLogger(__name__)
 Pieces = AsyncGenerator[dict[str, Any], None]
+Frame = Callable[[Any], bytes]
 
 
 def json_response(value: Any, status: int = 200, kind: str = wire.JSON, newline: bool = False) -> Response:
@@ -23,7 +24,7 @@ def json_response(value: Any, status: int = 200, kind: str = wire.JSON, newline:
 
 
 async def streamed(
-    pieces: Pieces, media: str, frame: Callable[[Mapping[str, Any]], bytes], dialect: Dialect, end: bytes = b""
+    pieces: AsyncGenerator[Any, None], media: str, frame: Frame, dialect: Dialect, end: bytes = b""
 ) -> Response:
     """A streaming response of `pieces`; an error before the first is raised, a later one becomes the last line."""
     first = await anext(pieces)

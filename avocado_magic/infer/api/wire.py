@@ -35,6 +35,13 @@ def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_GO_ESCAPES)
 
 
+def sorted_members(value: Any) -> Any:
+    """`value` with the members of its objects in the order of their names, as Go encodes maps."""
+    if isinstance(value, dict):
+        return {name: sorted_members(value[name]) for name in sorted(value)}
+    return [sorted_members(item) for item in value] if isinstance(value, list) else value
+
+
 def encode(value: Any) -> bytes:
     return dumps(value).encode("utf-8", "replace")
 
@@ -60,6 +67,8 @@ def error_object(dialect: Dialect, status: int, message: str) -> Mapping[str, An
     if dialect is Dialect.OLLAMA:
         return {"error": message}
     kind = _OPENAI_TYPES.get(status, "api_error")
+    if dialect is Dialect.ANTHROPIC and status in (503, 529):
+        kind = "overloaded_error"
     if dialect is Dialect.OPENAI:
         return {"error": {"message": message, "type": kind, "param": None, "code": None}}
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": f"req_{secrets.token_hex(12)}"}

@@ -127,8 +127,13 @@ class Session(Protocol):
     context_length: int
     load_duration: int  # nanoseconds this session waited for the model
 
-    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt that the model's own chat template makes of `messages`."""
+    async def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), think: bool | None = None
+    ) -> str:
+        """The prompt that the model's own chat template makes of `messages` (Ollama's) and `tools`.
+
+        `think` switches thinking on or off where the template can; None leaves it as the template has it.
+        """
         ...
 
     async def tokenize(self, text: str) -> list[int]: ...

@@ -51,9 +51,9 @@ class Selector:
 
 
 def is_cloud(name: str) -> bool:
-    """Whether Ollama would send a request for `name` to its cloud (types/model and server/cloud_proxy.go)."""
-    lowered = name.strip().lower()
-    return lowered.endswith((":cloud", "-cloud"))
+    """Whether Ollama would send a request for `name` to its cloud (internal/modelref, parseSourceSuffix)."""
+    tag = name.lower().rpartition(":")
+    return bool(tag[1]) and (tag[2].strip() == "cloud" or ("/" not in tag[2] and tag[2].strip().endswith("-cloud")))
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:

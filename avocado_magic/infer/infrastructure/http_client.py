@@ -41,6 +41,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed = False
         self.idle = False
+        self.idle_since = 0.0
         self._probe: socket.socket | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._fresh = True  # the parser has read nothing yet
@@ -267,9 +268,12 @@ class Answer:
 
 
 class HttpClient:
-    """Exchanges with one origin. `base` is a URL without a path."""
+    """Exchanges with one origin. `base` is a URL without a path.
 
-    def __init__(self, base: str, max_idle: int = 256) -> None:
+    A connection that was idle for `idle_seconds` is not used again: the other end may be about to close it.
+    """
+
+    def __init__(self, base: str, max_idle: int = 256, idle_seconds: float = 30.0) -> None:
         parts = urlsplit(base)
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -279,6 +283,7 @@ class HttpClient:
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._max_idle = max_idle
+        self._idle_seconds = idle_seconds
 
     async def request(
         self,
@@ -316,13 +321,13 @@ class HttpClient:
         return Answer(self, connection)
 
     async def _connection(self) -> _Connection:
+        loop = asyncio.get_running_loop()
         while self._idle:
             connection = self._idle.pop()
             connection.idle = False
-            if connection.reusable():
+            if loop.time() - connection.idle_since < self._idle_seconds and connection.reusable():
                 return connection
             connection.close()
-        loop = asyncio.get_running_loop()
         try:
             _, connection = await asyncio.wait_for(
                 loop.create_connection(_Connection, self.host, self.port, ssl=self._tls), CONNECT_SECONDS
@@ -341,6 +346,7 @@ class HttpClient:
             connection.close()
         else:
             connection.idle = True
+            connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
 
     def leave(self, connection: _Connection) -> None:

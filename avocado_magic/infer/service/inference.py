@@ -12,6 +12,7 @@ from ..domain.names import ModelName
 from ..domain.ports import ModelLibrary, Session, TextEngine
 from ..domain.types import InferError, Loaded, Model, Piece
 from . import validation as check
+from .output import OutputParser, Said, tool_call
 
 # Ollama's defaults (api/types.go, DefaultOptions); llama.cpp's own differ.
 _DEFAULTS: Mapping[str, Any] = {
@@ -74,13 +75,14 @@ class Inference:
         if request.get("suffix"):
             raise InferError(400, f"{_full_name(name)} does not support insert")
         check.check_images(list(request.get("images") or []), name)
-        check.check_think(request.get("think"), name)
+        think = check.think(request.get("think"), model, name)
         run = _Run(request)
         async with self._engine.session(model, run.context, keep_alive) as session:
             if not prompt:
                 yield {"response": "", "done": True, "done_reason": "load"}
                 return
-            text = prompt if raw else await self._prompt_of(session, request, prompt)
+            text = prompt if raw else await self._prompt_of(session, request, prompt, think)
+            parser = OutputParser(model.template, text, tools=False, think=bool(think))
             earlier = [int(token) for token in request.get("context") or [] if isinstance(token, int)]
             tokens = run.fit(earlier + await session.tokenize(text), session.context_length)
             generated: list[int] = []
@@ -88,8 +90,12 @@ class Inference:
             try:
                 async for piece in pieces:
                     generated += piece.tokens
-                    if piece.text or piece.logprobs:
-                        yield {"response": piece.text, "done": False, **_logprobs(piece, run)}
+                    said = [*parser.feed(piece.text), *(parser.end() if piece.reason else ())]
+                    logprobs = _logprobs(piece, run)
+                    for part in said or ([Said()] if logprobs else []):
+                        thinking = {"thinking": part.thinking} if part.thinking else {}
+                        yield {"response": part.content, **thinking, "done": False, **logprobs}
+                        logprobs = {}
                     if piece.reason:
                         context = {} if raw else {"context": tokens + generated}
                         yield {
@@ -115,9 +121,10 @@ class Inference:
             await self._engine.unload(model)
             yield {"message": _message(""), "done": True, "done_reason": "unload"}
             return
-        if request.get("tools"):
+        tools = list(request.get("tools") or [])
+        if tools and "tools" not in model.capabilities:
             raise InferError(400, f"{_full_name(name)} does not support tools")
-        check.check_think(request.get("think"), name)
+        think = check.think(request.get("think"), model, name)
         for message in messages:
             check.check_images(list(message.get("images") or []), name)
         run = _Run(request)
@@ -125,13 +132,19 @@ class Inference:
             if not messages:
                 yield {"message": _message(""), "done": True, "done_reason": "load"}
                 return
-            turns = [{"role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in messages]
-            tokens = run.fit(await session.tokenize(await session.render(turns)), session.context_length)
+            turns = [{**m, "role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in messages]
+            prompt = await session.render(turns, tools, think)
+            parser = OutputParser(model.template, prompt, tools=bool(tools), think=bool(think))
+            tokens = run.fit(await session.tokenize(prompt), session.context_length)
+            calls = 0
             pieces = session.complete(tokens, run.sampling)
             try:
                 async for piece in pieces:
-                    if piece.text or piece.logprobs:
-                        yield {"message": _message(piece.text), "done": False, **_logprobs(piece, run)}
+                    said = [*parser.feed(piece.text), *(parser.end() if piece.reason else ())]
+                    logprobs = _logprobs(piece, run)
+                    for part in said or ([Said()] if logprobs else []):
+                        yield {"message": _said(part, calls), "done": False, **logprobs}
+                        calls, logprobs = calls + (part.call is not None), {}
                     if piece.reason:
                         yield {
                             "message": _message(""),
@@ -185,7 +198,7 @@ class Inference:
             return list((await session.embed(tokens[: session.context_length - 2])).vector)
 
     @staticmethod
-    async def _prompt_of(session: Session, request: Mapping[str, Any], prompt: str) -> str:
+    async def _prompt_of(session: Session, request: Mapping[str, Any], prompt: str, think: bool | None) -> str:
         system = str(request.get("system", ""))
         template = str(request.get("template", ""))
         if template:
@@ -198,7 +211,7 @@ class Inference:
             values = {"System": system, "Prompt": prompt, "Response": ""}
             return _VARIABLE.sub(lambda match: values[match[1]], template)
         turns = [{"role": "system", "content": system}] if system else []
-        return await session.render([*turns, {"role": "user", "content": prompt}])
+        return await session.render([*turns, {"role": "user", "content": prompt}], (), think)
 
 
 class _Run:
@@ -237,8 +250,15 @@ def _full_name(name: str) -> str:
     return parsed.full if parsed else name
 
 
-def _message(text: str) -> dict[str, str]:
+def _message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
+
+
+def _said(part: Said, calls: int) -> dict[str, Any]:
+    """A piece of what the model said, as a message."""
+    thinking = {"thinking": part.thinking} if part.thinking else {}
+    called = {"tool_calls": [tool_call(part.call, calls)]} if part.call is not None else {}
+    return {**_message(part.content), **thinking, **called}
 
 
 def _logprobs(piece: Piece, run: _Run) -> dict[str, Any]:
@@ -276,14 +296,24 @@ async def whole(pieces: AsyncGenerator[dict[str, Any], None], text: str, logprob
     differs between the two (recordings 073 and 124).
     """
     said: list[str] = []
+    thought: list[str] = []
+    calls: list[Any] = []
     logprobs: list[Any] = []
     last: dict[str, Any] = {}
     async for piece in pieces:
-        said.append(piece[text] if text == "response" else piece[text]["content"])
+        inside = piece if text == "response" else piece[text]
+        said.append(inside["response" if text == "response" else "content"])
+        thought.append(inside.get("thinking", ""))
+        calls += inside.get("tool_calls", [])
         logprobs += piece.get("logprobs", [])
         last = piece
-    joined = "".join(said)
-    answer = {**last, text: joined if text == "response" else _message(joined)}
+    joined, thinking = "".join(said), {"thinking": "".join(thought)} if any(thought) else {}
+    if text == "response":
+        answer: dict[str, Any] = {}
+        for name, value in last.items():
+            answer |= {name: joined, **thinking} if name == text else {name: value}
+    else:
+        answer = {**last, text: {**_message(joined), **thinking, **({"tool_calls": calls} if calls else {})}}
     if logprobs and logprobs_last:
         return {**answer, "logprobs": logprobs}
     if not logprobs:

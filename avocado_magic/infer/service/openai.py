@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 import struct
 import time
@@ -18,7 +19,7 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     for message in request.get("messages", []):
         if not isinstance(message, dict):
             raise RequestError(400, "invalid message format")
-        messages += _messages(message)
+        messages += _messages(message, request["messages"])
     if not messages:
         raise RequestError(400, "[] is too short - 'messages'")
     out = {
@@ -30,14 +31,17 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "logprobs": request.get("logprobs"),
         "top_logprobs": request.get("top_logprobs"),
     }
-    effort = request.get("reasoning_effort") or (request.get("reasoning") or {}).get("effort")
-    if effort:
-        if effort not in ("high", "medium", "low", "none"):
-            raise RequestError(
-                400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")'
-            )
-        out["think"] = False if effort == "none" else effort
-    return out
+    think = think_of(request.get("reasoning_effort") or (request.get("reasoning") or {}).get("effort"))
+    return out if think is None else {**out, "think": think}
+
+
+def think_of(effort: Any) -> bool | str | None:
+    """Ollama's `think` for a reasoning effort; RequestError for one that there is not."""
+    if not effort:
+        return None
+    if effort not in ("high", "medium", "low", "none"):
+        raise RequestError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")')
+    return False if effort == "none" else str(effort)
 
 
 def completion_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,26 +57,85 @@ def completion_request(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _messages(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _messages(message: Mapping[str, Any], all_messages: Any) -> Iterator[dict[str, Any]]:
     role, content = message.get("role", ""), message.get("content")
-    if content is None or isinstance(content, str):
-        yield {"role": role, "content": content or ""}
+    calls = tool_calls(message.get("tool_calls") or [])
+    more: dict[str, Any] = {"thinking": message.get("reasoning"), "tool_calls": calls}
+    more["tool_call_id"] = message.get("tool_call_id")
+    if str(role).lower() == "tool":
+        more["tool_name"] = message.get("name") or _name_of_call(all_messages, message.get("tool_call_id"))
+    more = {name: value for name, value in more.items() if value}
+    if isinstance(content, str) or (content is None and (calls or "tool_calls" in message)):
+        yield {"role": role, "content": content or "", **more}
         return
     if not isinstance(content, list):
-        kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}"}.get(type(content), "?")
-        raise RequestError(400, f"invalid message content type: {kind}")
-    for part in content:
-        part_kind = part.get("type") if isinstance(part, dict) else None
-        if part_kind == "text" and isinstance(part.get("text"), str):
-            yield {"role": role, "content": part["text"]}
-        elif part_kind == "image_url":
-            url = part.get("image_url")
-            url = url.get("url") if isinstance(url, dict) else url
-            if not isinstance(url, str) or not url.startswith("data:") or "," not in url:
-                raise RequestError(400, "invalid image input")
-            yield {"role": role, "content": "", "images": [url.partition(",")[2]]}
-        else:
-            raise RequestError(400, "invalid message format")
+        kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}", type(None): "<nil>"}
+        if content is None:  # recording 113: read as an empty text
+            yield {"role": role, "content": ""}
+            return
+        raise RequestError(400, f"invalid message content type: {kind.get(type(content), '?')}")
+    parts = [_part(role, part) for part in content]
+    if parts and calls:
+        parts[-1] |= more
+    yield from parts
+
+
+def _part(role: Any, part: Any) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return {"role": role, "content": part["text"]}
+    if kind == "image_url":
+        url = part.get("image_url")
+        return {"role": role, "content": "", "images": [image_of(url.get("url") if isinstance(url, dict) else url)]}
+    raise RequestError(400, "invalid message format")
+
+
+def image_of(url: Any) -> str:
+    """The base64 of a data URL; RequestError for any other."""
+    if not isinstance(url, str) or not url.startswith("data:") or "," not in url:
+        raise RequestError(400, "invalid image input")
+    return url.partition(",")[2]
+
+
+def tool_calls(given: Any) -> list[dict[str, Any]]:
+    """OpenAI's tool calls as Ollama's: their arguments are an object, not a text."""
+    out = []
+    for number, call in enumerate(given if isinstance(given, list) else []):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise RequestError(400, "invalid tool call arguments")
+        out.append(
+            {
+                "id": call.get("id", ""),
+                "function": {
+                    "index": number,
+                    "name": function.get("name", ""),
+                    "arguments": arguments_of(function.get("arguments"), "invalid tool call arguments"),
+                },
+            }
+        )
+    return out
+
+
+def arguments_of(text: Any, words: str) -> dict[str, Any]:
+    """The object that the arguments of a call are written as; RequestError with `words` where they are none."""
+    if text in (None, ""):
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, TypeError):
+        raise RequestError(400, words) from None
+    if not isinstance(value, dict):
+        raise RequestError(400, words)
+    return value
+
+
+def _name_of_call(messages: Any, identity: Any) -> str:
+    for message in reversed(messages):
+        for call in (message.get("tool_calls") or []) if isinstance(message, dict) else []:
+            if isinstance(call, dict) and call.get("id") == identity:
+                return str((call.get("function") or {}).get("name", ""))
+    return ""
 
 
 def _options(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +175,7 @@ class Completions:
         self._chat = chat
         self._usage = usage
         self._model = model
+        self._called = False
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{random.randint(0, 998)}"
         self._created = int(time.time())
 
@@ -165,8 +229,34 @@ class Completions:
         reason = piece.get("done_reason")
         logprobs = {"logprobs": {"content": piece["logprobs"]}} if piece.get("logprobs") else {}
         if self._chat:
-            return {"index": 0, member: piece["message"], "finish_reason": reason, **logprobs}
+            calls = piece["message"].get("tool_calls")
+            self._called = self._called or bool(calls)
+            if reason == "stop" and self._called:
+                reason = "tool_calls"
+            return {"index": 0, member: _openai_message(piece["message"]), "finish_reason": reason, **logprobs}
         return {"text": piece["response"], "index": 0, "finish_reason": reason, **logprobs}
+
+
+def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Ollama's message as OpenAI's, its members in the order of openai.Message."""
+    out: dict[str, Any] = {"role": message["role"], "content": message["content"]}
+    if message.get("thinking"):
+        out["reasoning"] = message["thinking"]
+    if message.get("tool_calls"):
+        out["tool_calls"] = [openai_call(call) for call in message["tool_calls"]]
+    return out
+
+
+def openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Ollama's tool call as OpenAI's."""
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False, separators=(",", ":"))
+    return {
+        "id": call["id"],
+        "index": function["index"],
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
 
 
 def embeddings(model: str, vectors: list[list[float]], tokens: int, encoding: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..domain.types import InferError
+from ..domain.types import InferError, Model
 from .go_json import Struct, decode, kind_of
 
 MESSAGE = Struct(
@@ -76,6 +76,42 @@ SHOW = Struct(
     },
 )
 PULL = Struct("PullRequest", {"model": "string", "name": "string", "insecure": "bool", "stream": "bool"})
+_RESPONSES_MEMBERS = {
+    "model": "string",
+    "background": "bool",
+    "conversation": "any",
+    "include": "[]string",
+    "input": "any",
+    "instructions": "string",
+    "max_output_tokens": "int",
+    "reasoning": "object",
+    "temperature": "number",
+    "text": "object",
+    "top_p": "number",
+    "truncation": "string",
+    "tools": "[]openai.ResponsesTool",
+    "stream": "bool",
+}
+RESPONSES = Struct("ResponsesRequest", _RESPONSES_MEMBERS)
+MESSAGES = Struct(
+    "MessagesRequest",
+    {
+        "model": "string",
+        "max_tokens": "int",
+        "messages": "[]anthropic.MessageParam",
+        "system": "any",
+        "stream": "bool",
+        "temperature": "number",
+        "top_p": "number",
+        "top_k": "int",
+        "stop_sequences": "[]string",
+        "tools": "[]anthropic.Tool",
+        "tool_choice": "object",
+        "thinking": "object",
+        "metadata": "object",
+        "output_config": "object",
+    },
+)
 OPENAI_CHAT = Struct(
     "ChatCompletionRequest",
     {
@@ -119,9 +155,6 @@ OPENAI_COMPLETION = Struct(
 OPENAI_EMBED = Struct(
     "EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"}
 )
-
-RESPONSES = Struct("ResponsesRequest", {"model": "string", "stream": "bool"})
-MESSAGES = Struct("MessagesRequest", {"model": "string", "stream": "bool"})
 
 # Options of a request and their Go types (api/types.go, Options and Runner).
 _FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
@@ -259,14 +292,22 @@ def check_images(images: list[Any], model: str) -> None:
         raise InferError(400, f'"{model}" does not support images')
 
 
-def check_think(value: Any, model: str) -> None:
-    """Refuse thinking, which no model of this engine's library does (recordings 070 to 072)."""
-    if value is None or value is False or value == "":
-        return
+def think(value: Any, model: Model, name: str) -> bool | None:
+    """Whether `model` shall think; None where it cannot. InferError as in recordings 070 to 072.
+
+    A model that can think does so unless it is told not to, as with Ollama.
+    """
+    can = "thinking" in model.capabilities
+    if value is None or value == "":
+        return True if can else None
+    if value is False:
+        return False if can else None
     if value is not True and value not in ("high", "medium", "low", "max"):
         shown = f'"{value}"' if isinstance(value, str) else json.dumps(value)
         raise InferError(400, f'invalid think value: {shown} (must be "high", "medium", "low", "max", true, or false)')
-    raise InferError(400, f'"{model}" does not support thinking')
+    if not can:
+        raise InferError(400, f'"{name}" does not support thinking')
+    return True
 
 
 _STRUCTS: Mapping[str, tuple[Struct, str]] = {

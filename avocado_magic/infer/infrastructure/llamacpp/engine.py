@@ -37,8 +37,15 @@ class LlamaSession:
         self.context_length = context_length
         self.load_duration = load_duration
 
-    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        return str((await self._call("/apply-template", {"messages": list(messages)}))["prompt"])
+    async def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), think: bool | None = None
+    ) -> str:
+        body: dict[str, Any] = {"messages": [_openai_message(message) for message in messages]}
+        if tools:
+            body["tools"] = list(tools)
+        if think is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": think}
+        return str((await self._call("/apply-template", body))["prompt"])
 
     async def tokenize(self, text: str) -> list[int]:
         answer = await self._call("/tokenize", {"content": text, "add_special": True, "parse_special": True})
@@ -186,7 +193,8 @@ class LlamaCppEngine:
             raise InferError(501, f"the embedded engine is not installed ({hint})") from None
         except RuntimeError:
             raise InferError(500, f"llama.cpp cannot load {model.path}: the engine's log says why") from None
-        self._client = HttpClient(self._server.listening_address)
+        # Not used again: llama.cpp closes a connection after a number of requests, without a word before.
+        self._client = HttpClient(self._server.listening_address, max_idle=0)
         self._model, self._context, self._key = model, context, key
         self._keep_alive = DEFAULT_KEEP_ALIVE
 
@@ -258,6 +266,30 @@ def _has_gpu() -> bool:
     import xllamacpp
 
     return any("GPU" in str(device.get("type", "")) for device in xllamacpp.get_device_info())
+
+
+def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of Ollama's as llama.cpp's templates take it, which is as OpenAI writes it."""
+    out = {"role": message.get("role", ""), "content": message.get("content", "")}
+    if message.get("thinking"):
+        out["reasoning_content"] = message["thinking"]
+    if message.get("tool_calls"):
+        out["tool_calls"] = [
+            {
+                "id": call.get("id") or f"call_{number}",
+                "type": "function",
+                "function": {
+                    "name": (call.get("function") or {}).get("name", ""),
+                    "arguments": json.dumps((call.get("function") or {}).get("arguments") or {}),
+                },
+            }
+            for number, call in enumerate(message["tool_calls"])
+        ]
+    if message.get("tool_name"):
+        out["name"] = message["tool_name"]
+    if message.get("tool_call_id"):
+        out["tool_call_id"] = message["tool_call_id"]
+    return out
 
 
 async def _events(answer: Answer) -> AsyncIterator[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,10 +49,15 @@ CATALOG = (
 
 
 class Library:
-    """ModelLibrary over a cache folder and the GGUF files added by path."""
+    """ModelLibrary over a cache folder and the GGUF files added by path.
 
-    def __init__(self, cache: Path) -> None:
+    `capabilities` tells from a chat template what a model can do."""
+
+    def __init__(
+        self, cache: Path, capabilities: Callable[[str], tuple[str, ...]] = lambda template: ("completion",)
+    ) -> None:
         self._cache = cache
+        self._capabilities = capabilities
         self._models: dict[ModelName, Model] = {}
         for entry in CATALOG:
             path = self._path(entry)
@@ -145,6 +150,7 @@ class Library:
             metadata={**head.metadata, "general.parameter_count": head.parameters},
             tensors=head.tensors,
             license=str(head.metadata.get("general.license") or ""),
+            capabilities=self._capabilities(str(head.metadata.get("tokenizer.chat_template") or "")),
         )
         self._models[_parsed(name)] = model
         return model

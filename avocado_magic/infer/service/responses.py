@@ -1,0 +1,320 @@
+"""OpenAI's responses as Ollama's chat, and the answers back (ollama/openai/responses.go)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import Any
+
+from ..domain.types import InferError, RequestError
+from .openai import arguments_of, image_of, openai_call, think_of
+
+Event = tuple[str, dict[str, Any]]
+
+
+def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A /v1/responses body as one of /api/chat. Raises RequestError 400 in Ollama's words."""
+    messages: list[dict[str, Any]] = []
+    if request.get("instructions"):
+        messages.append({"role": "system", "content": request["instructions"]})
+    given = request.get("input")
+    if isinstance(given, str):
+        messages += [{"role": "user", "content": given}] if given else []
+    elif isinstance(given, list):
+        _add_items(given, messages)
+    elif given is not None:
+        raise RequestError(400, "input must be a string or array: json: cannot unmarshal into Go value")
+    options: dict[str, Any] = {"temperature": 1.0 if request.get("temperature") is None else request["temperature"]}
+    for name, option in (("top_p", "top_p"), ("max_output_tokens", "num_predict")):
+        if request.get(name) is not None:
+            options[option] = request[name]
+    out: dict[str, Any] = {
+        "model": request.get("model", ""),
+        "messages": messages,
+        "options": options,
+        "tools": [_tool(tool) for tool in request.get("tools") or []],
+        "format": _schema(request),
+    }
+    think = think_of((request.get("reasoning") or {}).get("effort"))
+    return out if think is None else {**out, "think": think}
+
+
+def _add_items(items: list[Any], messages: list[dict[str, Any]]) -> None:
+    thinking = ""
+    for number, item in enumerate(items):
+        kind = (item.get("type") or ("message" if item.get("role") else "")) if isinstance(item, dict) else None
+        if kind == "message":
+            message = _message(item, number)
+            if message["role"] == "assistant" and thinking:
+                message["thinking"], thinking = thinking, ""
+            messages.append(message)
+        elif kind == "function_call":
+            arguments = arguments_of(item.get("arguments"), "failed to parse function call arguments")
+            call = {"id": item.get("call_id", ""), "function": {"name": item.get("name", ""), "arguments": arguments}}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(call)
+            if thinking:
+                messages[-1]["thinking"], thinking = thinking, ""
+        elif kind == "function_call_output":
+            content, images = _content(item.get("output"), f"input[{number}]: output")
+            messages.append(
+                _with_images({"role": "tool", "content": content, "tool_call_id": item.get("call_id")}, images)
+            )
+        elif kind == "reasoning":
+            thinking = str(item.get("encrypted_content") or "")
+        elif kind == "web_search_call":
+            continue
+        else:
+            words = f'unknown input item type: "{kind}"' if kind else "input item missing required 'type' field"
+            raise RequestError(400, f"input[{number}]: {words}")
+    if thinking:
+        messages.append({"role": "assistant", "content": "", "thinking": thinking})
+
+
+def _message(item: Mapping[str, Any], number: int) -> dict[str, Any]:
+    content, images = _content(item.get("content"), f"input[{number}]: content")
+    return _with_images({"role": item.get("role", ""), "content": content}, images)
+
+
+def _with_images(message: dict[str, Any], images: list[str]) -> dict[str, Any]:
+    return {**message, "images": images} if images else message
+
+
+def _content(given: Any, where: str) -> tuple[str, list[str]]:
+    if given is None or isinstance(given, str):
+        return given or "", []
+    if not isinstance(given, list):
+        raise RequestError(400, f"{where} must be a string or array: json: cannot unmarshal into Go value")
+    text, images = "", []
+    for number, part in enumerate(given):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("input_text", "output_text"):
+            text += str(part.get("text", ""))
+        elif kind == "input_image":
+            if part.get("image_url"):
+                images.append(image_of(part["image_url"]))
+        elif kind == "input_file":
+            raise RequestError(400, "file inputs are not currently supported")
+        else:
+            raise RequestError(400, f"{where}[{number}]: unknown content type: {kind or ''}")
+    return text, images
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise RequestError(400, "json: cannot unmarshal into Go struct field ResponsesRequest.tools")
+    if str(tool.get("type", "")).startswith("web_search"):
+        raise InferError(501, "web_search is not supported by the embedded engine")
+    function = {"name": tool.get("name", ""), "description": tool.get("description") or "",
+                "parameters": tool.get("parameters") or {}}  # fmt: skip
+    return {"type": tool.get("type", ""), "function": function}
+
+
+def _schema(request: Mapping[str, Any]) -> Any:
+    shape = (request.get("text") or {}).get("format")
+    return shape.get("schema") if isinstance(shape, dict) and shape.get("type") == "json_schema" else None
+
+
+class Response:
+    """One response: its object, or the events of its stream. The two order their members differently."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self._request = request
+        self._id = f"resp_{random.randrange(999999)}"
+        self._item = f"msg_{random.randrange(999999)}"
+        self._created = int(time.time())
+        self._number = 0
+        self._index = 0
+        self._done: list[dict[str, Any]] = []
+        self._text: str | None = None  # of the message that is open
+        self._thinking: str | None = None
+        self._thinking_id = ""
+        self._called = False
+
+    def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer of a request that did not ask for a stream."""
+        message = answer["message"]
+        output: list[dict[str, Any]] = []
+        if message.get("thinking"):
+            output.append(_reasoning(f"rs_{self._id}", message["thinking"]))
+        for number, call in enumerate(message.get("tool_calls") or []):
+            output.append(_call(f"fc_{self._id}_{number}", openai_call(call)))
+        if not message.get("tool_calls"):
+            output.append(_spoken(self._item, message["content"]))
+        return {**self._object("completed", output, _usage(answer)), "completed_at": int(time.time())}
+
+    async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[Event, None]:
+        """The events of a stream, each with its name; their members are to be sorted."""
+        begun = False
+        async for piece in pieces:
+            if not begun:
+                begun = True
+                for name in ("response.created", "response.in_progress"):
+                    yield self._event(name, response=self._object("in_progress", [], None))
+            message = piece["message"]
+            if message.get("thinking"):
+                for event in self._think(message["thinking"]):
+                    yield event
+            for call in message.get("tool_calls") or []:
+                for event in self._call(openai_call(call)):
+                    yield event
+            if message["content"] and not self._called:
+                for event in self._speak(message["content"]):
+                    yield event
+            if piece["done"]:
+                for event in self._complete(piece):
+                    yield event
+
+    def _event(self, name: str, **members: Any) -> Event:
+        self._number += 1
+        return name, {**members, "type": name, "sequence_number": self._number - 1}
+
+    def _think(self, text: str) -> Iterator[Event]:
+        if self._thinking is None:
+            self._thinking, self._thinking_id = "", f"rs_{random.randrange(999999)}"
+            item = {"id": self._thinking_id, "type": "reasoning", "summary": []}
+            yield self._event("response.output_item.added", output_index=self._index, item=item)
+        self._thinking += text
+        yield self._event(
+            "response.reasoning_summary_text.delta",
+            item_id=self._thinking_id,
+            output_index=self._index,
+            summary_index=0,
+            delta=text,
+        )
+
+    def _end_thinking(self) -> Iterator[Event]:
+        if self._thinking is None:
+            return
+        text, self._thinking = self._thinking, None
+        item = _reasoning(self._thinking_id, text)
+        where = {"output_index": self._index}
+        yield self._event(
+            "response.reasoning_summary_text.done", item_id=self._thinking_id, summary_index=0, text=text, **where
+        )
+        yield self._event("response.output_item.done", item=item, **where)
+        self._done.append(item)
+        self._index += 1
+
+    def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+        yield from self._end_thinking()
+        self._called = True
+        item = _call(f"fc_{random.randrange(999999)}_0", call)
+        where = {"output_index": self._index}
+        started = {**item, "status": "in_progress", "arguments": ""}
+        yield self._event("response.output_item.added", item=started, **where)
+        arguments = item["arguments"]
+        yield self._event("response.function_call_arguments.delta", item_id=item["id"], delta=arguments, **where)
+        yield self._event("response.function_call_arguments.done", item_id=item["id"], arguments=arguments, **where)
+        yield self._event("response.output_item.done", item=item, **where)
+        self._done.append(item)
+        self._index += 1
+
+    def _speak(self, text: str) -> Iterator[Event]:
+        yield from self._end_thinking()
+        where = {"item_id": self._item, "output_index": self._index, "content_index": 0}
+        if self._text is None:
+            self._text = ""
+            item = {"id": self._item, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+            yield self._event("response.output_item.added", output_index=self._index, item=item)
+            yield self._event("response.content_part.added", part=_part(""), **where)
+        self._text += text
+        yield self._event("response.output_text.delta", delta=text, logprobs=[], **where)
+
+    def _complete(self, piece: Mapping[str, Any]) -> Iterator[Event]:
+        yield from self._end_thinking()
+        output = list(self._done)
+        if self._text is not None:
+            item = _spoken(self._item, self._text)
+            if not self._called:
+                where = {"item_id": self._item, "output_index": self._index, "content_index": 0}
+                yield self._event("response.output_text.done", text=self._text, logprobs=[], **where)
+                yield self._event("response.content_part.done", part=_part(self._text), **where)
+                yield self._event("response.output_item.done", output_index=self._index, item=item)
+            output.append(item)
+        response = {**self._object("completed", output, _usage(piece)), "completed_at": int(time.time())}
+        yield self._event("response.completed", response=response)
+
+    def _object(self, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
+        """The response, its members in the order of Ollama's struct."""
+        request = self._request
+        reasoning = request.get("reasoning") or {}
+        shown = {name: reasoning.get(name) for name in ("effort", "summary")} if any(reasoning.values()) else None
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": None,
+            "status": status,
+            "incomplete_details": None,
+            "model": request.get("model", ""),
+            "previous_response_id": None,
+            "instructions": request.get("instructions") or None,
+            "output": output,
+            "error": None,
+            "tools": [_shown_tool(tool) for tool in request.get("tools") or []],
+            "tool_choice": "auto",
+            "truncation": request.get("truncation") or "disabled",
+            "parallel_tool_calls": True,
+            "text": {"format": (request.get("text") or {}).get("format") or {"type": "text"}},
+            "top_p": _default(request.get("top_p")),
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "top_logprobs": 0,
+            "temperature": _default(request.get("temperature")),
+            "reasoning": shown,
+            "usage": usage,
+            "max_output_tokens": request.get("max_output_tokens"),
+            "max_tool_calls": None,
+            "store": False,
+            "background": bool(request.get("background")),
+            "service_tier": "default",
+            "metadata": {},
+            "safety_identifier": None,
+            "prompt_cache_key": None,
+        }
+
+
+def _default(value: Any) -> Any:
+    return 1 if value is None else value
+
+
+def _shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tool.get(name) for name in ("type", "name", "description", "strict", "parameters")}
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _spoken(identity: str, text: str) -> dict[str, Any]:
+    return {"id": identity, "type": "message", "status": "completed", "role": "assistant", "content": [_part(text)]}
+
+
+def _reasoning(identity: str, text: str) -> dict[str, Any]:
+    summary = [{"type": "summary_text", "text": text}]
+    return {"id": identity, "type": "reasoning", "summary": summary, "encrypted_content": text}
+
+
+def _call(identity: str, call: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": identity,
+        "type": "function_call",
+        "status": "completed",
+        "call_id": call["id"],
+        "name": call["function"]["name"],
+        "arguments": call["function"]["arguments"],
+    }
+
+
+def _usage(answer: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, completion = answer.get("prompt_eval_count", 0), answer.get("eval_count", 0)
+    return {
+        "input_tokens": prompt,
+        "output_tokens": completion,
+        "total_tokens": prompt + completion,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }

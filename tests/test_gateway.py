@@ -3,95 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
-from conftest import DOUBLES, free_port, trace_of, until
-
-KEY = "avo-test-key-0123456789abcdef"
-ADMIN = "avo-admin-key-0123456789abcdef"
-BEARER = {"Authorization": f"Bearer {KEY}"}
-
-
-@dataclass
-class Gateway:
-    port: int
-    process: subprocess.Popen[bytes]
-    engine: subprocess.Popen[bytes]
-    trace: Path
-    log: Path
-    key_file: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def raw(self, text: str | bytes, seconds: float = 5) -> bytes:
-        """Send bytes as they are; everything that comes back until the gateway closes or is silent."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
-            connection.sendall(text.encode("latin-1") if isinstance(text, str) else text)
-            connection.settimeout(0.7)
-            data = b""
-            try:
-                while part := connection.recv(65536):
-                    data += part
-            except (TimeoutError, ConnectionResetError):
-                pass
-            return data
-
-    def reached(self) -> list[str]:
-        """Paths that reached the engine."""
-        return [entry["path"] for entry in trace_of(self.trace) if "path" in entry]
-
-
-def start_gateway(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Gateway:
-    engine_port, port = free_port(), free_port()
-    trace, log, key_file = folder / "trace", folder / "gateway.log", folder / "key"
-    key_file.write_text(KEY + "\n")
-    env = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{engine_port}", "FAKE_OLLAMA_MODELS": "llama3:latest",
-           "FAKE_OLLAMA_TRACE": str(trace), **(environment or {})}  # fmt: skip
-    engine = subprocess.Popen([sys.executable, str(DOUBLES / "ollama.py"), "serve"], env=env, stderr=subprocess.DEVNULL)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "avocado_magic.infer", "--port", str(port), "--upstream", f"http://127.0.0.1:{engine_port}",
-             "--api-key-file", str(key_file), *arguments],
-            stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    gateway = Gateway(port, process, engine, trace, log, key_file)
-    until(
-        lambda: _answers(f"{gateway.url}/healthz") and _answers(f"http://127.0.0.1:{engine_port}/"), what="the gateway"
-    )
-    trace.unlink(missing_ok=True)
-    return gateway
-
-
-def stop_gateway(gateway: Gateway) -> None:
-    for process in (gateway.process, gateway.engine):
-        process.terminate()
-    for process in (gateway.process, gateway.engine):
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=1).ok
-    except requests.RequestException:
-        return False
+from conftest import trace_of, until
+from gateways import ADMIN, BEARER, KEY, Gateway, start_gateway, stop_gateway
 
 
 @pytest.fixture(scope="module")

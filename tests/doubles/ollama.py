@@ -132,6 +132,10 @@ class Handler(BaseHTTPRequestHandler):
             body = json.loads(raw or b"{}")
         except ValueError:
             return self.json({"error": "unexpected EOF"}, 400)
+        if path == "/api/show":
+            return self.show(str(body.get("model") or body.get("name") or ""))
+        if path in ("/api/embed", "/v1/embeddings"):
+            return self.json({"model": body.get("model"), "embeddings": [[0.6, 0.8]], "prompt_eval_count": 2})
         if path == "/api/pull":
             return self.pull(str(body.get("model") or ""))
         if path in ("/api/generate", "/api/chat"):
@@ -148,6 +152,13 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/echo":
             return self.reply(200, raw, "application/octet-stream")
         self.reply(404, b"404 page not found", "text/plain")
+
+    def show(self, name):
+        if full(name) not in models:
+            return self.json({"error": f"model '{name}' not found"}, 404)
+        can = ["completion"] + (["vision"] if "llava" in name else [])
+        info = {"general.architecture": "llama", "llama.context_length": 8192}
+        return self.json({"template": "{{ .Prompt }}", "details": details(), "model_info": info, "capabilities": can})
 
     def generate(self, path, body):
         name, chat = str(body.get("model") or ""), path == "/api/chat"
@@ -188,6 +199,10 @@ class Handler(BaseHTTPRequestHandler):
         return (base * (count // 5 + 1))[:count]
 
     def openai(self, body):
+        if full(str(body.get("model") or "")) not in models:
+            return self.json(
+                {"error": {"message": f"model '{body.get('model')}' not found", "type": "not_found_error"}}, 404
+            )
         frames = [
             {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": w}}]}
             for w in self.words(5)

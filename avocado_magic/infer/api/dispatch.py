@@ -11,7 +11,7 @@ from typing import Any
 from ..domain.keys import ApiKey
 from ..domain.types import Exchange
 from ..service.admission import Admission
-from ..service.answers import AnswerCache
+from ..service.answers import AnswerCache, Place
 from ..service.body import read
 from ..service.selection import Models, Selection, listed, shown
 from ..service.validation import refuse_in_its_words
@@ -133,13 +133,13 @@ class Dispatch:
             whole = _as_before(shown(value, self._models, chosen.asked), whole)
         await out.release(whole)
 
-    def _where(self, request: Request, chosen: Selection, key: ApiKey) -> bytes | None:
+    def _where(self, request: Request, chosen: Selection, key: ApiKey) -> Place | None:
         """Where the cache keeps the answer to this request; None where it keeps none."""
         if self._cache is None or len(chosen.candidates) != 1:
             return None
-        return self._cache.key(key.name, request.route.path, chosen.candidates[0][1])
+        return self._cache.place(key.name, request.route.path, chosen.candidates[0][1])
 
-    async def _replay(self, where: bytes, request: Request, out: Outgoing) -> bool:
+    async def _replay(self, where: Place, request: Request, out: Outgoing) -> bool:
         """Answer from the cache, if it has the answer and the client takes it from there."""
         assert self._cache is not None
         asked = request.headers.get(b"cache-control", b"").lower()

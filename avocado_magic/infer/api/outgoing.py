@@ -118,7 +118,7 @@ class Outgoing:
     def counted(self) -> None:
         """Write the token counts into the exchange: the engine's own, or the pieces of what broke off."""
         exchange = self.exchange
-        if not exchange.runs or exchange.outcome == "cached" or not self.pieces or self.status != 200:
+        if not exchange.runs or exchange.outcome == "cached" or not self._tail or self.status != 200:
             return
         found = tokens_in(self._tail)
         if found is not None:

@@ -62,7 +62,7 @@ def nearest(name: str, known: Collection[str]) -> list[str]:
     model = wanted.partition(":")[0]
     same = [other for other in known if other.lower().partition(":")[0] == model]
     short = {other.lower().removesuffix(":latest"): other for other in known}
-    near = [short[found] for found in difflib.get_close_matches(wanted, short, _SUGGESTIONS, 0.6)]
+    near = [short[found] for found in difflib.get_close_matches(wanted, short, _SUGGESTIONS, 0.65)]
     return list(dict.fromkeys([*same, *near]))[:_SUGGESTIONS]
 
 

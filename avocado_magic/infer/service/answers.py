@@ -18,12 +18,30 @@ _NOT_ASKED = ("keep_alive", "user", "metadata", "store", "service_tier")
 _OVERHEAD = 512
 
 
+# The routes whose answers can be turned from a stream into a whole and back, and where their text is.
+_TURNED = {"/api/generate": "response", "/api/chat": "message"}
+_STREAM, _WHOLE = (
+    ((b"content-type", b"application/x-ndjson"),),
+    ((b"content-type", b"application/json; charset=utf-8"),),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the answer to a request is kept, and how that request wants it."""
+
+    key: bytes
+    path: str
+    stream: bool
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer as it went out: status 200, header fields, body in its pieces."""
 
     headers: Sequence[tuple[bytes, bytes]]
     pieces: Sequence[bytes]
+    stream: bool
     at: float
 
     @property
@@ -49,8 +67,8 @@ class AnswerCache:
         """Bytes above which an answer is not kept."""
         return self._max_bytes // 4
 
-    def key(self, owner: str, path: str, body: bytes | bytearray) -> bytes | None:
-        """Where the answer to this request is kept; None for one that is not deterministic."""
+    def place(self, owner: str, path: str, body: bytes | bytearray) -> Place | None:
+        """Where the answer to this request of `owner` is kept; None for one that is not deterministic."""
         if len(body) > MAX_REQUEST:
             return None
         try:
@@ -59,13 +77,17 @@ class AnswerCache:
             return None
         if not isinstance(request, dict) or not deterministic(path, request):
             return None
+        stream = request.get("stream", True) is not False if path.startswith("/api/") else request.get("stream") is True
         asked = {name: value for name, value in request.items() if name not in _NOT_ASKED}
+        if path in _TURNED:
+            asked.pop("stream", None)
         canonical = msgspec.json.encode(asked, order="sorted")
         whose = b"" if self._shared else owner.encode()
-        return hashlib.sha256(b"\0".join((whose, path.encode(), canonical))).digest()
+        return Place(hashlib.sha256(b"\0".join((whose, path.encode(), canonical))).digest(), path, stream)
 
-    def get(self, key: bytes) -> tuple[Answer, int] | None:
-        """The answer and its age in seconds."""
+    def get(self, place: Place) -> tuple[Answer, int] | None:
+        """The answer, as a stream where one is wanted, and its age in seconds."""
+        key = place.key
         answer = self._answers.get(key)
         if answer is None:
             return None
@@ -74,10 +96,13 @@ class AnswerCache:
             self._drop(key)
             return None
         self._answers.move_to_end(key)
+        if answer.stream != place.stream:
+            answer = _turned(answer, _TURNED[place.path])
         return answer, int(age)
 
-    def put(self, key: bytes, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[bytes]) -> None:
-        answer = Answer(tuple(headers), tuple(pieces), self._clock())
+    def put(self, place: Place, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[bytes]) -> None:
+        key = place.key
+        answer = Answer(tuple(headers), tuple(pieces), place.stream, self._clock())
         if answer.size > self.largest:
             return
         self._drop(key)
@@ -90,6 +115,45 @@ class AnswerCache:
         gone = self._answers.pop(key, None)
         if gone is not None:
             self.bytes -= gone.size
+
+
+def _turned(answer: Answer, text: str) -> Answer:
+    """A whole answer as a stream of its text and its end, or a stream as one object."""
+    lines = [msgspec.json.decode(line) for line in b"".join(answer.pieces).splitlines() if line.strip()]
+    if not answer.stream:
+        (whole,) = lines
+        inside = ("response", "thinking", "context") if text == "response" else (text,)
+        counts = {name: value for name, value in whole.items() if name.endswith(("_count", "_duration"))}
+        first = {n: v for n, v in whole.items() if n not in counts and n not in ("done_reason", "context")} | {
+            "done": False
+        }
+        empty = "" if text == "response" else {"role": "assistant", "content": ""}
+        last = {n: v for n, v in whole.items() if n not in inside or n == "context"}
+        head = {name: last.pop(name) for name in ("model", "created_at") if name in last}
+        pieces = [msgspec.json.encode(line) + b"\n" for line in (first, {**head, text: empty, **last})]
+        return Answer(_STREAM, pieces, True, answer.at)
+    *_, last = lines
+    if text == "response":
+        said: Any = "".join(line.get("response", "") for line in lines)
+        thought = "".join(line.get("thinking", "") for line in lines)
+        whole = {**last, "response": said, **({"thinking": thought} if thought else {})}
+    else:
+        messages = [line.get("message") or {} for line in lines]
+        said = {"role": "assistant", "content": "".join(m.get("content", "") for m in messages)}
+        thought = "".join(m.get("thinking", "") for m in messages)
+        calls = [call for m in messages for call in m.get("tool_calls") or []]
+        whole = {
+            **last,
+            "message": {
+                **said,
+                **({"thinking": thought} if thought else {}),
+                **({"tool_calls": calls} if calls else {}),
+            },
+        }
+    logprobs = [item for line in lines for item in line.get("logprobs") or []]
+    return Answer(
+        _WHOLE, [msgspec.json.encode({**whole, **({"logprobs": logprobs} if logprobs else {})})], False, answer.at
+    )
 
 
 def deterministic(path: str, request: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ import pika
 import pytest
 from broker import PASSWORD
 from conftest import everything_written, free_port, until
+from gateways import KEY, running
 
 from avocado_magic.config import resolve
 from avocado_magic.discovery.broker import parse_broker_url
@@ -379,3 +380,14 @@ def test_over_tls_with_a_certificate_that_is_checked(
     monkeypatch.setenv("SSL_CERT_FILE", str(broker.certificate))
     assert publish(over_tls, URL_CHANGED, BODY, 5).delivered
     assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+
+
+def test_a_gateway_alone_announces_itself(broker: Any, consumer: Consumer, tmp_path: Path) -> None:
+    arguments = ("--announce", "--public-url", "https://llm.example.org/")
+    with running(tmp_path, *arguments, environment={"RABBITMQ_URL": broker.url}) as gateway:
+        _, _, message = consumer.next(20)
+        assert message["NewUrl"] == "https://llm.example.org"
+        assert message["Kind"] == "microservice"
+        assert message["Models"] == ["llama3:latest"]
+        assert gateway.get("/avocado/v1/service").json()["public_url"] == "https://llm.example.org/"
+        assert KEY not in json.dumps(message)

@@ -192,7 +192,7 @@ def test_the_panel_lives_in_a_browser(lab: Lab) -> None:
     before = lab.file.stat().st_mtime_ns
     lab.command("docmanager:save")
     until(lambda: lab.file.stat().st_mtime_ns != before, 20, "the saved notebook")
-    saved = lab.file.read_text()
+    saved = until(lab.file.read_text, 10, "its text")  # Jupyter writes into the file itself
     assert "application/vnd.jupyter.widget-state+json" in saved
     assert state.local_url in saved
     assert key not in saved

@@ -208,7 +208,10 @@ def _database(settings: InferSettings) -> str:
         return settings.database.get_secret_value()
     folder = settings.state_dir or services_dir().parent / "infer"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return f"sqlite:///{folder / 'usage.db'}"
+    file = folder / "usage.db"
+    if not file.exists():
+        file.touch(mode=0o600)  # SQLite gives its journals the same
+    return f"sqlite:///{file}"
 
 
 def _public_url(settings: InferSettings) -> str | None:

@@ -48,11 +48,13 @@ class Relay:
 
     @staticmethod
     async def _stream(request: Request, answer: UpstreamAnswer, headers: Fields, send: Send) -> None:
+        end = b"\n"
         try:
             if not answer.begun:
                 await send({"type": "http.response.body", "body": b"", "more_body": True})  # the head alone, now
             while chunk := await answer.read():
                 await send({"type": "http.response.body", "body": chunk, "more_body": not answer.ended})
+                end = chunk[-1:]
                 if answer.ended:
                     answer.done()
                     return
@@ -63,5 +65,7 @@ class Relay:
                 raise  # the promised length cannot be kept: the broken connection is the message
             kind = next((value for name, value in headers if name == b"content-type"), b"")
             line = wire.error_in_stream(kind, request.route.dialect, f"{error} in the middle of the answer")
+            if end != b"\n":
+                line = b"\n" + line  # it broke off in the middle of a line, which must not swallow this one
             await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -122,7 +122,7 @@ class Outgoing:
             return
         found = tokens_in(self._tail)
         if found is not None:
-            exchange.prompt_tokens, exchange.completion_tokens = found["prompt_tokens"], found["completion_tokens"]
+            exchange.prompt_tokens, exchange.completion_tokens = found
         elif self._mark != b"\n" or exchange.outcome != "answered":
             exchange.completion_tokens, exchange.estimated = self.pieces, True
 

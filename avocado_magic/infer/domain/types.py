@@ -103,7 +103,7 @@ class Embedding:
     tokens: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Exchange:
     """One request and what became of it. Times are time.perf_counter(); 0 is "not yet".
 

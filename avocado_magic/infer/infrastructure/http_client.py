@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +22,8 @@ Headers = list[tuple[bytes, bytes]]
 # Reading from the engine pauses above this many bytes that the client has not taken yet.
 HIGH_WATER = 256 * 1024
 CONNECT_SECONDS = 10.0
+# Bodies up to this are copied behind their head; a larger one is written as it is.
+_JOINED = 16 * 1024
 # A host that is gone says nothing: asked after a minute of silence, it is given up half a minute later.
 _KEEPALIVE = [
     ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
@@ -43,25 +44,23 @@ class _Connection(asyncio.Protocol):
         self.idle = False
         self.idle_since = 0.0
         self._probe: socket.socket | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._fresh = True  # the parser has read nothing yet
         self._can_write = asyncio.Event()
         self._can_write.set()
         self._reset(b"GET")
 
     def _reset(self, method: bytes) -> None:
-        if not self._fresh:
-            self._parser = httptools.HttpResponseParser(self)
-            self._fresh = True
         self._head_only = method == b"HEAD"
         self.headers: Headers = []
         self.status = 0
-        self.chunks: deque[bytes] = deque()
+        self.chunks: list[bytes] = []
+        # A stream is made of many small chunks: the parser puts them there itself, without a call of ours for each.
+        self.on_body = self.chunks.append
         self.buffered = 0
         self.complete = False
         self.error: UpstreamError | None = None
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._parser = httptools.HttpResponseParser(self)
 
     # asyncio.Protocol
 
@@ -83,11 +82,18 @@ class _Connection(asyncio.Protocol):
         self._can_write.set()
 
     def data_received(self, data: bytes) -> None:
-        self._fresh = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(f"the engine sent something that is not HTTP ({type(error).__name__})")
+            return
+        self.buffered += len(data)
+        if self.buffered > HIGH_WATER and self.chunks and not self._paused and self.transport:
+            self._paused = True
+            self.transport.pause_reading()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done() and (self.chunks or self.complete or self.status):
+            waiter.set_result(None)
 
     def eof_received(self) -> None:
         return None
@@ -130,20 +136,10 @@ class _Connection(asyncio.Protocol):
             # The parser would wait for the body that Content-Length promises and HEAD never gets.
             self.complete = True
             self.close()
-        self._wake()
-
-    def on_body(self, body: bytes) -> None:
-        self.chunks.append(body)
-        self.buffered += len(body)
-        if self.buffered > HIGH_WATER and not self._paused and self.transport:
-            self._paused = True
-            self.transport.pause_reading()
-        self._wake()
 
     def on_message_complete(self) -> None:
         if self.status:
             self.complete = True
-            self._wake()
 
     # towards the reader
 
@@ -161,7 +157,8 @@ class _Connection(asyncio.Protocol):
     def send(self, method: bytes, request: Sequence[bytes]) -> None:
         self._reset(method)
         if self.transport:
-            self.transport.writelines(request)
+            for part in request:
+                self.transport.write(part)
 
     async def send_pieces(self, pieces: AsyncIterator[bytes], chunked: bool) -> None:
         """Send a body as it comes, no faster than the engine takes it."""
@@ -187,7 +184,7 @@ class _Connection(asyncio.Protocol):
             if self.error:
                 raise self.error
             await self._wait()
-        data = self.chunks.popleft() if len(self.chunks) == 1 else b"".join(self.chunks)
+        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         self.chunks.clear()
         self.buffered = 0
         if self._paused and self.transport:
@@ -310,6 +307,9 @@ class HttpClient:
         connection = await self._connection()
         self._busy.add(connection)
         try:
+            if whole and len(body) <= _JOINED:
+                head.append(body)  # one write, so one packet
+                body = b""
             connection.send(verb, [b"".join(head), body] if whole and body else [b"".join(head)])
             if not whole:
                 await connection.send_pieces(body, chunked=not length)

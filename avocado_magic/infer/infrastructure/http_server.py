@@ -376,6 +376,8 @@ class _Connection(asyncio.Protocol):
     def _finished(self, exchange: _Exchange) -> None:
         self._current = None
         exchange.answered = True
+        # The scope holds the exchange: apart they are freed at once, together only by the garbage collector.
+        exchange.scope = exchange.task = None
         exchange.chunks.clear()
         if exchange.left:
             return

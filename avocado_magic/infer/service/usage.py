@@ -6,8 +6,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..domain.ports import UsageStore
@@ -18,6 +18,7 @@ FLUSH_SECONDS = 5.0
 # Rows that wait for a database that does not answer; beyond them the models of a key and day are put together.
 MAX_PENDING = 10_000
 _Key = tuple[str, str, str]
+_Counts = list[int]  # requests, prompt, completion and estimated tokens
 
 
 class UsageBook:
@@ -26,9 +27,9 @@ class UsageBook:
     def __init__(self, store: UsageStore | None, today: Callable[[], str] = lambda: utc_day(time.time())) -> None:
         self._store = store
         self._today = today
-        self._pending: dict[_Key, UsageRow] = {}
+        self._pending: dict[_Key, _Counts] = {}
         self._day = ""
-        self._of_day: dict[tuple[str, str], UsageRow] = {}
+        self._of_day: dict[tuple[str, str], _Counts] = {}
         self._failing = False
         self._closed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -40,7 +41,8 @@ class UsageBook:
         self._roll()
         try:
             for row in await asyncio.to_thread(self._store.since, self._day):
-                self._add_today(row)
+                if row.day == self._day:
+                    _add(self._of_day, (row.key, row.model), _counts(row))
         except StoreError as error:
             self._failing = True
             logger.error("usage cannot be read, today's counts start at zero: %s", error)
@@ -55,24 +57,23 @@ class UsageBook:
         if not exchange.runs or not exchange.key or exchange.outcome == "refused":
             return
         self._roll()
-        row = UsageRow(
-            exchange.key, exchange.model, self._day, 1, exchange.prompt_tokens, exchange.completion_tokens,
-            exchange.completion_tokens if exchange.estimated else 0,
-        )  # fmt: skip
-        self._add_today(row)
+        completion = exchange.completion_tokens
+        counts = (1, exchange.prompt_tokens, completion, completion if exchange.estimated else 0)
+        _add(self._of_day, (exchange.key, exchange.model), counts)
         if self._store is not None:
-            model = row.model if len(self._pending) < MAX_PENDING else "*"
-            self._wait(replace(row, model=model))
+            model = exchange.model if len(self._pending) < MAX_PENDING else "*"
+            _add(self._pending, (exchange.key, model, self._day), counts)
 
     def tokens_today(self, key: str) -> int:
         """Tokens that `key` has used since midnight UTC, prompts and answers."""
         self._roll()
-        return sum(row.prompt_tokens + row.completion_tokens for (name, _), row in self._of_day.items() if name == key)
+        return sum(counts[1] + counts[2] for (name, _), counts in self._of_day.items() if name == key)
 
     def today(self, key: str) -> Sequence[UsageRow]:
         """What `key` has used since midnight UTC, by model."""
         self._roll()
-        return sorted((row for (name, _), row in self._of_day.items() if name == key), key=lambda row: row.model)
+        rows = (UsageRow(name, model, self._day, *counts) for (name, model), counts in self._of_day.items())
+        return sorted((row for row in rows if row.key == key), key=lambda row: row.model)
 
     @property
     def day(self) -> str:
@@ -85,14 +86,6 @@ class UsageBook:
         if day != self._day:
             self._day = day
             self._of_day.clear()
-
-    def _add_today(self, row: UsageRow) -> None:
-        if row.day == self._day:
-            self._of_day[row.key, row.model] = _sum(self._of_day.get((row.key, row.model)), row)
-
-    def _wait(self, row: UsageRow) -> None:
-        key = (row.key, row.model, row.day)
-        self._pending[key] = _sum(self._pending.get(key), row)
 
     async def _work(self) -> None:
         while not self._closed.is_set():
@@ -108,10 +101,10 @@ class UsageBook:
             return
         batch, self._pending = self._pending, {}
         try:
-            await asyncio.to_thread(self._store.add, list(batch.values()))
+            await asyncio.to_thread(self._store.add, [UsageRow(*which, *counts) for which, counts in batch.items()])
         except StoreError as error:
-            for row in batch.values():
-                self._wait(row)
+            for which, counts in batch.items():
+                _add(self._pending, which, counts)
             if not self._failing:
                 logger.error("usage cannot be kept, it is tried again: %s", error)
             self._failing = True
@@ -121,30 +114,43 @@ class UsageBook:
         self._failing = False
 
 
-def _sum(one: UsageRow | None, other: UsageRow) -> UsageRow:
-    if one is None:
-        return other
-    return replace(
-        one,
-        requests=one.requests + other.requests,
-        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
-        completion_tokens=one.completion_tokens + other.completion_tokens,
-        estimated_tokens=one.estimated_tokens + other.estimated_tokens,
-    )
+def _counts(row: UsageRow) -> tuple[int, ...]:
+    return row.requests, row.prompt_tokens, row.completion_tokens, row.estimated_tokens
+
+
+def _add(counts: dict[Any, _Counts], which: Any, more: Sequence[int]) -> None:
+    kept = counts.get(which)
+    if kept is None:
+        counts[which] = list(more)
+    else:
+        for number, count in enumerate(more):
+            kept[number] += count
 
 
 def utc_day(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+    return _day(int(seconds // 86400))
 
 
-# Inside a string these names would have escaped quotes, so what matches is a member.
-_PROMPT = re.compile(rb'(?<!\\)"(?:prompt_eval_count|prompt_tokens|input_tokens)":\s*(\d+)')
-_ANSWER = re.compile(rb'(?<!\\)"(?:eval_count|completion_tokens|output_tokens)":\s*(\d+)')
+@lru_cache(2)
+def _day(number: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(number * 86400))
 
 
-def tokens_in(end: bytes) -> Mapping[str, Any] | None:
-    """The token counts that stand in the last bytes of an answer; None where there are none."""
-    prompt, answer = _PROMPT.findall(end), _ANSWER.findall(end)
-    if not prompt and not answer:
-        return None
-    return {"prompt_tokens": int(prompt[-1]) if prompt else 0, "completion_tokens": int(answer[-1]) if answer else 0}
+_PROMPT = (b'"prompt_eval_count":', b'"prompt_tokens":', b'"input_tokens":')
+_ANSWER = (b'"eval_count":', b'"completion_tokens":', b'"output_tokens":')
+_NUMBER = re.compile(rb"\s*(\d+)")
+
+
+def tokens_in(end: bytes) -> tuple[int, int] | None:
+    """The tokens of prompt and answer that stand in the last bytes of an answer; None where they do not."""
+    prompt, answer = _last(end, _PROMPT), _last(end, _ANSWER)
+    return None if prompt is None and answer is None else (prompt or 0, answer or 0)
+
+
+def _last(end: bytes, names: Sequence[bytes]) -> int | None:
+    for name in names:
+        at = end.rfind(name)
+        # Inside a string the quote would be escaped, so what is not is a member.
+        if at > 0 and end[at - 1] != 0x5C and (found := _NUMBER.match(end, at + len(name))):
+            return int(found[1])
+    return None

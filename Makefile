@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo lab test lint debian clean
+.PHONY: help demo lab test lint tables debian clean
 
 help:
 	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
 	@echo "make lab    open it in JupyterLab"
 	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
+	@echo "make tables write the README's tables of routes from the code"
 	@echo "make clean  remove the virtual environments"
 
 $(BIN)/python:
@@ -43,6 +44,9 @@ debian:
 	else \
 	  echo "not root on a Debian: tests whose programs are missing are skipped"; \
 	fi
+
+tables: $(VENV)/.test
+	$(BIN)/python tests/readme_tables.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import readme_tables
+from gateways import running
 from kernels import Kernel
 
 from avocado_magic.config import Settings
@@ -45,12 +47,26 @@ def test_every_setting_and_its_variables_are_listed() -> None:
             assert f"`{variable}`" in row
 
 
-@pytest.mark.parametrize("magic", ["avocado_up", "avocado_status", "avocado_down", "avocado_logs", "ollama"])
+@pytest.mark.parametrize(
+    "magic", ["avocado_up", "avocado_status", "avocado_down", "avocado_logs", "avocado_key", "ollama"]
+)
 def test_every_flag_of_every_magic_is_listed(magic: str) -> None:
     parser = getattr(AvocadoMagics, magic).parser
     for action in parser._actions:
         for flag in action.option_strings:
             assert f"`{flag}" in README or f" {flag} " in README or f"[{flag}" in README, f"{flag} of %{magic}"
+
+
+def test_the_tables_are_those_of_the_code() -> None:
+    assert readme_tables.written(README) == README
+    assert README.count("| `/api/chat` |") == 1
+
+
+def test_the_configuration_in_the_readme_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "gateway.toml").write_text(block)
+    with running(tmp_path, "--config", str(tmp_path / "gateway.toml")) as gateway:
+        assert "preset/summarise" in [model["name"] for model in gateway.get("/api/tags").json()["models"]]
 
 
 def test_the_two_commands_are_targets() -> None:

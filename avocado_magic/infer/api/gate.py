@@ -151,7 +151,7 @@ class Gate:
         if method not in route.methods:
             allow = (b"allow", ", ".join(route.methods).encode())
             raise Refused(405, "405 method not allowed", plain=True, headers=(allow,))
-        self._check_role(route, key)
+        heads.check_role(services.access, route, key)
         if route.serves is Serves.GATE:
             body, kind = services.metrics()
             await answer(out.send, 200, kind, body)
@@ -165,19 +165,6 @@ class Gate:
         well = route.path == "/healthz" or await self._services.engine.version() is not None
         body = b'{"status":"ok"}' if well else b'{"status":"the engine does not answer"}'
         await answer(out.send, 200 if well else 503, wire.JSON, body, head=method == "HEAD")
-
-    def _check_role(self, route: Route, key: ApiKey) -> None:
-        access = self._services.access
-        if route.access is Access.ADMIN:
-            if not access.admin_routes:
-                raise Refused(403, "this route is switched off; it needs --admin-routes and an admin key")
-            if not access.may_administer(key):
-                raise Refused(403, "this route needs an admin key")
-        elif route.access is Access.METRICS:
-            if not access.may_measure(key):
-                raise Refused(403, "this route needs a metrics or an admin key")
-        elif not access.may_infer(key):
-            raise Refused(403, "a metrics key opens /metrics alone")
 
     async def _to_engine(
         self, scope: Scope, headers: dict[bytes, bytes], route: Route, key: ApiKey, receive: Receive, out: Outgoing

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from ..domain.keys import ApiKey
 from ..domain.types import InferError
+from ..service.access import AccessPolicy
 from .cors import Cors
 from .outgoing import Fields
-from .routes import Route
+from .routes import Access, Route
 
 _ONCE = frozenset((b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"transfer-encoding"))
 _PORT = re.compile(r":\d{1,5}$")
@@ -75,3 +77,17 @@ def check_basic(headers: Mapping[bytes, bytes], cors: Cors) -> None:
     origin = headers[b"origin"].decode("latin-1")
     if urlsplit(origin).netloc.encode("latin-1") != headers[b"host"] and not cors.allows(origin):
         raise Refused(403, "this origin may not use a password that the browser remembers")
+
+
+def check_role(access: AccessPolicy, route: Route, key: ApiKey) -> None:
+    """Refuse a key whose role does not open `route`. Raises Refused 403."""
+    if route.access is Access.ADMIN:
+        if not access.admin_routes:
+            raise Refused(403, "this route is switched off; it needs --admin-routes and an admin key")
+        if not access.may_administer(key):
+            raise Refused(403, "this route needs an admin key")
+    elif route.access is Access.METRICS:
+        if not access.may_measure(key):
+            raise Refused(403, "this route needs a metrics or an admin key")
+    elif route.access is Access.INFERENCE and not access.may_infer(key):
+        raise Refused(403, "a metrics key opens /metrics alone")

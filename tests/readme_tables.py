@@ -1,0 +1,79 @@
+"""Writes the tables of routes and of who may what into the README, from the code that decides about them.
+
+usage: python tests/readme_tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from avocado_magic.infer.api.heads import Refused, check_role
+from avocado_magic.infer.api.routes import ROUTES, Access, Route, Serves
+from avocado_magic.infer.domain.keys import ApiKey, Role
+from avocado_magic.infer.service.access import AccessPolicy
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+class _NoKeys:
+    def find(self, secret: bytes) -> ApiKey | None:
+        return None
+
+
+def routes() -> Iterator[str]:
+    yield "| route | methods | what it does |"
+    yield "|---|---|---|"
+    for route in ROUTES:
+        yield f"| `{route.path}` | {', '.join(sorted(route.methods))} | {route.summary} |"
+
+
+def who() -> Iterator[str]:
+    yield "| routes | no key | metrics key | inference key | admin key | admin key, `--admin-routes` |"
+    yield "|---|---|---|---|---|---|"
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for route in ROUTES:
+        groups.setdefault(tuple(_cells(route)), []).append(f"`{route.path}`")
+    for cells, paths in groups.items():
+        yield f"| {' '.join(paths)} | {' | '.join(cells)} |"
+
+
+def _cells(route: Route) -> Iterator[str]:
+    shut = AccessPolicy(_NoKeys(), admin_routes=False)
+    limited = ", within its limits" if route.serves is Serves.ENGINE else ""
+    yield "yes" if route.access is Access.OPEN else "401"
+    for role, policy in (
+        (Role.METRICS, shut),
+        (Role.INFERENCE, shut),
+        (Role.ADMIN, shut),
+        (Role.ADMIN, AccessPolicy(_NoKeys(), admin_routes=True)),
+    ):
+        try:
+            check_role(policy, route, ApiKey("x", role))
+            yield "yes" + limited
+        except Refused as refusal:
+            yield str(refusal.status)
+
+
+def written(text: str) -> str:
+    """`text` with the tables between their marks made anew."""
+    for name, lines in (("routes", routes()), ("who", who())):
+        begin, end = f"<!-- {name}: made by `make tables` -->", f"<!-- /{name} -->"
+        body = "\n".join(lines)
+        text = re.sub(
+            f"{re.escape(begin)}.*?{re.escape(end)}",
+            lambda _, b=body, s=begin, e=end: f"{s}\n{b}\n{e}",
+            text,
+            flags=re.DOTALL,
+        )  # type: ignore[misc]
+    return text
+
+
+if __name__ == "__main__":
+    before = README.read_text("utf-8")
+    after = written(before)
+    if "--check" in sys.argv:
+        sys.exit(0 if before == after else "the tables in README.md are not those of the code: run `make tables`")
+    README.write_text(after, "utf-8")

@@ -1,0 +1,214 @@
+"""The clients people have, against the gateway with the real embedded model behind it, and its OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+import requests
+from conftest import free_port, until
+from gateways import BEARER, KEY, Gateway, answers, running
+
+MODEL = "smollm2:135m"
+HELLO: Any = [{"role": "user", "content": "Say hello."}]
+OPTIONS = {"temperature": 0, "num_predict": 8}
+COLD = {"temperature": 0}
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def gateway(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder, port = tmp_path_factory.mktemp("clients"), free_port()
+    with (folder / "engine.log").open("wb") as log:
+        engine = subprocess.Popen(
+            [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port)],
+            stdout=log, stderr=log, env={**os.environ, "AVOCADO_INFER_CACHE": str(model_cache)},
+        )  # fmt: skip
+    try:
+        until(lambda: answers(f"http://127.0.0.1:{port}/api/version"), what="the engine")
+        with running(folder, upstream=port) as gateway:
+            yield gateway
+    finally:
+        engine.terminate()
+        engine.wait(15)
+
+
+def test_ollamas_client(gateway: Gateway, request: pytest.FixtureRequest) -> None:
+    client = ollama.Client(host=gateway.url, headers=BEARER)
+    request.addfinalizer(client._client.close)
+    assert [m.model for m in client.list().models] == [MODEL]
+    whole = client.chat(MODEL, messages=HELLO, options=OPTIONS)
+    pieces = list(client.chat(MODEL, messages=HELLO, options=OPTIONS, stream=True))
+    assert "".join(p.message.content or "" for p in pieces) == whole.message.content
+    assert pieces[-1].eval_count == 8
+    assert len(client.embed(MODEL, ["a", "b"]).embeddings) == 2
+    assert client.show(MODEL).capabilities == ["completion"]
+    with pytest.raises(ollama.ResponseError, match=r"model 'smollm' not found; did you mean 'smollm2:135m'\?"):
+        client.chat("smollm", messages=HELLO)
+    with pytest.raises(ollama.ResponseError, match="switched off"):
+        client.pull(MODEL)
+
+
+def test_ollamas_asynchronous_client(gateway: Gateway) -> None:
+    async def use() -> None:
+        client = ollama.AsyncClient(host=gateway.url, headers=BEARER)
+        whole = await client.generate(MODEL, "Say hello.", options=OPTIONS)
+        said = [
+            part.response async for part in await client.generate(MODEL, "Say hello.", options=OPTIONS, stream=True)
+        ]
+        assert "".join(said) == whole.response
+        await client._client.aclose()
+
+    asyncio.run(use())
+
+
+def test_openais_client(gateway: Gateway) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+        limits: Any = {"model": MODEL, "max_tokens": 8, "temperature": 0}
+        whole = client.chat.completions.create(messages=HELLO, **limits)
+        stream = client.chat.completions.create(messages=HELLO, stream=True, **limits)
+        assert (
+            "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == whole.choices[0].message.content
+        )
+        assert client.completions.create(prompt="One two", **limits).choices[0].text
+        assert client.models.retrieve(MODEL).id == MODEL
+        assert len(client.embeddings.create(model=MODEL, input="hello").data[0].embedding) == 576
+        response = client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=8, temperature=0)
+        assert response.output_text == whole.choices[0].message.content
+        events = list(
+            client.responses.create(model=MODEL, input="Say hello.", max_output_tokens=8, temperature=0, stream=True)
+        )
+        assert events[0].type == "response.created"
+        assert events[-1].type == "response.completed"
+        assert events[-1].response.output_text == response.output_text
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(messages=HELLO, model="nosuchthing")
+    with (
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+
+
+def test_openais_asynchronous_client(gateway: Gateway) -> None:
+    async def use() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+            limits: Any = {"model": MODEL, "max_tokens": 8, "temperature": 0}
+            many = await asyncio.gather(*(client.chat.completions.create(messages=HELLO, **limits) for _ in range(4)))
+            assert len({one.choices[0].message.content for one in many}) == 1
+            stream = await client.chat.completions.create(
+                messages=HELLO, stream=True, stream_options={"include_usage": True}, **limits
+            )
+            assert [chunk.usage.completion_tokens async for chunk in stream if chunk.usage] == [8]
+
+    asyncio.run(use())
+
+
+def test_anthropics_client(gateway: Gateway) -> None:
+    with anthropic.Anthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as client:
+        whole = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, extra_body=COLD)
+        assert whole.stop_reason == "max_tokens"
+        assert whole.usage.output_tokens == 8
+        with client.messages.stream(model=MODEL, max_tokens=8, messages=HELLO, extra_body=COLD) as stream:
+            said = "".join(stream.text_stream)
+        assert said == whole.content[0].text  # type: ignore[union-attr]
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.create(model="nosuchthing", max_tokens=8, messages=HELLO)
+
+
+def test_langchain(gateway: Gateway) -> None:
+    from langchain_ollama import ChatOllama, OllamaEmbeddings
+
+    chat = ChatOllama(
+        model=MODEL, base_url=gateway.url, client_kwargs={"headers": BEARER}, temperature=0, num_predict=8
+    )
+    whole = chat.invoke("Say hello.")
+    assert whole.content
+    assert "".join(str(piece.content) for piece in chat.stream("Say hello.")) == whole.content
+    assert whole.usage_metadata is not None
+    assert whole.usage_metadata["output_tokens"] == 8
+    embeddings = OllamaEmbeddings(model=MODEL, base_url=gateway.url, client_kwargs={"headers": BEARER})
+    assert len(embeddings.embed_query("hello")) == 576
+
+    async def use() -> str:
+        said = str((await chat.ainvoke("Say hello.")).content)
+        await chat._async_client._client.aclose()
+        return said
+
+    assert asyncio.run(use()) == whole.content
+    for client in (chat._client, embeddings._client):  # neither has a close of its own
+        client._client.close()  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl(gateway: Gateway) -> None:
+    def curl(path: str, *arguments: str) -> str:
+        argv = ["curl", "-sS", "--max-time", "30", *arguments, gateway.url + path]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=40, check=True).stdout
+
+    header = f"Authorization: Bearer {KEY}"
+    assert curl("/", "-H", header) == "Ollama is running"
+    assert MODEL in curl("/api/tags", "-u", f"anybody:{KEY}")
+    body = json.dumps({"model": MODEL, "prompt": "Hi", "options": OPTIONS})
+    lines = curl("/api/generate", "-N", "-H", header, "-d", body).splitlines()
+    assert json.loads(lines[-1])["done"] is True
+    large = json.dumps({"model": MODEL, "messages": [], "pad": "x" * 2_000_000})
+    assert json.loads(subprocess.run(["curl", "-sS", "--max-time", "30", "-H", header, "-d", "@-", f"{gateway.url}/api/chat"],
+                                     input=large, capture_output=True, text=True, timeout=40, check=True).stdout)["done_reason"] == "load"  # fmt: skip
+    assert "401" in curl("/api/tags", "-o", os.devnull, "-w", "%{http_code}")
+
+
+# the document
+
+
+def test_the_document_describes_every_route(gateway: Gateway) -> None:
+    from avocado_magic.infer.api.routes import ROUTES
+
+    document = gateway.get("/openapi.json").json()
+    described = set(document["paths"])
+    assert described == {route.path for route in ROUTES} - {"/docs", "/openapi.json"}
+    assert "openapi.json" in gateway.get("/docs").text
+    chat = document["paths"]["/api/chat"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert chat["properties"]["messages"]["items"]["properties"]["role"] == {"type": ["string", "null"]}
+
+
+def test_schemathesis_finds_the_document_true(gateway: Gateway, tmp_path: Path) -> None:
+    """Every operation with made-up requests: answers are those that the document tells of, and never a failure of ours."""
+    argv = [
+        str(Path(sys.executable).with_name("st")), "run", f"{gateway.url}/openapi.json", "-H", f"Authorization: Bearer {KEY}",
+        "--phases", "examples,fuzzing", "--max-examples", "6", "--seed", "1", "--request-timeout", "30",
+        "--checks", "status_code_conformance,content_type_conformance,response_schema_conformance,ignored_auth",
+        "--exclude-path-regex", "^/api/(generate|chat)$|^/v1/(chat/completions|completions|responses|messages)$",
+    ]  # fmt: skip
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/generate", "/api/chat", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"]
+)
+def test_made_up_requests_to_the_model_never_break_the_gateway(gateway: Gateway, path: str) -> None:
+    """The routes that run the model, with values of every kind for every member: refused or answered, never a 500 of ours."""
+    from avocado_magic.infer.service.validation import struct_of
+
+    struct = struct_of(path)
+    assert struct is not None
+    for member in struct.members:
+        for value in (None, 0, -1, "x", True, [], {}, [None], [{}], {"a": None}):
+            body = {"model": MODEL, "messages": HELLO, "prompt": "x", "input": "x", "max_tokens": 1,
+                    "max_output_tokens": 1, "options": {"num_predict": 1}, "stream": False, member: value}  # fmt: skip
+            if member == "max_tokens" or member == "max_output_tokens" or member == "options" or member == "stream":
+                continue
+            got = requests.post(gateway.url + path, json=body, headers=BEARER, timeout=30)
+            assert got.status_code != 500 or "internal error" not in got.text, (member, value, got.text)

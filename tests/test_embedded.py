@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -21,12 +22,15 @@ import openai
 import pytest
 import requests
 from conftest import RECORDINGS, free_port, until
+from gateways import answers
+from gguf import with_template
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError
 from avocado_magic.infer.domain.types import InferError
 from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
 from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file, unpack
+from avocado_magic.infer.service.output import OutputParser, tool_call
 from avocado_magic.parts.engine import embedded
 from avocado_magic.runtime import client
 
@@ -523,3 +527,145 @@ def _healthy(url: str) -> bool:
         return requests.get(f"{url}/healthz", timeout=1).ok
     except requests.RequestException:
         return False
+
+
+# tools and thinking, which the demo model's own template knows nothing of
+
+CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+# A template as Qwen's are; what it has the model say is the beginning of its answer, so that 135M parameters get it right.
+TEMPLATE = """{%- if tools %}{{- '<tools>' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{{- '</tools>' }}{%- endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.reasoning_content is string %}{{- '<think>' + message.reasoning_content + '</think>' }}{%- endif %}
+{{- message.content if message.content is string else '' }}
+{%- for call in message.tool_calls or [] %}{{- '<tool_call>' + (call.function.arguments | tojson) + '</tool_call>' }}{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is not defined or enable_thinking %}{{- '<think>\\n' }}{%- endif %}{%- endif %}"""
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clever(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An engine whose model has a template with tools and thinking; its weights are the demo model's."""
+    folder, port = tmp_path_factory.mktemp("clever"), free_port()
+    file = with_template(next((model_cache / "models").glob("*.gguf")), folder / "clever.gguf", TEMPLATE)
+    with (folder / "log").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port), "--model", str(file)],
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: answers(f"{url}/api/version"), 30, "the engine")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def test_a_template_tells_what_a_model_can(clever: str) -> None:
+    shown = requests.post(f"{clever}/api/show", json={"model": "clever"}, timeout=30).json()
+    assert shown["capabilities"] == ["completion", "tools", "thinking"]
+
+
+def test_thinking_is_told_from_the_answer(clever: str) -> None:
+    body = {
+        "model": "clever",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "options": {"temperature": 0, "num_predict": 12},
+    }
+    whole = requests.post(f"{clever}/api/chat", json={**body, "stream": False}, timeout=60).json()["message"]
+    assert whole["thinking"]
+    assert whole["content"] == ""
+    lines = [json.loads(line) for line in requests.post(f"{clever}/api/chat", json=body, timeout=60).text.splitlines()]
+    assert "".join(line["message"].get("thinking", "") for line in lines) == whole["thinking"]
+    without = requests.post(f"{clever}/api/chat", json={**body, "think": False, "stream": False}, timeout=60).json()[
+        "message"
+    ]
+    assert "thinking" not in without
+    assert without["content"]
+    openai_says = requests.post(
+        f"{clever}/v1/chat/completions", json={"model": "clever", "messages": body["messages"], "max_tokens": 12, "temperature": 0}, timeout=60
+    ).json()  # fmt: skip
+    assert openai_says["choices"][0]["message"]["reasoning"] == whole["thinking"]
+    anthropic_says = requests.post(
+        f"{clever}/v1/messages", json={"model": "clever", "messages": body["messages"], "max_tokens": 12, "temperature": 0}, timeout=60
+    ).json()  # fmt: skip
+    assert anthropic_says["content"][0]["type"] == "thinking"
+
+
+def test_tools_reach_the_template_and_earlier_calls_too(clever: str) -> None:
+    def tokens(**more: Any) -> int:
+        body = {"model": "clever", "messages": [{"role": "user", "content": "Hi"}], "think": False, "stream": False,
+                "options": {"num_predict": 1}, **more}  # fmt: skip
+        return int(requests.post(f"{clever}/api/chat", json=body, timeout=60).json()["prompt_eval_count"])
+
+    plain = tokens()
+    assert tokens(tools=TOOLS) > plain + 20
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": {"city": "Paris, the capital"}}}],
+    }
+    assert tokens(messages=[{"role": "user", "content": "Hi"}, call, {"role": "tool", "content": "22"}]) > plain + 10
+
+
+SAID = [f"<think>\nhm\n</think>\n\nI look.\n<tool_call>\n{CALL}\n</tool_call>", "1", "22"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_what_a_model_says_is_taken_apart_at_any_size_of_piece(size: int) -> None:
+    def parts(text: str, **how: bool) -> tuple[str, str, list[Any]]:
+        parser = OutputParser(TEMPLATE, "<|im_start|>assistant\n", **how)
+        said = [s for at in range(0, len(text), size) for s in parser.feed(text[at : at + size])] + list(parser.end())
+        return "".join(s.thinking for s in said), "".join(s.content for s in said), [s.call for s in said if s.call]
+
+    assert parts(SAID[0], tools=True, think=True) == ("hm", "I look.", [json.loads(CALL)])
+    assert parts("a <tool_call> b", tools=True, think=False)[1:] == ("a<tool_call>b", [])
+    assert parts("1 < 2 <thin", tools=True, think=True) == ("", "1 < 2 <thin", [])
+    assert parts(SAID[0], tools=False, think=False) == ("", SAID[0], [])
+    two = f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>"
+    assert parts(two, tools=True, think=False) == ("", "", [json.loads(CALL)] * 2)
+
+
+def test_calls_in_each_of_the_apis() -> None:
+    from avocado_magic.infer.service.anthropic import Message
+    from avocado_magic.infer.service.openai import Completions
+    from avocado_magic.infer.service.responses import Response
+
+    call = tool_call(json.loads(CALL), 0)
+    answer = {
+        "message": {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [call]},
+        "done": True,
+        "done_reason": "stop",
+    }
+    choice = Completions("m", chat=True).whole(answer)["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city":"Paris"}'}
+    output = Response({"model": "m"}).whole(answer)["output"]
+    assert [item["type"] for item in output] == ["reasoning", "function_call"]
+    message = Message("m", 1).whole(answer)
+    assert [block["type"] for block in message["content"]] == ["thinking", "tool_use"]
+    assert message["stop_reason"] == "tool_use"
+
+    async def streams() -> tuple[list[str], list[str]]:
+        async def pieces() -> Any:
+            yield {"message": {"role": "assistant", "content": "", "thinking": "hm"}, "done": False}
+            yield {"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "done": False}
+            yield {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
+
+        return ([name async for name, _ in Response({"model": "m"}).stream(pieces())],
+                [name async for name, _ in Message("m", 1).stream(pieces())])  # fmt: skip
+
+    responses, messages = asyncio.run(streams())
+    assert responses[-4:] == [
+        "response.function_call_arguments.delta", "response.function_call_arguments.done", "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert messages == [
+        "message_start", "content_block_start", "content_block_delta", "content_block_stop",
+        "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop",
+    ]  # fmt: skip

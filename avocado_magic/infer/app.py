@@ -115,7 +115,7 @@ class Gateway:
     def __init__(
         self, gate: Gate, backend: _Backend, usage: UsageBook, request_log: RequestLog, announcement: Any
     ) -> None:
-        self._gate = gate
+        self.gate = gate
         self._backend = backend
         self._usage = usage
         self._request_log = request_log
@@ -130,11 +130,11 @@ class Gateway:
             self._announcement.start(await self._backend.info.names())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._gate(scope, receive, send)
+        await self.gate(scope, receive, send)
 
     async def drain(self, seconds: float) -> None:
         """Take no new requests and end the open ones within about `seconds`."""
-        await self._gate.drain(max(0.0, seconds - 0.5), lambda: self._backend.break_off("the gateway is stopping"))
+        await self.gate.drain(max(0.0, seconds - 0.5), lambda: self._backend.break_off("the gateway is stopping"))
 
     async def close(self) -> None:
         """Let go of everything; what was counted is kept first."""
@@ -243,7 +243,7 @@ async def serve(settings: InferSettings) -> None:
 
     gateway = create_app(settings)
     await gateway.start()
-    server = HttpServer(gateway)
+    server = HttpServer(gateway.gate)
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     ending: list[asyncio.Task[None]] = []

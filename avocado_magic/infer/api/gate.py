@@ -194,6 +194,8 @@ class Gate:
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | bytearray:
         """The whole body, held once: its pieces are dropped as they are put together."""
         length = headers.get(b"content-length", b"")
+        if not length and b"transfer-encoding" not in headers:
+            return b""
         if length.isdigit() and int(length) > self._max_body:
             raise Refused(413, f"the request body is larger than {self._max_body} bytes")
         whole: bytes | bytearray = b""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,8 @@ class _Connection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
     def __init__(self) -> None:
+        # Kept, because asking for it costs a system call each time.
+        self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
         self.closed = False
         self.idle = False
@@ -148,7 +151,7 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_result(None)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -321,13 +324,14 @@ class HttpClient:
         return Answer(self, connection)
 
     async def _connection(self) -> _Connection:
-        loop = asyncio.get_running_loop()
+        now = time.monotonic() if self._idle else 0.0
         while self._idle:
             connection = self._idle.pop()
             connection.idle = False
-            if loop.time() - connection.idle_since < self._idle_seconds and connection.reusable():
+            if now - connection.idle_since < self._idle_seconds and connection.reusable():
                 return connection
             connection.close()
+        loop = asyncio.get_running_loop()
         try:
             _, connection = await asyncio.wait_for(
                 loop.create_connection(_Connection, self.host, self.port, ssl=self._tls), CONNECT_SECONDS
@@ -346,7 +350,7 @@ class HttpClient:
             connection.close()
         else:
             connection.idle = True
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = time.monotonic()
             self._idle.append(connection)
 
     def leave(self, connection: _Connection) -> None:

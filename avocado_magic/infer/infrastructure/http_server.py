@@ -100,7 +100,7 @@ class _Exchange:
             if self.expects:
                 self.expects = False
                 self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._connection.server.loop.create_future()
             await self._waiter
         body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         self.chunks.clear()

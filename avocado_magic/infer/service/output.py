@@ -145,7 +145,7 @@ class OutputParser:
         else:
             self._in_call = False
             begin = self._call[0] if self._call and self._call[0] != "{" else ""
-            yield from self._spoken(begin + text + (self._call[1] if self._call and not last else ""))
+            yield from self._spoken(begin + text.strip() + (self._call[1] if self._call and not last else ""))
 
     def _spoken(self, text: str) -> Iterator[Said]:
         if not text:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from ..domain.types import Dialect, InferError, Model
 from ..service import anthropic, openai, responses
 from ..service import validation as check
-from ..service.go_json import decode
+from ..service.go_json import decode, dumps, sorted_members
 from ..service.inference import NO_INPUT, Inference, whole
 from . import wire
 from .streams import Pieces, json_response, streamed
@@ -84,7 +84,7 @@ async def _events(
 
     def frame(event: tuple[str, dict[str, Any]]) -> bytes:
         name, members = event
-        text = wire.dumps(wire.sorted_members(members) if in_order else members)
+        text = dumps(sorted_members(members) if in_order else members)
         return f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
 
     async def framed() -> AsyncGenerator[Any, None]:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..domain.types import Dialect
+from ..service.go_json import dumps
 
 JSON = "application/json; charset=utf-8"
 JSON_BARE = "application/json"
@@ -26,20 +27,6 @@ _OPENAI_TYPES = {
     415: "invalid_request_error",
     429: "rate_limit_error",
 }
-# encoding/json escapes these so that its output can stand in HTML and JavaScript.
-_GO_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
-
-
-def dumps(value: Any) -> str:
-    """Compact JSON with Go's escapes, members in the order given."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_GO_ESCAPES)
-
-
-def sorted_members(value: Any) -> Any:
-    """`value` with the members of its objects in the order of their names, as Go encodes maps."""
-    if isinstance(value, dict):
-        return {name: sorted_members(value[name]) for name in sorted(value)}
-    return [sorted_members(item) for item in value] if isinstance(value, list) else value
 
 
 def encode(value: Any) -> bytes:

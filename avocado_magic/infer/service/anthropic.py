@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from ..domain.types import InferError, RequestError
+from .go_json import dumps
 
 Event = tuple[str, dict[str, Any]]
 
@@ -146,7 +147,7 @@ class Message:
         self._estimated = estimated
         self._index = 0
         self._open = ""  # the kind of the block that is open
-        self._called = False
+        self._called = self._spoke = False
 
     def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of a request that did not ask for a stream."""
@@ -163,12 +164,12 @@ class Message:
             )
         reason = _stop_reason(answer.get("done_reason"), bool(message.get("tool_calls")))
         return {
-            **self._object(content),
+            **self._object(content or None),
             **({"stop_reason": reason} if reason else {}),
             "usage": _usage(answer.get("prompt_eval_count", 0), answer.get("eval_count", 0)),
         }
 
-    def _object(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+    def _object(self, content: list[dict[str, Any]] | None) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._model, "content": content}
 
     async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[Event, None]:
@@ -177,11 +178,11 @@ class Message:
         async for piece in pieces:
             if not begun:
                 begun = True
-                message = {**self._object([]), "usage": _usage(self._estimated, 0)}
+                message = {**self._object([]), "usage": _usage(piece.get("prompt_eval_count") or self._estimated, 0)}
                 yield _event("message_start", message=message)
             said = piece["message"]
             for kind, text in (("thinking", said.get("thinking")), ("text", said["content"])):
-                if text:
+                if text and not (kind == "thinking" and self._spoke):  # thinking that comes late is dropped
                     for event in self._say(kind, text):
                         yield event
             for call in said.get("tool_calls") or []:
@@ -196,6 +197,7 @@ class Message:
                 yield _event("message_stop")
 
     def _say(self, kind: str, text: str) -> Iterator[Event]:
+        self._spoke = self._spoke or kind == "text"
         if self._open != kind:
             yield from self._end_block()
             self._open = kind
@@ -204,10 +206,10 @@ class Message:
 
     def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
         yield from self._end_block()
-        self._called = True
+        self._called = self._spoke = True
         function = call["function"]
         block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
-        arguments = json.dumps(function["arguments"], ensure_ascii=False, separators=(",", ":"))
+        arguments = dumps(function["arguments"])
         yield _event("content_block_start", index=self._index, content_block=block)
         delta = {"type": "input_json_delta", "partial_json": arguments}
         yield _event("content_block_delta", index=self._index, delta=delta)

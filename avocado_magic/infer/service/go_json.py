@@ -22,6 +22,23 @@ class Struct:
 
     name: str
     members: Mapping[str, Any]
+    package: str = "api"
+
+
+# encoding/json escapes these so that its output can stand in HTML and JavaScript.
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON with Go's escapes, members in the order given."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_ESCAPES)
+
+
+def sorted_members(value: Any) -> Any:
+    """`value` with the members of its objects in the order of their names, as Go encodes maps."""
+    if isinstance(value, dict):
+        return {name: sorted_members(value[name]) for name in sorted(value)}
+    return [sorted_members(item) for item in value] if isinstance(value, list) else value
 
 
 _GO_NAMES = {"object": "map[string]interface {}", "int": "int", "number": "float64"}
@@ -35,7 +52,9 @@ def decode(body: bytes, struct: Struct, missing: str = "missing request body") -
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise RequestError(400, f"json: cannot unmarshal {kind_of(value)} into Go value of type api.{struct.name}")
+        raise RequestError(
+            400, f"json: cannot unmarshal {kind_of(value)} into Go value of type {struct.package}.{struct.name}"
+        )
     return _members(value, struct, struct.name)
 
 

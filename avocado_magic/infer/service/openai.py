@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from ..domain.types import InferError, RequestError
+from .go_json import dumps
 
 
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,16 +32,19 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "logprobs": request.get("logprobs"),
         "top_logprobs": request.get("top_logprobs"),
     }
-    think = think_of(request.get("reasoning_effort") or (request.get("reasoning") or {}).get("effort"))
+    reasoning = request.get("reasoning")
+    effort = request.get("reasoning_effort") if reasoning is None else reasoning.get("effort")
+    think = think_of(effort, quote="'")
     return out if think is None else {**out, "think": think}
 
 
-def think_of(effort: Any) -> bool | str | None:
+def think_of(effort: Any, quote: str = '"') -> bool | str | None:
     """Ollama's `think` for a reasoning effort; RequestError for one that there is not."""
     if not effort:
         return None
-    if effort not in ("high", "medium", "low", "none"):
-        raise RequestError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")')
+    if effort not in ("high", "medium", "low", "max", "none"):
+        choices = '(must be "high", "medium", "low", "max", or "none")'
+        raise RequestError(400, f"invalid reasoning value: {quote}{effort}{quote} {choices}")
     return False if effort == "none" else str(effort)
 
 
@@ -70,9 +74,6 @@ def _messages(message: Mapping[str, Any], all_messages: Any) -> Iterator[dict[st
         return
     if not isinstance(content, list):
         kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}", type(None): "<nil>"}
-        if content is None:  # recording 113: read as an empty text
-            yield {"role": role, "content": ""}
-            return
         raise RequestError(400, f"invalid message content type: {kind.get(type(content), '?')}")
     parts = [_part(role, part) for part in content]
     if parts and calls:
@@ -100,7 +101,7 @@ def image_of(url: Any) -> str:
 def tool_calls(given: Any) -> list[dict[str, Any]]:
     """OpenAI's tool calls as Ollama's: their arguments are an object, not a text."""
     out = []
-    for number, call in enumerate(given if isinstance(given, list) else []):
+    for call in given if isinstance(given, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise RequestError(400, "invalid tool call arguments")
@@ -108,7 +109,7 @@ def tool_calls(given: Any) -> list[dict[str, Any]]:
             {
                 "id": call.get("id", ""),
                 "function": {
-                    "index": number,
+                    "index": 0,
                     "name": function.get("name", ""),
                     "arguments": arguments_of(function.get("arguments"), "invalid tool call arguments"),
                 },
@@ -250,12 +251,11 @@ def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
 def openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
     """Ollama's tool call as OpenAI's."""
     function = call["function"]
-    arguments = json.dumps(function["arguments"], ensure_ascii=False, separators=(",", ":"))
     return {
         "id": call["id"],
         "index": function["index"],
         "type": "function",
-        "function": {"name": function["name"], "arguments": arguments},
+        "function": {"name": function["name"], "arguments": dumps(function["arguments"])},
     }
 
 

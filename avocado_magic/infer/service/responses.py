@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from ..domain.types import InferError, RequestError
+from .go_json import sorted_members
 from .openai import arguments_of, image_of, openai_call, think_of
 
 Event = tuple[str, dict[str, Any]]
@@ -143,7 +144,7 @@ class Response:
             output.append(_call(f"fc_{self._id}_{number}", openai_call(call)))
         if not message.get("tool_calls"):
             output.append(_spoken(self._item, message["content"]))
-        return {**self._object("completed", output, _usage(answer)), "completed_at": int(time.time())}
+        return {**self._object("completed", output, _usage(answer), streamed=False), "completed_at": int(time.time())}
 
     async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[Event, None]:
         """The events of a stream, each with its name; their members are to be sorted."""
@@ -234,14 +235,17 @@ class Response:
                 yield self._event("response.content_part.done", part=_part(self._text), **where)
                 yield self._event("response.output_item.done", output_index=self._index, item=item)
             output.append(item)
-        response = {**self._object("completed", output, _usage(piece)), "completed_at": int(time.time())}
+        response = {**self._object("completed", output or None, _usage(piece)), "completed_at": int(time.time())}
         yield self._event("response.completed", response=response)
 
-    def _object(self, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
+    def _object(
+        self, status: str, output: list[dict[str, Any]] | None, usage: dict[str, Any] | None, streamed: bool = True
+    ) -> dict[str, Any]:
         """The response, its members in the order of Ollama's struct."""
         request = self._request
         reasoning = request.get("reasoning") or {}
-        shown = {name: reasoning.get(name) for name in ("effort", "summary")} if any(reasoning.values()) else None
+        told = {name: reasoning[name] for name in ("effort", "summary") if reasoning.get(name)}
+        shown = ({"effort": None, "summary": None, **told} if streamed else told) if told else None
         return {
             "id": self._id,
             "object": "response",
@@ -282,7 +286,8 @@ def _default(value: Any) -> Any:
 
 
 def _shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tool.get(name) for name in ("type", "name", "description", "strict", "parameters")}
+    shown = {name: tool.get(name) for name in ("type", "name", "description", "strict")}
+    return {**shown, "parameters": sorted_members(tool.get("parameters"))}
 
 
 def _part(text: str) -> dict[str, Any]:

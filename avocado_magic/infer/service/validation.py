@@ -92,7 +92,7 @@ _RESPONSES_MEMBERS = {
     "tools": "[]openai.ResponsesTool",
     "stream": "bool",
 }
-RESPONSES = Struct("ResponsesRequest", _RESPONSES_MEMBERS)
+RESPONSES = Struct("ResponsesRequest", _RESPONSES_MEMBERS, "openai")
 MESSAGES = Struct(
     "MessagesRequest",
     {
@@ -111,6 +111,7 @@ MESSAGES = Struct(
         "metadata": "object",
         "output_config": "object",
     },
+    "anthropic",
 )
 OPENAI_CHAT = Struct(
     "ChatCompletionRequest",
@@ -133,6 +134,7 @@ OPENAI_CHAT = Struct(
         "logprobs": "bool",
         "top_logprobs": "int",
     },
+    "openai",
 )
 OPENAI_COMPLETION = Struct(
     "CompletionRequest",
@@ -151,9 +153,10 @@ OPENAI_COMPLETION = Struct(
         "suffix": "string",
         "logprobs": "int",
     },
+    "openai",
 )
 OPENAI_EMBED = Struct(
-    "EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"}
+    "EmbedRequest", {"model": "string", "input": "any", "dimensions": "int", "encoding_format": "string"}, "openai"
 )
 
 # Options of a request and their Go types (api/types.go, Options and Runner).

@@ -39,6 +39,28 @@ def kernel(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     running.close()
 
 
+def test_keys_are_made_listed_and_revoked_and_never_printed(ollama: Path, kernel: Kernel) -> None:
+    assert kernel.run("%avocado_up llama3").status == "ok"
+    made = kernel.run("%avocado_key create bob --models llama3 --parallel 2 -o bobs  # for Bob")
+    assert made.status == "ok", made.text
+    assert "bobs.reveal()" in made.printed
+    shown = kernel.run("bobs")
+    assert shown.result is not None
+    assert shown.result["text/plain"] == "Secret(***)"
+    assert "avo-" not in made.text + shown.text
+    check = (
+        "import requests, avocado_magic; s = avocado_magic.service();"
+        "print(requests.get(s.local_url + '/api/tags', headers={'x-api-key': bobs.reveal()}).status_code)"
+    )
+    assert kernel.run(check).printed.strip() == "200"
+    assert "bob" in kernel.run("%avocado_key list").printed
+    assert "revoked" in kernel.run("%avocado_key revoke bob").printed
+    assert kernel.run(check).printed.strip() == "401"
+    wrong = kernel.run("%avocado_key revoke nobody")
+    assert (wrong.status, "there is no key 'nobody'" in wrong.text) == ("error", True)
+    assert "needs the name of a key" in kernel.run("%avocado_key create").text
+
+
 def test_the_whole_job(ollama: Path, kernel: Kernel) -> None:
     up = kernel.run("%avocado_up llama3  # the small one")
     assert up.status == "ok", up.text

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +20,8 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-Message = MutableMapping[str, Any]
+from .http_exchange import Exchange, Message
+
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,6 @@ MAX_DISCARDED = 1 << 20
 # Bytes of chunk sizes, extensions and trailers that may come without any byte of a body.
 MAX_OVERHEAD = 64 * 1024
 WRITE_HIGH_WATER = 256 * 1024
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_BODILESS = frozenset((204, 304))
 
 
 class Limits:
@@ -45,138 +44,18 @@ class Limits:
         self.head_bytes, self.head, self.body, self.write, self.idle = head_bytes, head, body, write, idle
 
 
-class _Exchange:
-    """One request and its answer: the receive and send of ASGI."""
-
-    __slots__ = (
-        "_answer_started", "_chunked", "_connection", "_head", "_read", "_status", "_waiter", "answered", "chunks", "close", "complete",
-        "expects", "headers", "headless", "left", "refusal", "scope", "size", "stalled", "task", "url",
-    )  # fmt: skip
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.size = 0  # bytes of the head
-        self.scope: Message | None = None
-        self.chunks: list[bytes] = []
-        self.complete = False  # the request is here to its last byte
-        self.close = False  # the connection ends with this exchange
-        self.expects = False
-        self.headless = False
-        self.left = False
-        self.stalled = False
-        self.refusal = 0
-        self.task: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._read = False  # the application has had the last of the body
-        self._status = 0
-        self._head: list[bytes] | None = None
-        self._answer_started = False
-        self._chunked = False
-        self.answered = False  # the answer is written to its last byte
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def client_left(self) -> bool:
-        return self.left
-
-    @property
-    def silent(self) -> bool:
-        """True while nothing of the answer has been written."""
-        return not self._answer_started
-
-    async def receive(self) -> Message:
-        while not self.chunks:
-            if self.complete and not self._read:
-                self._read = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-            if self.left:
-                return {"type": "http.disconnect"}
-            if self.stalled:
-                raise asyncio.TimeoutError
-            if self.expects:
-                self.expects = False
-                self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._waiter = self._connection.server.loop.create_future()
-            await self._waiter
-        body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
-        self.chunks.clear()
-        self._read = self.complete
-        return {"type": "http.request", "body": body, "more_body": not self.complete}
-
-    async def send(self, message: Message) -> None:
-        if self.answered or self.left:
-            return
-        connection = self._connection
-        if message["type"] == "http.response.start":
-            self._status, fields = message["status"], message["headers"]
-            self._head = self._begin(fields)
-            return
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if self._head is not None:
-            connection.writelines(self._first(body, more))
-        elif self._chunked:
-            if body:
-                connection.writelines((b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n0\r\n\r\n"))
-            elif not more:
-                connection.write(b"0\r\n\r\n")
-        elif body and not self.headless:
-            connection.write(body)
-        if not more:
-            self.answered = True
-        elif connection.paused:
-            await connection.drained()
-
-    def _begin(self, fields: Any) -> list[bytes]:
-        head = [_STATUS_LINES.get(self._status) or b"HTTP/1.1 %d \r\n" % self._status]
-        self._chunked = True  # until a length is seen
-        for name, value in fields:
-            head += (name, b": ", value, b"\r\n")
-            if name == b"content-length":
-                self._chunked = False
-            elif name == b"connection" and value == b"close":
-                self.close = True
-        return head
-
-    def _first(self, body: bytes, more: bool) -> list[bytes]:
-        """The head, and what there is of the body."""
-        out, self._head = self._head or [], None
-        self._answer_started = True
-        no_body = self.headless or self._status in _BODILESS
-        framing = b""
-        if self._chunked:
-            if no_body:
-                self._chunked = False
-            elif not more:
-                self._chunked = False
-                framing = b"content-length: %d\r\n" % len(body)
-            elif self.scope is not None and self.scope["http_version"] == "1.0":
-                self._chunked, self.close = False, True
-            else:
-                framing = b"transfer-encoding: chunked\r\n"
-        out.append(framing)
-        out.append(self._connection.server.date())
-        out.append(b"connection: close\r\n\r\n" if self.close else b"\r\n")
-        if body and not no_body:
-            out += (b"%x\r\n" % len(body), body, b"\r\n") if self._chunked else (body,)
-        return out
-
-
 class _Connection(asyncio.Protocol):
     """One client's connection: requests in, one at a time, answers out in their order."""
 
     def __init__(self, server: HttpServer) -> None:
         self.server = server
-        self._loop = server.loop
+        self.loop = server.loop
         self._limits = server.limits
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
-        self._reading: _Exchange | None = None  # whose head or body is on its way in
-        self._current: _Exchange | None = None  # whose answer is being made
-        self._waiting: deque[_Exchange] = deque()
+        self._reading: Exchange | None = None  # whose head or body is on its way in
+        self._current: Exchange | None = None  # whose answer is being made
+        self._waiting: deque[Exchange] = deque()
         self._in_head = True
         self._head_bytes = 0
         self._overhead = 0
@@ -195,7 +74,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)  # type: ignore[attr-defined]
         self._client = transport.get_extra_info("peername")
-        self._deadline = self._loop.time() + self._limits.head
+        self._deadline = self.loop.time() + self._limits.head
         self.server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -230,7 +109,7 @@ class _Connection(asyncio.Protocol):
         if self._in_head:
             self._head_bytes += size
         elif self._reading is not None:
-            self._deadline = self._loop.time() + self._limits.body
+            self._deadline = self.loop.time() + self._limits.body
         self._got_body = False
         try:
             self._parser.feed_data(data)
@@ -251,8 +130,8 @@ class _Connection(asyncio.Protocol):
     # httptools callbacks
 
     def on_message_begin(self) -> None:
-        self._reading = _Exchange(self)
-        self._deadline = self._loop.time() + self._limits.head
+        self._reading = Exchange(self)
+        self._deadline = self.loop.time() + self._limits.head
 
     def on_url(self, url: bytes) -> None:
         assert self._reading is not None
@@ -272,7 +151,7 @@ class _Connection(asyncio.Protocol):
         assert exchange is not None
         self._in_head = False
         self._head_bytes = self._overhead = 0
-        self._deadline = self._loop.time() + self._limits.body
+        self._deadline = self.loop.time() + self._limits.body
         method = parser.get_method().decode()
         version = parser.get_http_version()
         if exchange.size + len(exchange.url) > self._limits.head_bytes:
@@ -342,11 +221,11 @@ class _Connection(asyncio.Protocol):
 
     # exchanges
 
-    def _start(self, exchange: _Exchange) -> None:
+    def _start(self, exchange: Exchange) -> None:
         self._current = exchange
-        exchange.task = self._loop.create_task(self._run(exchange))
+        exchange.task = self.loop.create_task(self._run(exchange))
 
-    async def _run(self, exchange: _Exchange) -> None:
+    async def _run(self, exchange: Exchange) -> None:
         assert exchange.scope is not None
         try:
             if exchange.refusal:
@@ -365,7 +244,7 @@ class _Connection(asyncio.Protocol):
         self._finished(exchange)
 
     @staticmethod
-    async def _answer(exchange: _Exchange, status: int) -> None:
+    async def _answer(exchange: Exchange, status: int) -> None:
         exchange.close = True
         text = HTTPStatus(status).phrase.encode()
         await exchange.send(
@@ -373,7 +252,7 @@ class _Connection(asyncio.Protocol):
         )
         await exchange.send({"type": "http.response.body", "body": text})
 
-    def _finished(self, exchange: _Exchange) -> None:
+    def _finished(self, exchange: Exchange) -> None:
         self._current = None
         exchange.answered = True
         # The scope holds the exchange: apart they are freed at once, together only by the garbage collector.
@@ -394,7 +273,7 @@ class _Connection(asyncio.Protocol):
         if self._waiting:
             self._start(self._waiting.popleft())
         elif self._reading is None:
-            self._deadline = self._loop.time() + self._limits.idle
+            self._deadline = self.loop.time() + self._limits.idle
 
     def _refuse(self, status: int) -> None:
         """What came is no HTTP that we read: say so if nothing else is being said, and end."""
@@ -422,13 +301,16 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    def writelines(self, parts: Any) -> None:
+    def writelines(self, parts: Sequence[bytes]) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(parts))
 
+    def date(self) -> bytes:
+        return self.server.date()
+
     async def drained(self) -> None:
         while self.paused and not self._ended_transport():
-            self._drain_waiter = self._loop.create_future()
+            self._drain_waiter = self.loop.create_future()
             await self._drain_waiter
 
     def _ended_transport(self) -> bool:

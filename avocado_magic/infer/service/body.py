@@ -115,7 +115,11 @@ def _lenient(body: bytes | bytearray) -> Mapping[str, msgspec.Raw]:
         pairs = json.loads(body[:_LENIENT_BYTES].decode("utf-8", "replace"), object_pairs_hook=outer)
     except (ValueError, RecursionError):
         pairs = None
-    if not body.lstrip().startswith(b"{") or not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+    if (
+        not body.lstrip().startswith(b"{")
+        or not isinstance(pairs, list)
+        or not all(isinstance(pair, tuple) for pair in pairs)
+    ):
         raise RequestError(400, "the request body is not a JSON object in UTF-8")
     members = {}
     for name, value in pairs:

@@ -1,0 +1,149 @@
+"""One HTTP request and its answer, as ASGI's receive and send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping, Sequence
+from http import HTTPStatus
+from typing import Any, Protocol
+
+Message = MutableMapping[str, Any]
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_BODILESS = frozenset((204, 304))
+
+
+class Wire(Protocol):
+    """What an exchange needs of its connection."""
+
+    loop: asyncio.AbstractEventLoop
+    paused: bool
+
+    def write(self, data: bytes) -> None: ...
+
+    def writelines(self, parts: Sequence[bytes]) -> None: ...
+
+    async def drained(self) -> None: ...
+
+    def date(self) -> bytes:
+        """The Date field of this second."""
+        ...
+
+
+class Exchange:
+    """One request and its answer: the receive and send of ASGI."""
+
+    __slots__ = (
+        "_answer_started", "_chunked", "_connection", "_head", "_read", "_status", "_waiter", "answered", "chunks", "close", "complete",
+        "expects", "headers", "headless", "left", "refusal", "scope", "size", "stalled", "task", "url",
+    )  # fmt: skip
+
+    def __init__(self, connection: Wire) -> None:
+        self._connection = connection
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.size = 0  # bytes of the head
+        self.scope: Message | None = None
+        self.chunks: list[bytes] = []
+        self.complete = False  # the request is here to its last byte
+        self.close = False  # the connection ends with this exchange
+        self.expects = False
+        self.headless = False
+        self.left = False
+        self.stalled = False
+        self.refusal = 0
+        self.task: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._read = False  # the application has had the last of the body
+        self._status = 0
+        self._head: list[bytes] | None = None
+        self._answer_started = False
+        self._chunked = False
+        self.answered = False  # the answer is written to its last byte
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def client_left(self) -> bool:
+        return self.left
+
+    @property
+    def silent(self) -> bool:
+        """True while nothing of the answer has been written."""
+        return not self._answer_started
+
+    async def receive(self) -> Message:
+        while not self.chunks:
+            if self.complete and not self._read:
+                self._read = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            if self.left:
+                return {"type": "http.disconnect"}
+            if self.stalled:
+                raise asyncio.TimeoutError
+            if self.expects:
+                self.expects = False
+                self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._waiter = self._connection.loop.create_future()
+            await self._waiter
+        body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
+        self._read = self.complete
+        return {"type": "http.request", "body": body, "more_body": not self.complete}
+
+    async def send(self, message: Message) -> None:
+        if self.answered or self.left:
+            return
+        connection = self._connection
+        if message["type"] == "http.response.start":
+            self._status, fields = message["status"], message["headers"]
+            self._head = self._begin(fields)
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if self._head is not None:
+            connection.writelines(self._first(body, more))
+        elif self._chunked:
+            if body:
+                connection.writelines((b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n0\r\n\r\n"))
+            elif not more:
+                connection.write(b"0\r\n\r\n")
+        elif body and not self.headless:
+            connection.write(body)
+        if not more:
+            self.answered = True
+        elif connection.paused:
+            await connection.drained()
+
+    def _begin(self, fields: Any) -> list[bytes]:
+        head = [_STATUS_LINES.get(self._status) or b"HTTP/1.1 %d \r\n" % self._status]
+        self._chunked = True  # until a length is seen
+        for name, value in fields:
+            head += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self._chunked = False
+            elif name == b"connection" and value == b"close":
+                self.close = True
+        return head
+
+    def _first(self, body: bytes, more: bool) -> list[bytes]:
+        """The head, and what there is of the body."""
+        out, self._head = self._head or [], None
+        self._answer_started = True
+        no_body = self.headless or self._status in _BODILESS
+        framing = b""
+        if self._chunked:
+            if no_body:
+                self._chunked = False
+            elif not more:
+                self._chunked = False
+                framing = b"content-length: %d\r\n" % len(body)
+            elif self.scope is not None and self.scope["http_version"] == "1.0":
+                self._chunked, self.close = False, True
+            else:
+                framing = b"transfer-encoding: chunked\r\n"
+        out.append(framing)
+        out.append(self._connection.date())
+        out.append(b"connection: close\r\n\r\n" if self.close else b"\r\n")
+        if body and not no_body:
+            out += (b"%x\r\n" % len(body), body, b"\r\n") if self._chunked else (body,)
+        return out

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from conftest import free_port
+from pydantic import SecretStr
 
+from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
 from avocado_magic.infer.domain.types import Exchange, InferError, StoreError, UsageRow
 from avocado_magic.infer.infrastructure.http_server import HttpServer, Limits
@@ -16,6 +21,7 @@ from avocado_magic.infer.service.admission import Admission, Busy
 from avocado_magic.infer.service.body import read
 from avocado_magic.infer.service.limits import Limiter, OverLimit
 from avocado_magic.infer.service.usage import UsageBook, tokens_in
+from avocado_magic.infer.settings import InferSettings
 
 
 def test_requests_per_minute_slide() -> None:
@@ -159,3 +165,21 @@ def test_a_write_that_stalls_is_cut_and_its_application_cancelled() -> None:
         return said
 
     assert asyncio.run(play()) == "cancelled"
+
+
+def test_any_asgi_server_can_run_the_gateway(tmp_path: Path) -> None:
+    """As a plain ASGI application, without the server of our own: what Ray Serve would do."""
+
+    async def play() -> None:
+        settings = InferSettings(
+            api_key=SecretStr("k" * 20), state_dir=tmp_path, upstream=f"http://127.0.0.1:{free_port()}"
+        )
+        transport = httpx.ASGITransport(create_app(settings))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            assert (await client.get("/healthz")).json() == {"status": "ok"}
+            assert (await client.get("/api/tags")).status_code == 401
+            got = await client.post("/api/chat", json={"model": "m"}, headers={"x-api-key": "k" * 20})
+            assert got.status_code == 502
+            assert (await client.get("/avocado/v1/limits", headers={"x-api-key": "k" * 20})).json()["key"] == "default"
+
+    asyncio.run(play())

@@ -17,10 +17,7 @@ CANCELS = "avocado.cancels"
 @asynccontextmanager
 async def watched(scope: MutableMapping[str, Any], receive: Receive) -> AsyncIterator[None]:
     """Cancel the current task when the client leaves, under a server that does not do so itself."""
-    extensions = scope.setdefault("extensions", {})
-    if CANCELS in extensions:
-        yield
-        return
+    extensions = scope["extensions"] = dict(scope.get("extensions") or {})
     task, left = asyncio.current_task(), False
     watch = asyncio.ensure_future(_until_left(receive))
 

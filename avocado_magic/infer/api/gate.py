@@ -182,7 +182,7 @@ class Gate:
             held = len(body)
             request = Request(method, exchange.path, route, headers, body, exchange)
             del body
-            if CANCELS in scope["extensions"]:
+            if CANCELS in (scope.get("extensions") or {}):
                 await services.dispatch.ask(request, scope, key, out)
             else:
                 async with watched(scope, receive):

@@ -74,12 +74,17 @@ def infer(
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
-        raise typer.BadParameter(f"{where}: {said}" if where else said) from None
+        raise _refused(f"{where}: {said}" if where else said) from None
     except OSError as error:
-        raise typer.BadParameter(f"{config} cannot be read: {error.strerror}") from None
+        raise _refused(f"{config} cannot be read: {error.strerror}") from None
     except ValueError as error:  # tomllib's
-        raise typer.BadParameter(f"{config} is no TOML: {error}" if config else str(error)) from None
+        raise _refused(f"{config} is no TOML: {error}" if config else str(error)) from None
     raise typer.Exit(run(settings))
+
+
+def _refused(sentence: str) -> typer.Exit:
+    print(f"avocado-infer: {sentence} (see avocado-infer --help)", file=sys.stderr)
+    return typer.Exit(2)
 
 
 def _pairs(given: list[str], *, many: bool) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def _pairs(given: list[str], *, many: bool) -> dict[str, Any]:
     for item in given:
         name, sign, value = item.partition("=")
         if not (name and sign and value):
-            raise typer.BadParameter(f"{item!r} is no NAME=MODEL")
+            raise _refused(f"{item!r} is no NAME=MODEL")
         pairs[name] = value.split(",") if many else value
     return pairs
 

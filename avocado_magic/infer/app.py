@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
@@ -291,6 +292,8 @@ def run(settings: InferSettings) -> int:
         loop.run_until_complete(serve(settings))
     except (OSError, ValueError, InferError, AvocadoError) as error:
         message = error.sentence() if isinstance(error, AvocadoError) else getattr(error, "message", error)
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            message = f"port {settings.port} is in use: end the program that has it, or choose another --port"
         print(f"avocado-infer: {message}", file=sys.stderr)
         return 2
     finally:

@@ -53,7 +53,10 @@ class _OneKey(_File):
         self.read(path)  # a file that is wrong from the beginning is said at once
 
     def read(self, path: Path) -> Mapping[bytes, ApiKey]:
-        secret = path.read_bytes().strip()
+        try:
+            secret = path.read_bytes().strip()
+        except OSError as error:
+            raise ValueError(f"the key file {path} cannot be read: {error.strerror}") from None
         if not secret:
             raise ValueError(f"the key file {path} is empty")
         return {hashlib.sha256(secret).digest(): self._key}

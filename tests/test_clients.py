@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import ollama
 import openai
 import pytest
@@ -116,6 +115,8 @@ def test_openais_asynchronous_client(gateway: Gateway) -> None:
 
 
 def test_anthropics_client(gateway: Gateway) -> None:
+    import anthropic
+
     with anthropic.Anthropic(base_url=gateway.url, api_key=KEY, max_retries=0) as client:
         whole = client.messages.create(model=MODEL, max_tokens=8, messages=HELLO, extra_body=COLD)
         assert whole.stop_reason == "max_tokens"

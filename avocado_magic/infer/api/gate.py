@@ -59,6 +59,7 @@ class Gate:
         self._services = services
         self._app = app
         self._max_body = max_body
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._held = 0  # bytes of bodies that are being read or held
@@ -70,7 +71,9 @@ class Gate:
             return
         if scope["type"] != "http":
             return
-        task = asyncio.current_task()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)  # without the loop it would look for it, with a system call
         assert task is not None
         self._open.add(task)
         try:

@@ -74,7 +74,7 @@ class Outgoing:
             if self.held:
                 self.body.append(body)
             else:
-                await self._count(body)
+                self._count(body)
         if not message.get("more_body"):
             self.complete = True
         if not self.held:
@@ -90,7 +90,7 @@ class Outgoing:
             message["headers"].append((b"x-avocado-model", self.model))
         await self._send(message)
 
-    async def _count(self, body: bytes) -> None:
+    def _count(self, body: bytes) -> None:
         exchange = self.exchange
         if not exchange.first:
             exchange.first = perf_counter()
@@ -111,7 +111,7 @@ class Outgoing:
         self.held, self.holds = False, None
         self.fields = [(n, str(len(whole)).encode() if n == b"content-length" else v) for n, v in self.fields]
         await self._begin({"type": "http.response.start", "status": self.status})
-        await self._count(whole)
+        self._count(whole)
         self.complete = True
         await self._send({"type": "http.response.body", "body": whole})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from .names import ModelName
 from .presets import PREFIX, Preset
@@ -50,6 +51,7 @@ class Selector:
         return self._fallbacks.get(_key(name), ())
 
 
+@lru_cache(1024)
 def is_cloud(name: str) -> bool:
     """Whether Ollama would send a request for `name` to its cloud (internal/modelref, parseSourceSuffix)."""
     tag = name.lower().rpartition(":")

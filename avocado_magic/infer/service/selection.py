@@ -15,8 +15,6 @@ from ..domain.selector import Selector, is_cloud, nearest
 from ..domain.types import InferError
 from .body import Body
 
-# Bodies that cannot hold an image are not looked into.
-_IMAGE_MARKS = (b'"image', b"input_image")
 Candidate = tuple[str, "bytes | bytearray"]
 
 
@@ -53,8 +51,10 @@ class Models:
         name = asked if selector.plain or not (asked or runs) else selector.resolve(asked)
         if key.models is not None and not (key.may_use(asked or name) or (not asked and key.may_use(name))):
             raise InferError(403, f"this key may not use the model {asked or name!r}")
-        candidates: Sequence[Candidate] = [self._made(path, body, raw, asked, name)]
-        if not selector.plain:
+        candidates: Sequence[Candidate]
+        if selector.plain:
+            candidates = ((name, raw),)
+        else:
             names = [name, *(selector.fallbacks(asked) or selector.fallbacks(name))] if runs else [name]
             candidates = [self._made(path, body, raw, asked, n) for n in names if n == name or key.may_use(n)]
         for model, _ in candidates:
@@ -118,7 +118,8 @@ _IMAGE_PARTS = ("image", "image_url", "input_image")
 
 def has_images(raw: bytes | bytearray, body: Body) -> bool:
     """Whether a request carries an image, in any of the APIs; no image is decoded or copied for it."""
-    if not any(mark in raw for mark in _IMAGE_MARKS):
+    # Both marks are looked for in C; most requests end here.
+    if b'"image' not in raw and b"input_image" not in raw:
         return False
     try:
         if "images" in body.members and _IMAGES.decode(body.members["images"]):

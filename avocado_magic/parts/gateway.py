@@ -11,7 +11,7 @@ import requests
 
 from ..config import Settings
 from ..keyring import keys_file
-from ..process import tail, without_variables
+from ..process import without_variables
 from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session
 
@@ -69,15 +69,12 @@ class Gateway(ProcessPart):
 
         def answers() -> bool:
             if self._code() is not None:
-                raise part_error(self.name, self._last_words(), "see the lines below", self.log)
+                raise part_error(
+                    self.name, self._last_words("the gateway ended while it started"), "see the lines below", self.log
+                )
             return self.check() is None
 
         context.wait_until(answers, "starting the gateway", self.name, self.log, ANSWER_SECONDS)
-
-    def _last_words(self) -> str:
-        """Why the process ended while it started: its own sentence, where it said one."""
-        said = [line for line in tail(self.log, 5) if line.startswith("avocado-infer: ")]
-        return said[-1].removeprefix("avocado-infer: ") if said else "the gateway ended while it started"
 
     def check(self) -> str | None:
         if self._code() is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 _Stamp = tuple[int, int, int]
 
 
-class _File:
+class _File(ABC):
     """What a file holds, by hash; nothing where it cannot be read: a key that was taken away opens nothing."""
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +43,9 @@ class _File:
             self._stamp = stamp
         return self._keys
 
+    @abstractmethod
     def read(self, path: Path) -> Mapping[bytes, ApiKey]:
-        raise NotImplementedError
+        """The keys in `path`. Raises OSError, ValueError or ConfigError for a file that cannot be used."""
 
 
 class _OneKey(_File):

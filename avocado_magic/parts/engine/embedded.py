@@ -12,7 +12,7 @@ from typing import Any
 
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
-from ...process import tail, without_variables
+from ...process import without_variables
 from ..base import ProcessPart, StartContext, part_error
 from ..ports import free_port
 from .common import ensure_model, placement, same_model
@@ -103,7 +103,12 @@ class Embedded(ProcessPart):
 
         def answers() -> bool:
             if self._code() is not None:
-                raise part_error(self.name, self._last_words(), "give another model, or see the lines below", self.log)
+                raise part_error(
+                    self.name,
+                    self._last_words("the embedded engine ended while it started"),
+                    "give another model, or see the lines below",
+                    self.log,
+                )
             return self.api.version() is not None
 
         # No shorter limit than the whole: a large file of the user's is read once before it answers.
@@ -114,11 +119,6 @@ class Embedded(ProcessPart):
 
     def name_of(self, model: str) -> str:
         return model_name(model)
-
-    def _last_words(self) -> str:
-        """Why the process ended while it started: its own sentence, where it said one."""
-        said = [line for line in tail(self.log, 5) if line.startswith("avocado-infer: ")]
-        return said[-1].removeprefix("avocado-infer: ") if said else "the embedded engine ended while it started"
 
     def check(self) -> str | None:
         if self._code() is not None:

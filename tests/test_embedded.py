@@ -367,6 +367,8 @@ def test_up_serves_a_gguf_file(home: Path, model_cache: Path) -> None:
     body = {"model": "my-model-q4_1", "prompt": "Hi", "stream": False, "options": {"num_predict": 2}}
     answer = requests.post(f"{service.url}/api/generate", json=body, headers=service.headers, timeout=60)
     assert answer.json()["eval_count"] == 2
+    engine = requests.get(f"{service.url}/avocado/v1/service", headers=service.headers, timeout=10).json()["engine"]
+    assert (engine["backend"], engine["answers"]) == ("embedded", True)
     # Another model into the running service: the one it can fetch.
     again = client.up(resolve({"model": MODEL}), None)
     assert again.attached

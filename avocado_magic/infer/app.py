@@ -101,7 +101,7 @@ def create_app(settings: InferSettings) -> Gateway:
     )
     gate = Gate(services, app, settings.max_body)
     about = About(
-        settings.service_name, __version__, settings.backend, lambda: _public_url(settings), gpus, backend.engine,
+        settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.engine,
         backend.info, models.selector, limiter, usage, access.admin_routes,
     )  # fmt: skip
     app.include_router(metadata_router(about))
@@ -218,13 +218,21 @@ def _database(settings: InferSettings) -> str:
 
 def _public_url(settings: InferSettings) -> str | None:
     """The URL the world uses: as it was set, or as the supervisor has written it down."""
-    if settings.public_url or settings.service_state is None:
-        return settings.public_url
+    return settings.public_url or _service(settings).get("url")
+
+
+def _engine_kind(settings: InferSettings) -> str:
+    """What runs the models: what the supervisor started or adopted, or the backend of a gateway alone."""
+    return str((_service(settings).get("engine") or {}).get("kind") or settings.backend)
+
+
+def _service(settings: InferSettings) -> dict[str, Any]:
+    """The state of the service this gateway is part of; empty where it is part of none, or that is starting."""
     try:
-        url = json.loads(settings.service_state.read_text("utf-8")).get("url")
-    except (OSError, ValueError, AttributeError):
-        return None  # the service is starting, or just being rewritten
-    return str(url) if url else None
+        state = json.loads(settings.service_state.read_text("utf-8")) if settings.service_state else {}
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def _announcement(settings: InferSettings) -> Any:

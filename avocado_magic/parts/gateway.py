@@ -70,7 +70,10 @@ class Gateway(ProcessPart):
         def answers() -> bool:
             if self._code() is not None:
                 raise part_error(
-                    self.name, self._last_words("the gateway ended while it started"), "see the lines below", self.log
+                    self.name,
+                    self._last_words("the gateway ended while it started"),
+                    "mend what it names, or see the log",
+                    self.log,
                 )
             return self.check() is None
 

@@ -24,7 +24,7 @@ class About:
         self,
         name: str,
         version: str,
-        backend: str,
+        backend: Callable[[], str],
         public_url: Callable[[], str | None],
         gpus: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]],
         engine: Engine,
@@ -50,7 +50,7 @@ class About:
             "version": self._version,
             "uptime_seconds": round(time.monotonic() - self._begun, 3),
             "public_url": self._public_url(),
-            "engine": {"backend": self._backend, "api_version": version, "answers": version is not None},
+            "engine": {"backend": self._backend(), "api_version": version, "answers": version is not None},
             "gpus": list(await self._seen_gpus()),
         }
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -69,23 +69,72 @@ def entries(path: Path) -> Sequence[KeyEntry]:
         return []
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", "check the rights of that file") from None
+    except UnicodeDecodeError:
+        raise _damaged(path, "it is not UTF-8") from None
     return parse(text, path)
 
 
 def parse(text: str, path: Path) -> Sequence[KeyEntry]:
-    """The keys that `text`, the content of `path`, holds. Raises ConfigError."""
-    known = {f.name for f in fields(KeyEntry)}
+    """The keys that `text`, the content of `path`, holds. Raises ConfigError saying what is wrong with it."""
     try:
-        listed = json.loads(text)["keys"]
-        found = [KeyEntry(**{k: v for k, v in item.items() if k in known}) for item in listed]
-        for entry in found:
-            if entry.role not in ROLES or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
-                raise ValueError
-            if entry.expires_at is not None:
-                parse_time(entry.expires_at)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{path} is no file of keys", "move it away and create the keys again") from None
+        listed = json.loads(text)
+    except RecursionError:
+        raise _damaged(path, "it is nested too deeply") from None
+    except ValueError as error:
+        raise _damaged(path, f"it is not JSON ({error})") from None
+    items = listed.get("keys") if isinstance(listed, dict) else None
+    if not isinstance(items, list):
+        raise _damaged(path, 'it is no object with a list of "keys"')
+    found = [_entry(item, number, path) for number, item in enumerate(items, 1)]
+    for seen, label in (({e.name for e in found}, "name"), ({e.sha256 for e in found}, "hash")):
+        if len(seen) < len(found):
+            raise _damaged(path, f"two keys have the same {label}")
     return found
+
+
+def _entry(item: Any, number: int, path: Path) -> KeyEntry:
+    """One key of the file. What is not known is left out: a newer version may have written it."""
+    if not isinstance(item, dict):
+        raise _damaged(path, f"key {number} is no object")
+    values = {f.name: item[f.name] for f in fields(KeyEntry) if item.get(f.name) is not None}
+    for name, (fits, kind) in _MEMBERS.items():
+        if name in values and not fits(values[name]):
+            raise _damaged(path, f"{name} of key {number} is not {kind}")
+    for name in ("name", "sha256"):
+        if name not in values:
+            raise _damaged(path, f"key {number} has no {name}")
+    return KeyEntry(**{**values, "models": tuple(values.get("models", ()))})
+
+
+def _damaged(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"{path} is no file of keys: {why}", "mend it, or move it away and create the keys again")
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        parse_time(value)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return False
+    return True
+
+
+_LIMIT = (_is_limit, "a whole number above 0")
+_TIME = (_is_time, "a time as in 2027-01-31T00:00:00Z")
+_MEMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda v: isinstance(v, str) and bool(_NAME.fullmatch(v)), "a name of letters, digits, '.', '_' and '-'"),
+    "sha256": (lambda v: isinstance(v, str) and bool(re.fullmatch(r"[0-9a-f]{64}", v)), "a SHA-256 in hexadecimal"),
+    "role": (lambda v: isinstance(v, str) and v in ROLES, f"one of {', '.join(ROLES)}"),
+    "models": (lambda v: isinstance(v, list) and all(isinstance(m, str) for m in v), "a list of names"),
+    "requests_per_minute": _LIMIT,
+    "tokens_per_day": _LIMIT,
+    "parallel": _LIMIT,
+    "expires_at": _TIME,
+    "created_at": _TIME,
+}
 
 
 def create(

@@ -16,11 +16,13 @@ from pydantic import SecretStr
 from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
 from avocado_magic.infer.domain.types import Exchange, InferError, StoreError, UsageRow
-from avocado_magic.infer.infrastructure.http_server import HttpServer, Limits
+from avocado_magic.infer.infrastructure.http_connection import Limits
+from avocado_magic.infer.infrastructure.http_server import HttpServer
 from avocado_magic.infer.service.admission import Admission, Busy
 from avocado_magic.infer.service.body import read
 from avocado_magic.infer.service.limits import Limiter, OverLimit
-from avocado_magic.infer.service.usage import UsageBook, tokens_in
+from avocado_magic.infer.service.tokens import tokens_in
+from avocado_magic.infer.service.usage import UsageBook
 from avocado_magic.infer.settings import InferSettings
 
 
@@ -123,7 +125,17 @@ def test_what_a_store_does_not_take_waits_and_a_new_day_begins_at_zero() -> None
         await book.start()
         assert book.tokens_today("k") == 3
         done = Exchange(
-            "1", "POST", "/api/chat", 0.0, key="k", model="m", prompt_tokens=10, completion_tokens=20, runs=True
+            "1",
+            "POST",
+            "/api/chat",
+            0.0,
+            key="k",
+            key_id="k",
+            model="m",
+            status=200,
+            prompt_tokens=10,
+            completion_tokens=20,
+            runs=True,
         )
         book.record(done)
         await book.flush()

@@ -7,11 +7,15 @@ import errno
 import gc
 import json
 import logging
+import os
+import resource
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 logger = logging.getLogger("avocado_magic.infer")
+_LONGEST_SOCKET = 100
 
 
 @dataclass
@@ -93,13 +98,13 @@ def create_app(settings: InferSettings) -> Gateway:
     services = Services(
         access,
         limiter,
-        Dispatch(backend.behind, models, admission, cache),
+        Dispatch(backend.behind, models, admission, limiter, cache),
         backend.engine,
         Cors(settings.cors_origins, local=access.open_to_all),
         metrics.render,
         [metrics, usage, request_log],
     )
-    gate = Gate(services, app, settings.max_body)
+    gate = Gate(services, app, settings.max_body, settings.first_byte_timeout)
     about = About(
         settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.engine,
         backend.info, models.selector, limiter, usage, access.admin_routes,
@@ -151,9 +156,10 @@ class Gateway:
 def _ollama(settings: InferSettings) -> _Backend:
     from .api.relay import Relay
     from .infrastructure.engine_info import OllamaInfo
-    from .infrastructure.http_client import HttpClient
+    from .infrastructure.http_client import UNIX, HttpClient
 
-    client = HttpClient(base_url(settings.upstream, "--upstream"))
+    upstream = settings.upstream
+    client = HttpClient(upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream"))
     relay, info = Relay(client), OllamaInfo(client)
     return _Backend(relay, info, info, client.abort, client.close, lambda: relay.reached)
 
@@ -248,11 +254,13 @@ def _announcement(settings: InferSettings) -> Any:
 
 async def serve(settings: InferSettings) -> None:
     """Run the gateway until TERM or INT; open streams get `settings.drain` seconds to finish."""
+    from .infrastructure.http_connection import Limits
     from .infrastructure.http_server import HttpServer
 
     gateway = create_app(settings)
     await gateway.start()
-    server = HttpServer(gateway.gate)
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    server = HttpServer(gateway.gate, Limits(connections=max(16, min(2048, descriptors // 8))))
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     ending: list[asyncio.Task[None]] = []
@@ -273,13 +281,49 @@ async def serve(settings: InferSettings) -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:
-        await server.start(settings.host, settings.port)
-        logger.info("avocado-infer listens on http://%s:%d, backend %s", *server.address, settings.backend)
+        await server.start(settings.host, settings.port, listening=_listening(settings))
+        where = settings.socket or f"http://{server.address[0]}:{server.address[1]}"
+        logger.info("avocado-infer listens on %s, backend %s", where, settings.backend)
         await done.wait()
     finally:
         await server.stop()
         await gateway.close()
+        if settings.socket is not None:
+            settings.socket.unlink(missing_ok=True)
     logger.info("avocado-infer ended")
+
+
+def _listening(settings: InferSettings) -> socket.socket | None:
+    """The socket that was handed over, or a Unix socket of our own; None where a port is listened on."""
+    if settings.socket is not None:
+        return _unix_socket(settings.socket)
+    if settings.fd is None:
+        return None
+    try:
+        given = socket.socket(fileno=settings.fd)
+        if given.type != socket.SOCK_STREAM or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError
+    except OSError:
+        raise ValueError(f"--fd {settings.fd} is no socket that listens") from None
+    return given
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    """A socket at `path` for its owner alone, in place of one that was left there. ValueError where there can be none."""
+    if len(os.fsencode(path)) > _LONGEST_SOCKET:
+        raise ValueError(f"--socket {path} is longer than {_LONGEST_SOCKET} bytes, which no socket's path may be")
+    if path.is_socket():
+        path.unlink()
+    made = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o177)
+    try:
+        made.bind(str(path))
+    except OSError as error:
+        made.close()
+        raise ValueError(f"--socket {path} cannot be made: {error.strerror}") from None
+    finally:
+        os.umask(mask)
+    return made
 
 
 def run(settings: InferSettings) -> int:
@@ -311,8 +355,6 @@ def run(settings: InferSettings) -> int:
 
 def _raise_descriptor_limit() -> None:
     """Every stream holds two connections, and the soft limit is often 1024."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
     if soft < wanted:

@@ -20,6 +20,8 @@ class InferSettings(BaseSettings):
     # where it listens, and what is behind it
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(11435, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    fd: int | None = Field(None, ge=3, description="Descriptor of a socket that listens already, instead of a port.")
+    socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
     backend: Literal["ollama", "llamacpp"] = Field(
         "ollama", description="ollama (pass through) or llamacpp (run the model here)."
     )
@@ -39,7 +41,10 @@ class InferSettings(BaseSettings):
     # how much
     max_parallel: int = Field(1024, ge=1, description="Requests at the engine at the same time.")
     max_queue: int = Field(1024, ge=0, description="Requests that may wait for a place.")
-    max_body: int = Field(128 * 1024 * 1024, gt=0, description="Bytes of the largest request body.")
+    max_body: int = Field(64 * 1024 * 1024, gt=0, description="Bytes of the largest request body.")
+    first_byte_timeout: float = Field(
+        1800.0, ge=0, description="Seconds the engine may say nothing to a request; 0 for ever."
+    )
     drain: float = Field(5.0, ge=0, description="Seconds that open streams get to finish at TERM.")
 
     # models
@@ -76,10 +81,14 @@ class InferSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _together(self) -> InferSettings:
+        if self.fd is not None and self.socket is not None:
+            raise ValueError("--fd and --socket exclude each other")
         keyed = self.api_key or self.api_key_file or self.keys_file
         if self.no_auth and keyed:
             raise ValueError("--no-auth and a key exclude each other")
-        if self.no_auth and self.host not in _LOOPBACK:
+        if self.no_auth and self.fd is not None:
+            raise ValueError("--no-auth and --fd exclude each other: who can reach that socket is not known")
+        if self.no_auth and self.socket is None and self.host not in _LOOPBACK:
             raise ValueError(f"--no-auth on {self.host} would let the whole network in: use 127.0.0.1")
         if not self.no_auth and not keyed:
             raise ValueError("give --api-key-file FILE or --keys-file FILE, or --no-auth on loopback")

@@ -210,8 +210,12 @@ class Handler(BaseHTTPRequestHandler):
         if not body.get("stream"):
             return self.json({"id": "chatcmpl-1", "object": "chat.completion", "choices": []})
         self.head("text/event-stream")
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+            frames.append({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], "usage": usage})
         for frame in frames:
-            self.chunk(b"data: " + json.dumps(frame).encode() + b"\n\n")
+            self.chunk(b"data: " + json.dumps(frame, separators=(",", ":")).encode() + b"\n\n")
+            time.sleep(GAP)
         self.chunk(b"data: [DONE]\n\n")
         self.chunk(b"")
 

@@ -12,6 +12,8 @@ from .heads import Refused
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 # A server's word that it cancels the application when the client leaves; its value tells whether it did.
 CANCELS = "avocado.cancels"
+# A server's offer to be told that the client has shown a key.
+TRUSTS = "avocado.trusts"
 
 
 @asynccontextmanager

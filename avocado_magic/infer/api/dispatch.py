@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from ..domain.keys import ApiKey
+from ..domain.names import LONGEST_NAME
 from ..domain.types import Exchange
 from ..service.admission import Admission
 from ..service.answers import AnswerCache, Place
-from ..service.body import read
+from ..service.body import SMALL, Body, read
+from ..service.limits import Limiter
 from ..service.selection import Models, Selection, listed, shown
+from ..service.tokens import longest_answer, prompt_tokens
 from ..service.validation import refuse_in_its_words
 from . import wire
 from .heads import Refused
 from .outgoing import Outgoing, Send, answer, with_suggestion
-from .routes import Route, model_in
+from .routes import Access, Route, model_in
 
 Scope = MutableMapping[str, Any]
 logger = logging.getLogger(__name__)
 _CACHED = (b"content-type", b"cache-control")
 _FRESH = (b"no-cache", b"no-store")
+# Seconds in the queue after which the key is looked at again.
+_MOMENT = 0.001
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,13 @@ Behind = Callable[[Request, Scope, Send], Awaitable[None]]
 class Dispatch:
     """Asks the engine, which is `behind`."""
 
-    def __init__(self, behind: Behind, models: Models, admission: Admission, cache: AnswerCache | None) -> None:
+    def __init__(
+        self, behind: Behind, models: Models, admission: Admission, limiter: Limiter, cache: AnswerCache | None
+    ) -> None:
         self._behind = behind
         self._models = models
         self._admission = admission
+        self._limiter = limiter
         self._cache = cache
 
     async def upload(self, request: Request, scope: Scope, out: Outgoing) -> None:
@@ -58,16 +67,20 @@ class Dispatch:
         route = request.route
         if route.names_model:
             await self._about_a_model(request, scope, key, out)
+        elif route.access is Access.ADMIN:
+            await self._change(request, scope, key, out)
         elif route.path == "/v1/models/{model}":
             await self._one_model(request, scope, key, out)
         elif route.lists and request.method == "GET" and (key.models is not None or self._models.preset_names()):
             await self._list(request, scope, key, out)
         else:
+            out.ask()
             await self._behind(request, scope, out.send)
 
     async def _list(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         """A list of models, with the presets and without what the key may not use."""
         out.holds = _well
+        out.ask()
         await self._behind(request, scope, out.send)
         if out.held:
             whole = b"".join(out.body)
@@ -78,6 +91,9 @@ class Dispatch:
 
     async def _one_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         name = model_in(request.path)
+        if len(name) > LONGEST_NAME:
+            raise Refused(400, f"the model's name is longer than {LONGEST_NAME} bytes")
+        out.named = (name,)
         if not key.may_use(name):
             raise Refused(403, f"this key may not use the model {name!r}")
         if name.startswith("preset/") or self._models.selector.preset(name):
@@ -87,30 +103,63 @@ class Dispatch:
                 raise Refused(404, f"model '{name}' not found")
             await answer(out.send, 200, wire.JSON_BARE, wire.encode(found[0]) + b"\n")
             return
+        out.ask()
+        await self._behind(request, scope, out.send)
+
+    async def _change(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+        """What changes the engine: a key for some models changes no others, whatever its role."""
+        if request.body:
+            out.named = tuple((await _read(request)).names())
+            for name in out.named:
+                if not key.may_use(name):
+                    raise Refused(403, f"this key may not use the model {name!r}")
         await self._behind(request, scope, out.send)
 
     async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         route, raw = request.route, request.body
-        body = read(raw, lambda: refuse_in_its_words(route.path, raw))
+        body = await _read(request)
         if not isinstance(body.get("model"), (str, type(None))):
             refuse_in_its_words(route.path, raw)
         chosen = await self._models.select(key, route.path, body, raw, runs=route.runs)
+        out.named = (chosen.checked,)
         if not route.runs:
             await self._try(request, scope, chosen, key, out)
             return
         where = self._where(request, chosen, key)
         if where is not None and await self._replay(where, request, out):
             return
+        out.estimate = lambda: prompt_tokens(body, len(raw))
+        if key.tokens_per_day is not None:
+            chosen = await self._meter(request, body, chosen, key, out)
         before = perf_counter()
-        await self._admission.enter(key.name)
+        await self._admission.enter(key.id)
         out.exchange.queued = perf_counter() - before
         try:
+            if out.still is not None and out.exchange.queued > _MOMENT:
+                out.still()  # what was taken away while it waited never reaches the engine
             await self._try(request, scope, chosen, key, out)
         finally:
             self._admission.leave()
         if where is not None and out.kept and out.complete and out.exchange.outcome == "answered":
             assert self._cache is not None
             self._cache.put(where, [f for f in out.fields if f[0] in _CACHED], out.kept)
+
+    async def _meter(self, request: Request, body: Body, chosen: Selection, key: ApiKey, out: Outgoing) -> Selection:
+        """Set tokens of the key's day aside, and have the engine say how many a stream took. Raises OverLimit."""
+        limiter = self._limiter
+        wanted = longest_answer(body) if request.route.generates else 0
+        out.meter = await limiter.reserve(key, prompt_tokens(body, len(request.body)), wanted)
+        out.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
+        if not request.route.usage_on_request or body.get("stream") is not True:
+            return chosen
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        if options.get("include_usage") is True:
+            return chosen
+        out.hides_usage, out.keeps = True, 0
+        asking = {"stream_options": {**options, "include_usage": True}}
+        candidates = [(name, _with(made, asking)) for name, made in chosen.candidates]
+        return replace(chosen, candidates=candidates)
 
     async def _try(self, request: Request, scope: Scope, chosen: Selection, key: ApiKey, out: Outgoing) -> None:
         """Ask for each candidate until one answers: the next where one is missing, or fails before its answer began."""
@@ -120,6 +169,7 @@ class Dispatch:
             out.exchange.model = model
             out.holds = _always if preset else _missing if number == last else _missing_or_failed
             out.model = b"" if model == chosen.asked else model.encode()
+            out.ask()
             await self._behind(request if body is request.body else replace(request, body=body), scope, out.send)
             if not out.held:
                 return
@@ -137,7 +187,7 @@ class Dispatch:
         """Where the cache keeps the answer to this request; None where it keeps none."""
         if self._cache is None or len(chosen.candidates) != 1:
             return None
-        return self._cache.place(key.name, request.route.path, chosen.candidates[0][1])
+        return self._cache.place(key.id, request.route.path, chosen.candidates[0][1])
 
     async def _replay(self, where: Place, request: Request, out: Outgoing) -> bool:
         """Answer from the cache, if it has the answer and the client takes it from there."""
@@ -158,6 +208,20 @@ class Dispatch:
             await out.send({"type": "http.response.body", "body": piece, "more_body": True})
         await out.send({"type": "http.response.body", "body": b"", "more_body": False})
         return True
+
+
+async def _read(request: Request) -> Body:
+    """The members of a request; a large one is read in a thread, so that nobody waits for it."""
+    path, raw = request.route.path, request.body
+
+    def in_its_words() -> None:
+        refuse_in_its_words(path, raw)
+
+    return read(raw, in_its_words) if len(raw) <= SMALL else await asyncio.to_thread(read, raw, in_its_words)
+
+
+def _with(body: bytes | bytearray, values: Mapping[str, Any]) -> bytes:
+    return read(body, lambda: None).replaced(**values)
 
 
 def _well(status: int) -> bool:

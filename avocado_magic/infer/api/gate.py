@@ -16,17 +16,19 @@ from typing import Any
 
 from ..domain.keys import ApiKey
 from ..domain.ports import Engine, Observer
-from ..domain.types import Exchange, InferError
+from ..domain.types import Exchange, InferError, UpstreamError
 from ..service.access import AccessPolicy, Denied
 from ..service.admission import Busy
 from ..service.limits import Limiter, OverLimit
 from . import heads, wire
-from .client import CANCELS, pieces, watched
+from .bodies import Bodies
+from .client import CANCELS, TRUSTS, pieces, watched
 from .cors import Cors
 from .dispatch import Dispatch, Request
 from .heads import Refused
 from .outgoing import Fields, Outgoing, answer, answer_error
 from .routes import Access, Route, Serves, dialect_of, find_route
+from .watch import Watch
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,8 +36,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
-# How many of the largest bodies may be on their way in, or held, at once.
-HELD_BODIES = 4
 _UNSEEN = ("/healthz", "/readyz")  # asked every few seconds: neither logged nor counted
 
 
@@ -55,14 +55,13 @@ class Services:
 class Gate:
     """ASGI application. `app` serves the routes of our own."""
 
-    def __init__(self, services: Services, app: App, max_body: int) -> None:
+    def __init__(self, services: Services, app: App, max_body: int, first_byte: float = 0.0) -> None:
         self._services = services
         self._app = app
-        self._max_body = max_body
+        self._bodies = Bodies(max_body)
+        self._watch = Watch(services.access, first_byte)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._open: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self._held = 0  # bytes of bodies that are being read or held
         self._id_prefix, self._id_count = secrets.token_hex(5), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,15 +74,19 @@ class Gate:
             self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)  # without the loop it would look for it, with a system call
         assert task is not None
-        self._open.add(task)
+        path = scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
+        self._id_count += 1
+        exchange = Exchange(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
+        out = Outgoing(send, exchange, ((b"x-request-id", exchange.id.encode()),))
+        self._watch.enter(task, out)
         try:
-            await self._serve(scope, receive, send)
+            await self._serve(scope, path, receive, out)
         finally:
-            self._open.discard(task)
+            self._watch.leave(task)
 
     @property
     def open_requests(self) -> int:
-        return len(self._open)
+        return len(self._watch)
 
     async def drain(self, seconds: float, break_off: Callable[[], None]) -> None:
         """Take no new requests; give the open ones `seconds`, then have them broken off and end what is left."""
@@ -91,41 +94,57 @@ class Gate:
         await self._until_idle(seconds)
         break_off()
         await self._until_idle(0.5)
-        for task in list(self._open):
+        for task in self._watch.tasks:
             task.cancel()
 
     async def _until_idle(self, seconds: float) -> None:
-        tasks = set(self._open)
+        tasks = self._watch.tasks
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, path: str, receive: Receive, out: Outgoing) -> None:
         """Answer one request, whatever comes of it, and tell the observers."""
-        path = scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
-        self._id_count += 1
-        exchange = Exchange(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
-        out = Outgoing(send, exchange, ((b"x-request-id", exchange.id.encode()),))
+        exchange = out.exchange
         try:
             await self._handle(scope, path, receive, out)
         except InferError as refusal:
             exchange.outcome = "refused"
             await _refuse(refusal, path, out)
         except asyncio.CancelledError:
+            if out.ending is not None:
+                exchange.outcome = "cut"
+                logger.info("%s %s %s: ended: %s", exchange.id, scope["method"], exchange.route, out.ending.message)
+                await _refuse(out.ending, path, out)
+                return
             left = scope.get("extensions", {}).get(CANCELS)
             if left is None or not left():
                 exchange.outcome = "broken"
                 raise
             exchange.outcome = "left"
-            logger.info("%s %s %s: the client left, the engine's work is stopped", exchange.id, scope["method"], path)
+            if exchange.key:
+                logger.info(
+                    "%s %s %s: the client left, the engine's work is stopped", exchange.id, scope["method"], path
+                )
+        except UpstreamError as error:
+            exchange.outcome = "broken"
+            logger.error("%s %s %s: %s in mid-answer", exchange.id, scope["method"], exchange.route, error)
+            if out.begun:
+                # Where that cannot be said, the connection that breaks off says it.
+                await out.break_off(dialect_of(path), f"{error} in the middle of the answer")
+            else:
+                await _refuse(Refused(502, f"{error} in the middle of the answer"), path, out)
         except Exception:
             exchange.outcome = "failed"
             raise
         finally:
+            out.task = out.grow = out.still = None
             out.counted()
             exchange.ended = perf_counter()
             if exchange.route not in _UNSEEN:
                 for observer in self._services.observers:
                     observer.record(exchange)
+            if out.meter is not None:
+                self._services.limiter.release(out.meter)
 
     async def _handle(self, scope: Scope, path: str, receive: Receive, out: Outgoing) -> None:
         services, exchange, method = self._services, out.exchange, scope["method"]
@@ -148,17 +167,24 @@ class Gate:
             out.extra += services.cors.answer(headers[b"origin"])
             heads.check_basic(headers, services.cors)
         key = services.access.key(headers)
-        exchange.key = key.name
+        exchange.key, exchange.key_id = key.name, key.id
+        trusts = (scope.get("extensions") or {}).get(TRUSTS)
+        if trusts is not None:
+            trusts()
         if route is None:
             raise Refused(404, "404 page not found", plain=True)
         if method not in route.methods:
             allow = (b"allow", ", ".join(route.methods).encode())
             raise Refused(405, "405 method not allowed", plain=True, headers=(allow,))
         heads.check_role(services.access, route, key)
+        if not services.access.open_to_all:
+            self._watch.follow(out, key, route)
         if route.serves is Serves.GATE:
             body, kind = services.metrics()
             await answer(out.send, 200, kind, body)
         elif route.serves is Serves.OWN:
+            if route.rated:
+                services.limiter.enter(key, runs=False)
             await self._app({**scope, "query_string": b"", "avocado.key": key}, receive, out.send)
         else:
             await self._to_engine(scope, headers, route, key, receive, out)
@@ -181,7 +207,7 @@ class Gate:
                 request = Request(method, exchange.path, route, headers, pieces(receive), exchange)
                 await services.dispatch.upload(request, scope, out)
                 return
-            body = await self._body(headers, receive)
+            body = await self._bodies.read(key.id, headers, receive)
             held = len(body)
             request = Request(method, exchange.path, route, headers, body, exchange)
             del body
@@ -191,40 +217,16 @@ class Gate:
                 async with watched(scope, receive):
                     await services.dispatch.ask(request, scope, key, out)
         finally:
-            self._held -= held
+            self._bodies.drop(key.id, held)
             services.limiter.leave(key, runs=route.runs)
-
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | bytearray:
-        """The whole body, held once: its pieces are dropped as they are put together."""
-        length = headers.get(b"content-length", b"")
-        if not length and b"transfer-encoding" not in headers:
-            return b""
-        if length.isdigit() and int(length) > self._max_body:
-            raise Refused(413, f"the request body is larger than {self._max_body} bytes")
-        whole: bytes | bytearray = b""
-        try:
-            async for part in pieces(receive):
-                self._held += len(part)
-                if not whole:
-                    whole = part
-                else:
-                    whole = whole if isinstance(whole, bytearray) else bytearray(whole)
-                    whole += part
-                if len(whole) > self._max_body:
-                    raise Refused(413, f"the request body is larger than {self._max_body} bytes")
-                if self._held > HELD_BODIES * self._max_body:
-                    raise Refused(503, "too many large requests at once: try again", headers=((b"retry-after", b"1"),))
-        except BaseException:
-            self._held -= len(whole)
-            raise
-        return whole
 
 
 async def _refuse(refusal: InferError, path: str, out: Outgoing) -> None:
-    """Say what `refusal` says in the shape of the API that was called; nothing if an answer has begun."""
+    """Say what `refusal` says in the shape of the API that was called, or as the last line of an answer that has begun."""
     if out.begun:
-        raise refusal
-    out.holds = None
+        await out.break_off(dialect_of(path), refusal.message)
+        return
+    out.holds, out.held = None, False
     headers: Fields = refusal.headers if isinstance(refusal, Refused) else ()
     if isinstance(refusal, Denied):
         basic = path in ("/docs", "/openapi.json")  # where a browser may ask its user

@@ -75,7 +75,11 @@ def check_basic(headers: Mapping[bytes, bytes], cors: Cors) -> None:
     if headers.get(b"authorization", b"")[:6].lower() != b"basic ":
         return
     origin = headers[b"origin"].decode("latin-1")
-    if urlsplit(origin).netloc.encode("latin-1") != headers[b"host"] and not cors.allows(origin):
+    try:
+        place = urlsplit(origin).netloc.encode("latin-1")
+    except ValueError:
+        place = b""  # no URL, so no page of ours
+    if place != headers[b"host"] and not cors.allows(origin):
         raise Refused(403, "this origin may not use a password that the browser remembers")
 
 

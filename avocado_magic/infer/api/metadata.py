@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from ..domain.keys import ApiKey
 from ..service.about import About
+from . import wire
+from .docs import POLICY, page
 from .openapi import document
 
 _ROUTES = "/avocado/v1"
@@ -130,19 +133,19 @@ def router(about: About) -> APIRouter:
 
 def add_docs(app: FastAPI, version: str) -> None:
     """Have `app` describe the whole API, the engine's routes too, at /openapi.json and /docs."""
-    made: dict[str, Any] = {}
+
+    @lru_cache(1)
+    def made() -> tuple[bytes, str]:
+        whole = document(router_schema(), version)
+        return wire.encode(whole), page(whole)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        if not made:
-            made.update(document(router_schema(), version))
-        from . import wire
-
-        return Response(wire.encode(made), media_type="application/json")
+        return Response(made()[0], media_type="application/json")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url="openapi.json", title="avocado-infer")
+        return HTMLResponse(made()[1], headers={"content-security-policy": POLICY})
 
 
 def router_schema() -> dict[str, Any]:

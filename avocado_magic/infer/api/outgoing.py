@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any
 
-from ..domain.types import Dialect, Exchange
-from ..service.usage import tokens_in
+from ..domain.types import Dialect, Exchange, InferError
+from ..service.limits import Reservation
+from ..service.tokens import tokens_in, tokens_of_response
 from . import wire
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Fields = tuple[tuple[bytes, bytes], ...]
 # The counts stand in the last bytes of an answer; before them only a stream's closing frame.
 _TAIL = 2048
+# But those of /v1/responses in an object that repeats the whole answer.
+_RESPONSES, _RESPONSE_TAIL = "/v1/responses", 1 << 20
+# A frame beyond this is no usage.
+_LARGEST_FRAME = 64 * 1024
 
 
 class Outgoing:
@@ -23,22 +29,35 @@ class Outgoing:
     """
 
     __slots__ = (
+        "_last",
         "_mark",
+        "_rest",
         "_send",
         "_tail",
+        "_tail_size",
+        "asked",
+        "asked_at",
         "begun",
         "body",
         "complete",
+        "ending",
+        "estimate",
         "exchange",
         "extra",
         "fields",
+        "grow",
         "held",
+        "hides_usage",
         "holds",
         "keeps",
         "kept",
+        "meter",
         "model",
+        "named",
         "pieces",
         "status",
+        "still",
+        "task",
     )  # fmt: skip
 
     def __init__(self, send: Send, exchange: Exchange, extra: Fields = ()) -> None:
@@ -47,6 +66,8 @@ class Outgoing:
         self.model = b""  # the one that answers, where it is not the one that was named
         self._mark = b"\n"
         self._tail = b""
+        self._tail_size = _TAIL
+        self._last = b"\n"  # the last byte that went out
         self.exchange = exchange
         self.begun = False
         self.complete = False
@@ -58,6 +79,19 @@ class Outgoing:
         self.keeps = 0  # bytes of an answer that may be kept for the cache
         self.kept: list[bytes] = []
         self.pieces = 0
+        # watching
+        self.asked = False  # the engine has had the request
+        self.asked_at = 0.0  # since when it has said nothing to it (perf_counter); 0 where it has, or never got it
+        self.ending: InferError | None = None  # why the gate ends the request
+        self.task: asyncio.Task[None] | None = None  # what makes the answer
+        self.named: tuple[str, ...] = ()  # the models by which the key was let through
+        self.still: Callable[[], None] | None = None  # raises where the key may not have this answered any more
+        # tokens of a key that may use so many a day
+        self.meter: Reservation | None = None
+        self.grow: Callable[[Reservation], InferError | None] | None = None
+        self.estimate: Callable[[], int] | None = None  # about how many tokens the prompt has
+        self.hides_usage = False  # the usage was asked for by us: its frame is not the client's
+        self._rest = b""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -69,22 +103,32 @@ class Outgoing:
             if not self.held:
                 await self._begin(message)
             return
-        body = message.get("body", b"")
+        body, more = message.get("body", b""), message.get("more_body")
         if body:
+            self.asked_at = 0.0
             if self.held:
                 self.body.append(body)
             else:
                 self._count(body)
-        if not message.get("more_body"):
+                self._last = body[-1:]
+        if not more:
             self.complete = True
-        if not self.held:
-            await self._send(message)
+        if self.held:
+            return
+        if self.hides_usage:
+            message["body"] = self._without_usage(body, ends=not more)
+        await self._send(message)
+        if self.meter is not None and more:
+            await self._measure(self.meter)
 
     async def _begin(self, message: MutableMapping[str, Any]) -> None:
         self.begun = True
         self.exchange.status = self.status
         if self.exchange.runs:
             self._mark = _mark(self.exchange.route, self.fields)
+            self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
+            if self.exchange.route == _RESPONSES:
+                self._tail_size = _RESPONSE_TAIL
         message["headers"] = [*self.fields, *self.extra]
         if self.model:
             message["headers"].append((b"x-avocado-model", self.model))
@@ -96,7 +140,8 @@ class Outgoing:
             exchange.first = perf_counter()
         if exchange.runs:
             self.pieces += body.count(self._mark)
-            self._tail = body[-_TAIL:] if len(body) >= _TAIL else (self._tail + body)[-_TAIL:]
+            size = self._tail_size
+            self._tail = body[-size:] if len(body) >= size else (self._tail + body)[-size:]
         if self.keeps:
             self.keeps -= len(body)
             if self.keeps > 0:
@@ -104,6 +149,23 @@ class Outgoing:
             else:
                 self.keeps = 0
                 self.kept.clear()
+
+    def _without_usage(self, body: bytes, *, ends: bool) -> bytes:
+        """`body` without the frame that tells the usage; what is no whole frame yet waits for the next bytes."""
+        *frames, self._rest = (self._rest + body).split(b"\n\n")
+        out = b"".join(frame + b"\n\n" for frame in frames if not (b'"usage":{' in frame and b'"choices":[]' in frame))
+        if ends or len(self._rest) > _LARGEST_FRAME:
+            out, self._rest = out + self._rest, b""
+        return out
+
+    async def _measure(self, meter: Reservation) -> None:
+        """End a stream that passes what its key has left. The engine's own count, where it comes, wins afterwards."""
+        while meter.prompt + self.pieces > meter.tokens and self.grow is not None:
+            refusal = self.grow(meter)
+            if refusal is not None:
+                self.cut(refusal)
+                # Cancelled, and not raised: between here and the gate there may be an application that answers errors.
+                await asyncio.get_running_loop().create_future()
 
     async def release(self, body: bytes | None = None) -> None:
         """Send the answer that was held, with another body if one is given."""
@@ -115,16 +177,51 @@ class Outgoing:
         self.complete = True
         await self._send({"type": "http.response.body", "body": whole})
 
+    async def break_off(self, dialect: Dialect, message: str) -> bool:
+        """End an answer that has begun with an error in its own framing; False where its length was promised."""
+        if any(name == b"content-length" for name, _ in self.fields):
+            return False  # the promise cannot be kept: the broken connection is the message
+        kind = next((value for name, value in self.fields if name == b"content-type"), b"")
+        # What broke off in the middle of a line must not swallow this one.
+        lead = b"" if self._last == b"\n" else b"\n"
+        line = lead + wire.error_in_stream(kind, dialect, message)
+        await self._send({"type": "http.response.body", "body": line, "more_body": False})
+        return True
+
+    def cut(self, reason: InferError) -> None:
+        """Have the request ended; the gate says `reason`."""
+        self.ending = reason
+        if self.task is not None:
+            self.task.cancel()
+
+    def ask(self) -> None:
+        """Note that the engine gets the request now."""
+        self.asked, self.asked_at = True, perf_counter()
+
     def counted(self) -> None:
-        """Write the token counts into the exchange: the engine's own, or the pieces of what broke off."""
+        """Write the token counts into the exchange: the engine's own, or an estimate of what broke off."""
         exchange = self.exchange
-        if not exchange.runs or exchange.outcome == "cached" or not self._tail or self.status != 200:
+        ended = exchange.outcome in ("left", "broken", "cut")
+        if (
+            not exchange.runs
+            or not self.asked
+            or not (ended or (exchange.outcome == "answered" and self.status == 200))
+        ):
             return
-        found = tokens_in(self._tail)
-        if found is not None:
-            exchange.prompt_tokens, exchange.completion_tokens = found
-        elif self._mark != b"\n" or exchange.outcome != "answered":
-            exchange.completion_tokens, exchange.estimated = self.pieces, True
+        found = None
+        if self.complete and not ended:
+            found = (tokens_of_response if self._tail_size > _TAIL else tokens_in)(self._tail)
+        if found is None:
+            found = (self.estimate() if self.estimate else 0, self._pieces_or_limit())
+            exchange.estimated = True
+        exchange.prompt_tokens, exchange.completion_tokens = found
+
+    def _pieces_or_limit(self) -> int:
+        streamed = self._mark != b"\n" or (self.begun and any(v == wire.NDJSON.encode() for _, v in self.fields))
+        if streamed or self.complete:
+            return self.pieces if streamed else 0
+        # Left before an answer in one piece was there: nobody knows how far it was.
+        return (self.meter.wanted or 0) if self.meter else 0
 
 
 def _mark(route: str, fields: list[tuple[bytes, bytes]]) -> bytes:
@@ -132,7 +229,7 @@ def _mark(route: str, fields: list[tuple[bytes, bytes]]) -> bytes:
     kind = next((value for name, value in fields if name == b"content-type"), b"")
     if not kind.startswith(wire.SSE.encode()):
         return b"\n"
-    return {"/v1/responses": b".delta\n", "/v1/messages": b"_delta\n"}.get(route, b"\n\n")
+    return {_RESPONSES: b".delta\n", "/v1/messages": b"_delta\n"}.get(route, b"\n\n")
 
 
 async def answer(

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..domain.ports import Upstream, UpstreamAnswer
 from ..domain.types import UpstreamError
-from . import wire
 from .dispatch import Request
-from .outgoing import Fields, Send, answer_error
+from .outgoing import Send, answer_error
 
 logger = logging.getLogger(__name__)
 # All that goes upstream of a client's head: Ollama carries the rest on, to its cloud for instance.
@@ -30,42 +29,33 @@ class Relay:
         given = request.headers
         headers = [(name, given[name]) for name in _FORWARDED if name in given]
         length = given.get(b"content-length") if request.route.uploads else None
+        answer = None
         try:
-            answer = await self._client.request(request.method, request.path, headers, request.body, length)
-        except UpstreamError as error:
-            self.reached = False
-            request.exchange.outcome = "failed"
-            logger.error("%s %s %s: %s", request.exchange.id, request.method, request.path, error)
-            await answer_error(send, request.route.dialect, 502, f"{error}; see the engine's log")
-            return
-        self.reached = True
-        try:
+            try:
+                answer = await self._client.request(request.method, request.path, headers, request.body, length)
+                # The head goes out with the first byte of the body: until then another answer can still be given.
+                chunk = await answer.read()
+            except UpstreamError as error:
+                self.reached = False
+                request.exchange.outcome = "failed"
+                logger.error("%s %s %s: %s", request.exchange.id, request.method, request.route.path, error)
+                await answer_error(send, request.route.dialect, 502, f"{error}; see the engine's log")
+                return
+            self.reached = True
             returned = tuple((n, value) for name, value in answer.headers if (n := name.lower()) in _RETURNED)
             await send({"type": "http.response.start", "status": answer.status, "headers": returned})
-            await self._stream(request, answer, returned, send)
+            await self._stream(chunk, answer, send)
         finally:
-            answer.close()
+            if answer is not None:
+                answer.close()
 
     @staticmethod
-    async def _stream(request: Request, answer: UpstreamAnswer, headers: Fields, send: Send) -> None:
-        end = b"\n"
-        try:
-            if not answer.begun:
-                await send({"type": "http.response.body", "body": b"", "more_body": True})  # the head alone, now
-            while chunk := await answer.read():
-                await send({"type": "http.response.body", "body": chunk, "more_body": not answer.ended})
-                end = chunk[-1:]
-                if answer.ended:
-                    answer.done()
-                    return
-        except UpstreamError as error:
-            request.exchange.outcome = "broken"
-            logger.error("%s %s %s: %s in mid-answer", request.exchange.id, request.method, request.path, error)
-            if any(name == b"content-length" for name, _ in headers):
-                raise  # the promised length cannot be kept: the broken connection is the message
-            kind = next((value for name, value in headers if name == b"content-type"), b"")
-            line = wire.error_in_stream(kind, request.route.dialect, f"{error} in the middle of the answer")
-            if end != b"\n":
-                line = b"\n" + line  # it broke off in the middle of a line, which must not swallow this one
-            await send({"type": "http.response.body", "body": line, "more_body": True})
+    async def _stream(chunk: bytes, answer: UpstreamAnswer, send: Send) -> None:
+        """Pass the body on, `chunk` being the first of it. Raises UpstreamError where it breaks off."""
+        while chunk:
+            await send({"type": "http.response.body", "body": chunk, "more_body": not answer.ended})
+            if answer.ended:
+                answer.done()
+                return
+            chunk = await answer.read()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..domain.types import Dialect
@@ -32,7 +32,9 @@ class Route:
     """One path of the Ollama API (server/routes.go, GenerateRoutes) and its methods, as Allow lists them.
 
     `names_model`: the body is an object that names a model. `runs`: the model works for it, so it is queued,
-    counted and cached. `uploads`: the body is a file, passed on as it comes.
+    counted and cached; `generates`: it writes text, as much as the request allows; `usage_on_request`: a stream tells
+    its tokens only where `stream_options` ask for them. `uploads`: the body is a file, passed on as it comes.
+    `rated`: of our own, and counted against a key's requests per minute all the same, because it may ask the engine.
     """
 
     path: str
@@ -43,8 +45,11 @@ class Route:
     serves: Serves = Serves.ENGINE
     names_model: bool = False
     runs: bool = False
+    generates: bool = False
+    usage_on_request: bool = False
     lists: bool = False
     uploads: bool = False
+    rated: bool = False
 
 
 _READ = ("HEAD", "GET")
@@ -54,6 +59,14 @@ _MODEL = r"(?!\.{1,2}$)[A-Za-z0-9._:@-]+"
 
 def _asks(path: str, summary: str, dialect: Dialect = Dialect.OLLAMA) -> Route:
     return Route(path, ("POST",), summary, dialect=dialect, names_model=True, runs=True)
+
+
+def _writes(path: str, summary: str, dialect: Dialect = Dialect.OLLAMA, *, usage_on_request: bool = False) -> Route:
+    return replace(_asks(path, summary, dialect), generates=True, usage_on_request=usage_on_request)
+
+
+def _tells(path: str, summary: str) -> Route:
+    return Route(path, ("GET",), summary, serves=Serves.OWN, rated=True)
 
 
 def _changes(path: str, summary: str, method: str = "POST") -> Route:
@@ -69,27 +82,27 @@ ROUTES: tuple[Route, ...] = (
     Route("/api/tags", _READ, "models there are", lists=True),
     Route("/api/ps", ("GET",), "models in memory", lists=True),
     Route("/api/show", ("POST",), "what a model is", names_model=True),
-    _asks("/api/generate", "complete a prompt"),
-    _asks("/api/chat", "continue a conversation"),
+    _writes("/api/generate", "complete a prompt"),
+    _writes("/api/chat", "continue a conversation"),
     _asks("/api/embed", "embed texts"),
     _asks("/api/embeddings", "embed a text (the older route)"),
     Route("/v1/models", ("GET",), "models there are", dialect=Dialect.OPENAI, lists=True),
     Route("/v1/models/{model}", ("GET",), "one model", dialect=Dialect.OPENAI),
-    _asks("/v1/chat/completions", "continue a conversation", Dialect.OPENAI),
-    _asks("/v1/completions", "complete a prompt", Dialect.OPENAI),
+    _writes("/v1/chat/completions", "continue a conversation", Dialect.OPENAI, usage_on_request=True),
+    _writes("/v1/completions", "complete a prompt", Dialect.OPENAI, usage_on_request=True),
     _asks("/v1/embeddings", "embed texts", Dialect.OPENAI),
-    _asks("/v1/responses", "OpenAI's responses", Dialect.OPENAI),
-    _asks("/v1/messages", "Anthropic's messages", Dialect.ANTHROPIC),
+    _writes("/v1/responses", "OpenAI's responses", Dialect.OPENAI),
+    _writes("/v1/messages", "Anthropic's messages", Dialect.ANTHROPIC),
     _changes("/api/pull", "fetch a model"),
     _changes("/api/push", "upload a model"),
     _changes("/api/create", "make a model"),
     _changes("/api/copy", "copy a model"),
     _changes("/api/delete", "delete a model", "DELETE"),
     Route("/api/blobs/{digest}", ("HEAD", "POST"), "a file for a model to be made of", Access.ADMIN, uploads=True),
-    Route("/avocado/v1/service", ("GET",), "name, version, uptime, public URL, engine, GPU", serves=Serves.OWN),
-    Route("/avocado/v1/models", ("GET",), "models with size, context, capabilities, loaded or not", serves=Serves.OWN),
-    Route("/avocado/v1/limits", ("GET",), "what this key may do", serves=Serves.OWN),
-    Route("/avocado/v1/usage", ("GET",), "this key's requests and tokens of today", serves=Serves.OWN),
+    _tells("/avocado/v1/service", "name, version, uptime, public URL, engine, GPU"),
+    _tells("/avocado/v1/models", "models with size, context, capabilities, loaded or not"),
+    _tells("/avocado/v1/limits", "what this key may do"),
+    _tells("/avocado/v1/usage", "this key's requests and tokens of today"),
     Route("/docs", ("GET",), "this API, for a browser", serves=Serves.OWN),
     Route("/openapi.json", ("GET",), "this API, as OpenAPI", serves=Serves.OWN),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
@@ -19,7 +19,11 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key that was recognised. Limits are None where there is none."""
+    """A key that was recognised. Limits are None where there is none.
+
+    `digest` is the SHA-256 of its secret. `id` is what it is counted and remembered by: a new key under an old name
+    has another one.
+    """
 
     name: str
     role: Role
@@ -28,6 +32,13 @@ class ApiKey:
     tokens_per_day: int | None = None
     parallel: int | None = None
     expires_at: datetime | None = None
+    digest: bytes = field(default=b"", repr=False)
+    named: bool = False
+
+    @property
+    def id(self) -> str:
+        # The service's own keys keep theirs when they are rotated.
+        return f"{self.name}/{self.digest.hex()[:8]}" if self.named else self.name
 
     def may_use(self, model: str) -> bool:
         """Whether the key's models include `model`, names compared as Ollama does."""

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 _HOST = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,349}"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+# Longer ones are nobody's: Ollama's host, namespace, model and tag together stay below it.
+LONGEST_NAME = 400
 _FULL = re.compile(
     rf"(?:(?:(?P<host>{_HOST})/)?(?P<namespace>[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}})/)?"
     rf"(?P<model>{_PART})(?::(?P<tag>{_PART}))?"
@@ -48,3 +50,10 @@ class ModelName:
             return self.full
         prefix = "" if self.namespace == "library" else f"{self.namespace}/"
         return f"{prefix}{self.model}:{self.tag}"
+
+
+@lru_cache(4096)
+def common_name(text: str) -> str | None:
+    """The one spelling by which a model is counted, whatever a client wrote: no case, no defaults; None for no name."""
+    parsed = ModelName.parse(text)
+    return parsed.short.removesuffix(":latest") if parsed else None

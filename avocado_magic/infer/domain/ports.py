@@ -17,6 +17,10 @@ class Keys(Protocol):
         """The key whose secret this is; a key that was revoked a moment ago is none."""
         ...
 
+    def again(self, key: ApiKey) -> ApiKey | None:
+        """What a key that was found before is now; None where it was revoked."""
+        ...
+
 
 class Observer(Protocol):
     """Is told of every request when it has been answered. Must be quick, and must not fail."""
@@ -56,7 +60,7 @@ class Engine(Protocol):
     """Whether the engine answers, and what it is."""
 
     async def version(self) -> str | None:
-        """The version of the engine's API; None if it does not answer."""
+        """The version of the engine's API; None if it does not answer within a second."""
         ...
 
 

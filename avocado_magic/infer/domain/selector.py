@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,6 +12,8 @@ from .names import ModelName
 from .presets import PREFIX, Preset
 
 _SUGGESTIONS = 3
+# Names that are compared with a wrong one, the nearest in length; and the length of one that is compared at all.
+_COMPARED, _LONGEST = 100, 100
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ def is_cloud(name: str) -> bool:
 
 def nearest(name: str, known: Collection[str]) -> list[str]:
     """Of `known`, what `name` may have meant, the likeliest first."""
+    if len(name) > _LONGEST:
+        return []
+    known = heapq.nsmallest(_COMPARED, known, key=lambda other: abs(len(other) - len(name)))
     wanted = name.lower().removesuffix(":latest")
     model = wanted.partition(":")[0]
     same = [other for other in known if other.lower().partition(":")[0] == model]

@@ -117,6 +117,7 @@ class Exchange:
     begun: float
     route: str = ""  # the path as the route table spells it
     key: str = ""
+    key_id: str = ""
     model: str = ""
     status: int = 0
     first: float = 0.0

@@ -9,11 +9,15 @@ from typing import Any
 
 from ..domain.types import ModelDetails, UpstreamError
 from .http_client import HttpClient
+from .remembered import Remembered
 
 _JSON = [(b"Content-Type", b"application/json")]
 _NAMES_SECONDS = 2.0
 _SHOWN_SECONDS = 60.0
-_VERSION_SECONDS = 1.0
+_DETAILS_SECONDS = 1.0
+_VERSION_SECONDS, _VERSION_PATIENCE = 1.0, 0.7
+# Who asks about models waits this long for the engine, in seconds.
+_PATIENCE = 10.0
 _LARGEST = 8 << 20
 
 
@@ -22,17 +26,25 @@ class OllamaInfo:
 
     def __init__(self, client: HttpClient) -> None:
         self._client = client
-        self._names: tuple[float, Sequence[str]] = (-1e9, ())
+        nothing: Sequence[Any] = ()
+        self._names = Remembered(self._look_names, nothing, seconds=_NAMES_SECONDS, patience=_PATIENCE)
+        self._details = Remembered(self._look_details, nothing, seconds=_DETAILS_SECONDS, patience=_PATIENCE)
+        # Health is asked by machines that wait a second or two.
+        self._version = Remembered(self._look_version, None, seconds=_VERSION_SECONDS, patience=_VERSION_PATIENCE)
         self._shown: dict[str, tuple[float, Mapping[str, Any]]] = {}
-        self._version: tuple[float, str | None] = (-1e9, None)
 
     async def names(self) -> Sequence[str]:
-        at, names = self._names
-        if time.monotonic() - at > _NAMES_SECONDS:
-            tags = await self._ask("GET", "/api/tags")
-            names = [str(entry.get("name")) for entry in tags.get("models") or [] if isinstance(entry, dict)]
-            self._names = (time.monotonic(), names)
-        return names
+        return await self._names.get()
+
+    async def details(self) -> Sequence[ModelDetails]:
+        return await self._details.get()
+
+    async def version(self) -> str | None:
+        return await self._version.get()
+
+    async def _look_names(self) -> Sequence[str]:
+        tags = await self._ask("GET", "/api/tags")
+        return [str(entry.get("name")) for entry in _entries(tags)]
 
     async def capabilities(self, model: str) -> frozenset[str] | None:
         capabilities = (await self.show(model)).get("capabilities")
@@ -49,7 +61,7 @@ class OllamaInfo:
                 self._shown[model] = (time.monotonic(), shown)
         return shown
 
-    async def details(self) -> Sequence[ModelDetails]:
+    async def _look_details(self) -> Sequence[ModelDetails]:
         tags, ps = await self._ask("GET", "/api/tags"), await self._ask("GET", "/api/ps")
         loaded = {entry.get("name"): entry for entry in _entries(ps)}
         found = []
@@ -69,13 +81,9 @@ class OllamaInfo:
             )
         return found
 
-    async def version(self) -> str | None:
-        at, version = self._version
-        if time.monotonic() - at > _VERSION_SECONDS:
-            said = (await self._ask("GET", "/api/version")).get("version")
-            version = str(said) if said is not None else None
-            self._version = (time.monotonic(), version)
-        return version
+    async def _look_version(self) -> str | None:
+        said = (await self._ask("GET", "/api/version")).get("version")
+        return str(said) if said is not None else None
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> Mapping[str, Any]:
         """The object the engine answers with; empty for any other answer, or none."""
@@ -97,7 +105,8 @@ class OllamaInfo:
 
 
 def _entries(answer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return [entry for entry in answer.get("models") or () if isinstance(entry, dict)]
+    found = answer.get("models")
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def _context(model_info: Mapping[str, Any]) -> int | None:

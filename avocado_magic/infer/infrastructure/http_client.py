@@ -23,6 +23,8 @@ Headers = list[tuple[bytes, bytes]]
 # Reading from the engine pauses above this many bytes that the client has not taken yet.
 HIGH_WATER = 256 * 1024
 CONNECT_SECONDS = 10.0
+# How the URL of a Unix socket begins.
+UNIX = "unix:"
 # Bodies up to this are copied behind their head; a larger one is written as it is.
 _JOINED = 16 * 1024
 # A host that is gone says nothing: asked after a minute of silence, it is given up half a minute later.
@@ -75,7 +77,7 @@ class _Connection(asyncio.Protocol):
             # A second object over the same descriptor, for a look at it without taking anything out.
             self._probe = socket.socket(sock.family, socket.SOCK_STREAM, 0, fileno=sock.fileno())
             self._probe.setblocking(False)
-            for option, value in _KEEPALIVE:
+            for option, value in _KEEPALIVE if sock.family != socket.AF_UNIX else ():
                 self._probe.setsockopt(*option, value)
 
     def pause_writing(self) -> None:
@@ -268,13 +270,14 @@ class Answer:
 
 
 class HttpClient:
-    """Exchanges with one origin. `base` is a URL without a path.
+    """Exchanges with one origin. `base` is a URL without a path, or ``unix:`` and the path of a socket.
 
     A connection that was idle for `idle_seconds` is not used again: the other end may be about to close it.
     """
 
     def __init__(self, base: str, max_idle: int = 256, idle_seconds: float = 30.0) -> None:
-        parts = urlsplit(base)
+        self._path = base.removeprefix(UNIX) if base.startswith(UNIX) else None
+        parts = urlsplit(base if self._path is None else "http://localhost")
         self.host = parts.hostname or "127.0.0.1"
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
@@ -333,9 +336,11 @@ class HttpClient:
             connection.close()
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await asyncio.wait_for(
-                loop.create_connection(_Connection, self.host, self.port, ssl=self._tls), CONNECT_SECONDS
-            )
+            if self._path is None:
+                opening = loop.create_connection(_Connection, self.host, self.port, ssl=self._tls)
+            else:
+                opening = loop.create_unix_connection(_Connection, self._path)
+            _, connection = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
             raise UpstreamError(f"the engine does not answer ({error or 'timed out'})") from None
         return connection

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 Message = MutableMapping[str, Any]
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _BODILESS = frozenset((204, 304))
+# Bytes of a refused body that are still read for the connection's sake; with more to come it ends with the answer.
+MAX_DISCARDED = 1 << 20
 
 
 class Wire(Protocol):
@@ -28,13 +30,21 @@ class Wire(Protocol):
         """The Date field of this second."""
         ...
 
+    def taken(self, size: int) -> None:
+        """The application has taken `size` bytes of the body that were held for it."""
+        ...
+
+    def trust(self) -> None:
+        """The client has shown a key."""
+        ...
+
 
 class Exchange:
     """One request and its answer: the receive and send of ASGI."""
 
     __slots__ = (
         "_answer_started", "_chunked", "_connection", "_head", "_read", "_status", "_waiter", "answered", "chunks", "close", "complete",
-        "expects", "headers", "headless", "left", "refusal", "scope", "size", "stalled", "task", "url",
+        "expects", "headers", "headless", "left", "length", "received", "refusal", "scope", "size", "stalled", "task", "unread", "url",
     )  # fmt: skip
 
     def __init__(self, connection: Wire) -> None:
@@ -42,6 +52,9 @@ class Exchange:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.size = 0  # bytes of the head
+        self.length = 0  # bytes of the body that Content-Length promises
+        self.received = 0  # bytes of the body that came
+        self.unread = 0  # of them, those that the application has not taken yet
         self.scope: Message | None = None
         self.chunks: list[bytes] = []
         self.complete = False  # the request is here to its last byte
@@ -67,10 +80,19 @@ class Exchange:
     def client_left(self) -> bool:
         return self.left
 
+    def trust(self) -> None:
+        self._connection.trust()
+
     @property
     def silent(self) -> bool:
         """True while nothing of the answer has been written."""
         return not self._answer_started
+
+    def drop(self) -> int:
+        """Let go of what came of the body and nobody took; its bytes."""
+        dropped, self.unread = self.unread, 0
+        self.chunks.clear()
+        return dropped
 
     async def receive(self) -> Message:
         while not self.chunks:
@@ -87,7 +109,7 @@ class Exchange:
             self._waiter = self._connection.loop.create_future()
             await self._waiter
         body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
-        self.chunks.clear()
+        self._connection.taken(self.drop())
         self._read = self.complete
         return {"type": "http.request", "body": body, "more_body": not self.complete}
 
@@ -129,6 +151,9 @@ class Exchange:
         """The head, and what there is of the body."""
         out, self._head = self._head or [], None
         self._answer_started = True
+        if not self.complete and (self.expects or self.length - self.received > MAX_DISCARDED):
+            # The client was never told to send its body, and may not; or it is more than would be read for nothing.
+            self.close = True
         no_body = self.headless or self._status in _BODILESS
         framing = b""
         if self._chunked:

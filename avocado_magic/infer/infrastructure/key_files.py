@@ -7,10 +7,11 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...keyring import parse, parse_time
+from ...keyring import entries, parse_time
 from ..domain.keys import ApiKey, Role
 from ..domain.names import ModelName
 
@@ -38,8 +39,12 @@ class _File(ABC):
             try:
                 self._keys = self.read(self._path)
             except (OSError, ValueError, ConfigError) as error:
-                logger.error("the keys in %s open nothing until it is mended: %s", self._path.name, error)
+                said = error.message if isinstance(error, ConfigError) else error
+                logger.error("the keys in %s open nothing until it is mended: %s", self._path.name, said)
                 self._keys = {}
+                if isinstance(error, OSError):
+                    self._stamp = None  # the next look may find it readable, unchanged as it is
+                    return self._keys
             self._stamp = stamp
         return self._keys
 
@@ -61,7 +66,8 @@ class _OneKey(_File):
             raise ValueError(f"the key file {path} cannot be read: {error.strerror}") from None
         if not secret:
             raise ValueError(f"the key file {path} is empty")
-        return {hashlib.sha256(secret).digest(): self._key}
+        digest = hashlib.sha256(secret).digest()
+        return {digest: replace(self._key, digest=digest)}
 
 
 class _NamedKeys(_File):
@@ -80,12 +86,15 @@ class _NamedKeys(_File):
                 entry.tokens_per_day,
                 entry.parallel,
                 parse_time(entry.expires_at) if entry.expires_at else None,
+                bytes.fromhex(entry.sha256),
+                named=True,
             )
-            for entry in parse(path.read_text("utf-8"), path)
+            for entry in entries(path)
         }
 
 
 def _names(models: tuple[str, ...]) -> frozenset[ModelName] | None:
+    # A name that is none stands for nothing: a list of such names opens no model, not all.
     return frozenset(filter(None, map(ModelName.parse, models))) if models else None
 
 
@@ -109,11 +118,18 @@ class KeyFiles:
             self._files.append(_NamedKeys(named))
         if admin_key_file:
             self._files.append(_OneKey(admin_key_file, ApiKey("admin", Role.ADMIN)))
-        self._given = {hashlib.sha256(key.encode()).digest(): ApiKey("default", Role.INFERENCE)} if key else {}
+        digest = hashlib.sha256(key.encode()).digest() if key else b""
+        self._given = {digest: ApiKey("default", Role.INFERENCE, digest=digest)} if key else {}
 
     def find(self, secret: bytes) -> ApiKey | None:
         """The key whose secret this is. Looked up by hash: how long it takes tells nothing about a key."""
-        digest = hashlib.sha256(secret).digest()
+        return self._of(hashlib.sha256(secret).digest())
+
+    def again(self, key: ApiKey) -> ApiKey | None:
+        """What a key that was found before is now; None where it was revoked."""
+        return self._of(key.digest)
+
+    def _of(self, digest: bytes) -> ApiKey | None:
         for file in self._files:
             found = file.keys().get(digest)
             if found is not None:

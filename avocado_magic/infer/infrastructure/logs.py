@@ -5,17 +5,40 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..domain.types import Exchange
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Lines of requests are written together this often, in seconds: a write for each would cost more than the rest.
 _FLUSH_SECONDS = 0.2
+# Of requests without a key, which anybody can send, so many get a line of their own in so many seconds; the rest is counted.
+_KEYLESS_LINES, _KEYLESS_SECONDS = 10, 10.0
+# Characters that move the cursor, colour, reorder or break a line: controls, formats, line and paragraph separators, halves.
+_UNPRINTABLE = frozenset(("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that a terminal or a reader of logs takes for more than a character."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if unicodedata.category(c) not in _UNPRINTABLE else f"\\u{ord(c):04x}" for c in text)
+
+
+class _Text(logging.Formatter):
+    """A line per message; what comes from outside cannot make it two, or look like another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n"))) if record.exc_info else self._line(record)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _Json(logging.Formatter):
@@ -28,13 +51,17 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return _dumps(entry)
+
+
+def _dumps(entry: dict[str, Any]) -> str:
+    return printable(json.dumps(entry, ensure_ascii=False))
 
 
 def configure(as_json: bool, stream: TextIO | None = None) -> None:
     """Send the program's messages to `stream` (standard error)."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Json() if as_json else logging.Formatter(_TEXT))
+    handler.setFormatter(_Json() if as_json else _Text(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
@@ -46,13 +73,32 @@ class RequestLog:
         self._format: Callable[[Exchange], str] = _as_json if as_json else _as_text
         self._stream = stream or sys.stderr
         self._lines: list[str] = []
+        self._note: Callable[[str], str] = _note_as_json if as_json else _note_as_text
+        self._keyless = 0  # requests without a key in these seconds
 
     def record(self, exchange: Exchange) -> None:
         if not self._everything and exchange.status < 400 and exchange.outcome == "answered":
             return
+        if not exchange.key and not self._admits_keyless():
+            return
+        self._add(self._format(exchange))
+
+    def _add(self, line: str) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
-        self._lines.append(self._format(exchange))
+        self._lines.append(line)
+
+    def _admits_keyless(self) -> bool:
+        """Whether another request without a key gets a line; those that do not are told of as a number."""
+        if self._keyless == 0:
+            asyncio.get_running_loop().call_later(_KEYLESS_SECONDS, self._tell_keyless)
+        self._keyless += 1
+        return self._keyless <= _KEYLESS_LINES
+
+    def _tell_keyless(self) -> None:
+        more, self._keyless = self._keyless - _KEYLESS_LINES, 0
+        if more > 0:
+            self._add(self._note(f"{more} more requests without a valid key in {_KEYLESS_SECONDS:g} s"))
 
     def flush(self) -> None:
         """Write what waits."""
@@ -66,10 +112,23 @@ def _as_text(e: Exchange) -> str:
     first = f" first={(e.first - e.begun) * 1000:.1f}ms" if e.first else ""
     counts = f" tokens={e.prompt_tokens}+{e.completion_tokens}{'~' if e.estimated else ''}" if e.runs else ""
     limit = f" limit={e.limit}" if e.limit else ""
-    return (
+    return printable(
         f"{_stamp(time.time())} INFO request id={e.id} key={e.key or '-'} {e.method} {e.path} {e.status} {e.outcome}"
-        f" model={e.model or '-'} took={(e.ended - e.begun) * 1000:.1f}ms{first}{counts}{limit}"
+        f" model={_word(e.model)} took={(e.ended - e.begun) * 1000:.1f}ms{first}{counts}{limit}"
     )
+
+
+def _word(text: str) -> str:
+    """A value that ends where it seems to end: in quotes where it has a space, a quote or a sign in it."""
+    return (text or "-") if not re.search(r"[\s\"'=]", text) else json.dumps(text, ensure_ascii=False)
+
+
+def _note_as_text(text: str) -> str:
+    return f"{_stamp(time.time())} INFO request: {text}"
+
+
+def _note_as_json(text: str) -> str:
+    return _dumps({"time": _stamp(time.time()), "level": "info", "logger": "request", "message": text})
 
 
 def _as_json(e: Exchange) -> str:
@@ -92,7 +151,7 @@ def _as_json(e: Exchange) -> str:
         "tokens_estimated": e.estimated,
         "limit": e.limit or None,
     }
-    return json.dumps(entry, ensure_ascii=False)
+    return _dumps(entry)
 
 
 @lru_cache(2)

@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from ..domain.names import common_name
 from ..domain.types import Exchange
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-# Models that have a series of their own; a client chooses the name, so their number is bounded.
+# Models that have a series of their own.
 _MAX_MODELS = 200
 
 
@@ -65,7 +66,8 @@ class Metrics:
             self._first[route].observe(exchange.first - exchange.begun)
         self._queued.observe(exchange.queued)
         if exchange.prompt_tokens or exchange.completion_tokens:
-            model = exchange.model
+            # The engine has answered for the model, so there is one; without an answer the name is only what a client says.
+            model = (common_name(exchange.model) if exchange.status == 200 else None) or "other"
             if model not in self._models:
                 if len(self._models) >= _MAX_MODELS:
                     model = "other"

@@ -93,7 +93,7 @@ class About:
         }
 
     def usage(self, key: ApiKey) -> dict[str, Any]:
-        rows = self._usage.today(key.name)
+        rows = self._usage.today(key.id)
         return {
             "key": key.name,
             "day": self._usage.day,

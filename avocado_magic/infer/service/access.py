@@ -40,12 +40,18 @@ class AccessPolicy:
             return LOCAL
         for credential in credentials(headers):
             found = self._keys.find(credential)
-            if found is None:
-                continue
-            if found.expires_at is not None and found.expires_at <= datetime.now(timezone.utc):
-                raise Denied(f"this API key expired at {found.expires_at:%Y-%m-%dT%H:%M:%SZ}")
-            return found
+            if found is not None:
+                return _unexpired(found)
         raise Denied("missing or wrong API key: send it as 'Authorization: Bearer KEY'")
+
+    def again(self, key: ApiKey) -> ApiKey:
+        """What `key`, which opened a request that still runs, is now. Raises Denied where it opens nothing any more."""
+        if self._keys is None:
+            return key
+        found = self._keys.again(key)
+        if found is None:
+            raise Denied("this API key was revoked")
+        return _unexpired(found)
 
     @staticmethod
     def may_infer(key: ApiKey) -> bool:
@@ -58,6 +64,12 @@ class AccessPolicy:
     @staticmethod
     def may_measure(key: ApiKey) -> bool:
         return key.role in (Role.ADMIN, Role.METRICS)
+
+
+def _unexpired(key: ApiKey) -> ApiKey:
+    if key.expires_at is not None and key.expires_at <= datetime.now(timezone.utc):
+        raise Denied(f"this API key expired at {key.expires_at:%Y-%m-%dT%H:%M:%SZ}")
+    return key
 
 
 def credentials(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:

@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 # A larger request is not looked into for it.
-MAX_REQUEST = 1 << 20
+MAX_REQUEST = 64 * 1024
+# A larger answer is not turned from a stream into a whole, or back.
+MAX_TURNED = 256 * 1024
 # They change how an answer is delivered, or how long the model stays: not what it says.
 _NOT_ASKED = ("keep_alive", "user", "metadata", "store", "service_tier")
 _OVERHEAD = 512
@@ -94,6 +96,8 @@ class AnswerCache:
         age = self._clock() - answer.at
         if age > self._max_age:
             self._drop(key)
+            return None
+        if answer.stream != place.stream and answer.size > MAX_TURNED:
             return None
         self._answers.move_to_end(key)
         if answer.stream != place.stream:

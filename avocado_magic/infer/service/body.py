@@ -13,14 +13,17 @@ from typing import Any
 
 import msgspec
 
+from ..domain.names import LONGEST_NAME
 from ..domain.types import InferError, RequestError
 
 MAX_MEMBERS = 256
+# A larger body is not read on the loop, where it would hold everybody up.
+SMALL = 64 * 1024
 # Above this many colons the members are counted before any object is made of them.
 _MANY = 10_000
 MAX_COLONS = 1_000_000
-# What only Go reads is read more slowly, so not beyond this.
-_LENIENT_BYTES = 1 << 20
+# What only Go reads, and what nobody can read, is looked at more slowly, so not beyond this.
+_LENIENT_BYTES = 256 * 1024
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MEMBER = re.compile(rb'[\s,]*"([^"\\\x00-\x1f]*)"\s*:\s*')
 _END = re.compile(rb"\s*\}\s*")
@@ -50,6 +53,10 @@ _READ = frozenset(
 )
 
 
+# Members that name a model.
+_NAMES = ("model", "name", "from", "source", "destination")
+
+
 class Body:
     """The members of a request's object. Values are decoded when they are asked for."""
 
@@ -60,11 +67,27 @@ class Body:
         self._values: dict[str, Any] = {}
 
     def get(self, name: str) -> Any:
-        """The value of `name`, None where there is none."""
+        """The value of `name`, None where there is none. Raises InferError 400 for one that cannot be read."""
         if name not in self._values:
             raw = self.members.get(name)
-            self._values[name] = None if raw is None else msgspec.json.decode(raw)
+            self._values[name] = None if raw is None else _value(raw, name)
         return self._values[name]
+
+    def check_names(self) -> None:
+        """Refuse a name that is longer than any model's, before anybody looks at it. Raises InferError 400."""
+        for member in _NAMES:
+            raw = self.members.get(member)
+            size = 0 if raw is None else len(memoryview(raw))
+            if size <= LONGEST_NAME + 2:
+                continue
+            # Escaped, a byte takes six; only what may be short enough is decoded.
+            value = self.get(member) if size <= 6 * LONGEST_NAME + 2 else None
+            if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > LONGEST_NAME:
+                raise InferError(400, f'"{member}" is longer than {LONGEST_NAME} bytes: no model has such a name')
+
+    def names(self) -> list[str]:
+        """Every model that is named, in whatever member."""
+        return [value for member in _NAMES if isinstance(value := self.get(member), str) and value]
 
     def model(self) -> str:
         """The model that is named; empty where there is none."""
@@ -83,6 +106,17 @@ class Body:
         return b"{" + b",".join(parts) + b"}"
 
 
+def _value(raw: msgspec.Raw, name: str) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:  # as Go reads it: bytes that are no UTF-8 are replaced
+        return json.loads(bytes(memoryview(raw)).decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        raise RequestError(400, f'the value of "{name}" cannot be read') from None
+
+
 def read(body: bytes | bytearray, in_its_words: Callable[[], None]) -> Body:
     """The members of `body`. Raises InferError 400.
 
@@ -98,10 +132,14 @@ def read(body: bytes | bytearray, in_its_words: Callable[[], None]) -> Body:
             _count(body)
         members = _RAW.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        in_its_words()
-        return Body(_lenient(body))
-    _check_names(body, members)
-    return Body(members)
+        if len(body) <= _LENIENT_BYTES:
+            in_its_words()
+        found = Body(_lenient(body))
+    else:
+        _check_names(body, members)
+        found = Body(members)
+    found.check_names()
+    return found
 
 
 def _lenient(body: bytes | bytearray) -> Mapping[str, msgspec.Raw]:
@@ -111,12 +149,14 @@ def _lenient(body: bytes | bytearray) -> Mapping[str, msgspec.Raw]:
         names = [name for name, _ in pairs]
         return pairs if len(set(names)) == len(names) else None
 
-    try:
-        pairs = json.loads(body[:_LENIENT_BYTES].decode("utf-8", "replace"), object_pairs_hook=outer)
-    except (ValueError, RecursionError):
-        pairs = None
+    pairs: Any = None
+    if len(body) <= _LENIENT_BYTES:
+        try:
+            pairs = json.loads(body.decode("utf-8", "replace"), object_pairs_hook=outer)
+        except (ValueError, RecursionError):
+            pass
     if (
-        not body.lstrip().startswith(b"{")
+        not body[:_LENIENT_BYTES].lstrip().startswith(b"{")
         or not isinstance(pairs, list)
         or not all(isinstance(pair, tuple) for pair in pairs)
     ):

@@ -24,6 +24,7 @@ class Selection:
 
     asked: str
     candidates: Sequence[Candidate]
+    checked: str = ""  # the name by which the key was let through
 
     @property
     def changed(self) -> bool:
@@ -57,12 +58,13 @@ class Models:
         else:
             names = [name, *(selector.fallbacks(asked) or selector.fallbacks(name))] if runs else [name]
             candidates = [self._made(path, body, raw, asked, n) for n in names if n == name or key.may_use(n)]
+        checked = asked if asked and key.may_use(asked) else name
         for model, _ in candidates:
             if not selector.rules.allow_cloud and is_cloud(model):
                 raise InferError(403, f"the model {model!r} runs in Ollama's cloud: that is switched off here")
         if runs and has_images(raw, body):
             candidates = await self._seeing(key, path, body, raw, asked, candidates)
-        return Selection(asked, candidates)
+        return Selection(asked, candidates, checked)
 
     def _made(self, path: str, body: Body, raw: bytes | bytearray, asked: str, name: str) -> Candidate:
         preset = self.selector.preset(name) if not self.selector.plain else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ..domain.names import common_name
 from ..domain.ports import UsageStore
 from ..domain.types import Exchange, StoreError, UsageRow
 
@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 5.0
 # Rows that wait for a database that does not answer; beyond them the models of a key and day are put together.
 MAX_PENDING = 10_000
+# What a model is counted as whose name nobody but a client has said.
+OTHER = "other"
 _Key = tuple[str, str, str]
 _Counts = list[int]  # requests, prompt, completion and estimated tokens
 
@@ -30,6 +32,7 @@ class UsageBook:
         self._pending: dict[_Key, _Counts] = {}
         self._day = ""
         self._of_day: dict[tuple[str, str], _Counts] = {}
+        self._tokens: dict[str, int] = {}  # of the day, by key
         self._failing = False
         self._closed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -42,7 +45,7 @@ class UsageBook:
         try:
             for row in await asyncio.to_thread(self._store.since, self._day):
                 if row.day == self._day:
-                    _add(self._of_day, (row.key, row.model), _counts(row))
+                    self._count(row.key, row.model, _counts(row))
         except StoreError as error:
             self._failing = True
             logger.error("usage cannot be read, today's counts start at zero: %s", error)
@@ -54,23 +57,31 @@ class UsageBook:
             await self._task
 
     def record(self, exchange: Exchange) -> None:
-        if not exchange.runs or not exchange.key or exchange.outcome == "refused":
+        tokens = exchange.prompt_tokens + exchange.completion_tokens
+        well = exchange.status == 200
+        if not exchange.runs or not exchange.key_id or not (well or tokens):
             return
         self._roll()
+        # The engine has answered for the model, so there is one; without an answer the name is only what a client says.
+        model = (common_name(exchange.model) if well else None) or OTHER
         completion = exchange.completion_tokens
         counts = (1, exchange.prompt_tokens, completion, completion if exchange.estimated else 0)
-        _add(self._of_day, (exchange.key, exchange.model), counts)
+        self._count(exchange.key_id, model, counts)
         if self._store is not None:
-            model = exchange.model if len(self._pending) < MAX_PENDING else "*"
-            _add(self._pending, (exchange.key, model, self._day), counts)
+            which = (exchange.key_id, model if len(self._pending) < MAX_PENDING else OTHER, self._day)
+            _add(self._pending, which, counts)
+
+    def _count(self, key: str, model: str, counts: Sequence[int]) -> None:
+        _add(self._of_day, (key, model), counts)
+        self._tokens[key] = self._tokens.get(key, 0) + counts[1] + counts[2]
 
     def tokens_today(self, key: str) -> int:
-        """Tokens that `key` has used since midnight UTC, prompts and answers."""
+        """Tokens that the key with this id has used since midnight UTC, prompts and answers."""
         self._roll()
-        return sum(counts[1] + counts[2] for (name, _), counts in self._of_day.items() if name == key)
+        return self._tokens.get(key, 0)
 
     def today(self, key: str) -> Sequence[UsageRow]:
-        """What `key` has used since midnight UTC, by model."""
+        """What the key with this id has used since midnight UTC, by model."""
         self._roll()
         rows = (UsageRow(name, model, self._day, *counts) for (name, model), counts in self._of_day.items())
         return sorted((row for row in rows if row.key == key), key=lambda row: row.model)
@@ -86,6 +97,7 @@ class UsageBook:
         if day != self._day:
             self._day = day
             self._of_day.clear()
+            self._tokens.clear()
 
     async def _work(self) -> None:
         while not self._closed.is_set():
@@ -134,23 +146,3 @@ def utc_day(seconds: float) -> str:
 @lru_cache(2)
 def _day(number: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(number * 86400))
-
-
-_PROMPT = (b'"prompt_eval_count":', b'"prompt_tokens":', b'"input_tokens":')
-_ANSWER = (b'"eval_count":', b'"completion_tokens":', b'"output_tokens":')
-_NUMBER = re.compile(rb"\s*(\d+)")
-
-
-def tokens_in(end: bytes) -> tuple[int, int] | None:
-    """The tokens of prompt and answer that stand in the last bytes of an answer; None where they do not."""
-    prompt, answer = _last(end, _PROMPT), _last(end, _ANSWER)
-    return None if prompt is None and answer is None else (prompt or 0, answer or 0)
-
-
-def _last(end: bytes, names: Sequence[bytes]) -> int | None:
-    for name in names:
-        at = end.rfind(name)
-        # Inside a string the quote would be escaped, so what is not is a member.
-        if at > 0 and end[at - 1] != 0x5C and (found := _NUMBER.match(end, at + len(name))):
-            return int(found[1])
-    return None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..domain.types import InferError, Model
+from ..domain.types import InferError, Model, RequestError
 from .go_json import Struct, decode, kind_of
 
 MESSAGE = Struct(
@@ -332,7 +332,13 @@ def struct_of(path: str) -> Struct | None:
     return _STRUCTS[path][0] if path in _STRUCTS else None
 
 
+# A larger body is refused in words of our own: to say what exactly is wrong with it would take too long.
+_EXPLAINED = 256 * 1024
+
+
 def refuse_in_its_words(path: str, body: bytes | bytearray) -> None:
     """Raise what Ollama says about a `body` that the route `path` cannot read; nothing if it can."""
+    if path not in _STRUCTS or len(body) > _EXPLAINED:
+        raise RequestError(400, "the request body is not what this route takes")
     struct, missing = _STRUCTS[path]
     decode(bytes(body), struct, missing)

@@ -1,0 +1,85 @@
+"""Watches the requests under way: ends those whose key was taken away, and those to which the engine says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import perf_counter
+
+from ..domain.keys import ApiKey
+from ..domain.types import InferError
+from ..service.access import AccessPolicy
+from .heads import Refused, check_role
+from .outgoing import Outgoing
+from .routes import Route
+
+logger = logging.getLogger(__name__)
+# A key that was revoked ends what runs with it within twice this, in seconds.
+LOOK_SECONDS = 0.5
+
+
+class Watch:
+    """The requests under way, each known by its task. `first_byte` is in seconds, 0 for no limit."""
+
+    def __init__(self, access: AccessPolicy, first_byte: float) -> None:
+        self._access = access
+        self._first_byte = first_byte
+        self._open: dict[asyncio.Task[None], Outgoing] = {}
+        self._looking = False
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        return set(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def enter(self, task: asyncio.Task[None], out: Outgoing) -> None:
+        self._open[task] = out
+        out.task = task
+        if not self._looking:
+            self._looking = True
+            task.get_loop().call_later(LOOK_SECONDS, self._look)
+
+    def leave(self, task: asyncio.Task[None]) -> None:
+        self._open.pop(task, None)
+
+    def follow(self, out: Outgoing, key: ApiKey, route: Route) -> None:
+        """Have `out` end when `key` may not use `route`, or the models it named, any more."""
+
+        def still() -> None:
+            now = self._access.again(key)
+            if now is key or now == key:
+                return
+            check_role(self._access, route, now)
+            for name in out.named:
+                if not now.may_use(name):
+                    raise Refused(403, f"this key may not use the model {name!r} any more")
+
+        out.still = still
+
+    def _look(self) -> None:
+        """Look at each request that is open; again and again while there are any."""
+        if not self._open:
+            self._looking = False
+            return
+        now = perf_counter()
+        for out in list(self._open.values()):
+            try:
+                reason = self._reason(out, now)
+            except Exception:
+                logger.exception("looking at a request failed; it goes on")
+                continue
+            if reason is not None and out.ending is None:
+                out.cut(reason)
+        asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _reason(self, out: Outgoing, now: float) -> InferError | None:
+        if out.still is not None:
+            try:
+                out.still()
+            except InferError as refusal:
+                return refusal
+        if self._first_byte and out.asked_at and now - out.asked_at > self._first_byte:
+            return Refused(504, f"the engine has said nothing for {self._first_byte:g} s")
+        return None

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -105,9 +108,28 @@ class Identity:
         return self.here() and start_ticks(self.pid) == self.start_ticks
 
 
+# What looks like a secret stays with who has it; a part that needs one names it.
+_SECRET_NAME = re.compile(
+    r".*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CREDENTIALS|_PASS|_PAT|_DSN)|.*SECRET.*|.*PASSWORD.*"
+    r"|(AWS|GOOGLE|AZURE)_.*",
+    re.IGNORECASE,
+)
+# Without these children find no way out, no packages, no certificates and no GPU, whatever they look like.
+_NEEDED_NAME = re.compile(r".*_PROXY|(PIP|SSL|CUDA|NVIDIA|ROCM|ROCR|HIP|HSA|GPU)_.*", re.IGNORECASE)
+_URL_WITH_PASSWORD = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s@]*:[^/\s@]+@")
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether an environment variable looks like a secret, by its name or by a password in a URL."""
+    if _NEEDED_NAME.fullmatch(name):
+        return False
+    return _SECRET_NAME.fullmatch(name) is not None or _URL_WITH_PASSWORD.search(value) is not None
+
+
 def child_environment(extra: Mapping[str, str | None]) -> dict[str, str]:
-    """This environment without the secrets that are ours to use, and with `extra` (None removes)."""
-    merged: dict[str, str | None] = {**os.environ, **dict.fromkeys(SECRET_VARIABLES), **extra}
+    """This environment without what is secret or looks like it, and with `extra` (None removes)."""
+    kept = {name: value for name, value in os.environ.items() if not looks_secret(name, value)}
+    merged: dict[str, str | None] = {**kept, **dict.fromkeys(SECRET_VARIABLES), **extra}
     return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -187,8 +209,8 @@ def wait_until(condition: Callable[[], bool], seconds: float, step: float = 0.05
 
 
 def open_private(path: Path, flags: int) -> int:
-    """A file descriptor for `path` that only its owner may read, from the moment it exists."""
-    return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A file descriptor for `path` that only its owner may read, from the moment it exists; OSError where it is a link."""
+    return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -215,6 +237,37 @@ def write_private(path: Path, text: str) -> Path:
     return path
 
 
+# sun_path holds 108 bytes with its final zero on Linux, 104 on macOS.
+SOCKET_PATH_LIMIT = 100
+
+
+class SocketPlace:
+    """Where a Unix socket can be: in `folder`, or in a private temporary folder where that holds none."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._own_folder: str | None = None
+        self.path = str(folder / name)
+        try:
+            if len(os.fsencode(self.path)) > SOCKET_PATH_LIMIT:
+                raise OSError("the path is too long")
+            Path(self.path).unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(self.path)
+            Path(self.path).unlink()
+        except OSError:  # too long, or a file system that holds no sockets
+            self._own_folder = tempfile.mkdtemp(prefix="avocado-")
+            self.path = os.path.join(self._own_folder, name)
+
+    def clear(self) -> None:
+        """Remove the socket, and the folder that was made for it."""
+        try:
+            Path(self.path).unlink(missing_ok=True)
+        except OSError:
+            pass  # its folder went before it
+        if self._own_folder:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log. A full disk loses the line and nothing else: whoever drains a pipe must go on."""
     try:
@@ -230,7 +283,7 @@ def rotate(path: Path, limit: int = LOG_LIMIT) -> None:
     Copied and truncated rather than renamed: the process that writes it holds it open for appending.
     """
     try:
-        if path.stat().st_size <= limit:
+        if path.is_symlink() or path.stat().st_size <= limit:
             return
         with (
             path.open("rb") as source,
@@ -262,9 +315,16 @@ class ManagedProcess:
     never blocks on a pipe nobody drains and outlives nothing it depends on.
     """
 
-    def __init__(self, argv: Sequence[str], log: Path, env: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        env: Mapping[str, str | None] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         self.argv = list(argv)
         self.log = log
+        self._descriptors = tuple(descriptors)  # handed down under the same numbers
         self._env = dict(env or {})
         self._child: subprocess.Popen[bytes] | None = None
         self._identity: Identity | None = None
@@ -280,6 +340,7 @@ class ManagedProcess:
                 stderr=subprocess.STDOUT,
                 env=child_environment(self._env),
                 start_new_session=True,
+                pass_fds=self._descriptors,
                 cwd="/",
             )
         ticks = start_ticks(self._child.pid)

@@ -110,9 +110,14 @@ class ProcessPart:
     log: Path
     _process: ManagedProcess | None = None
 
-    def _launch(self, argv: Sequence[str], environment: Mapping[str, str | None] | None = None) -> None:
-        """Start the process; StartError if the program cannot be run."""
-        self._process = ManagedProcess(argv, self.log, environment)
+    def _launch(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str | None] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Start the process, with `descriptors` handed down; StartError if the program cannot be run."""
+        self._process = ManagedProcess(argv, self.log, environment, descriptors)
         try:
             self._process.start()
         except OSError as error:

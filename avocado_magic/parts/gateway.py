@@ -14,18 +14,24 @@ from ..keyring import keys_file
 from ..process import without_variables
 from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session
+from .ports import listen, listens
 
 # Open streams get this long to end when the service stops; well inside what `stop` waits for.
 DRAIN_SECONDS = 1.5
 
 
 class Gateway(ProcessPart):
-    """Runs ``avocado-infer --backend ollama`` on 127.0.0.1:`port`."""
+    """Runs ``avocado-infer --backend ollama`` on a port of 127.0.0.1, 0 for a free one.
+
+    The port is taken once, here, and handed to the gateway alone: while that restarts, who connects waits, and no
+    other program can have the port to which the tunnel leads. Raises ConfigError where it is taken.
+    """
 
     name = "gateway"
 
     def __init__(self, port: int, upstream: str, key_file: Path, settings: Settings, log: Path) -> None:
-        self.port = port
+        self._listening = listen(port)
+        self.port = int(self._listening.getsockname()[1])
         self._settings = settings
         self._upstream = upstream
         self._key_file = key_file
@@ -35,18 +41,29 @@ class Gateway(ProcessPart):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def holds_port(self) -> bool:
+        """True while the port is ours; once it is lost, another program may answer there."""
+        return listens(self._listening)
+
+    def take_port(self) -> None:
+        """Take the port again after it was lost. Raises ConfigError where somebody has it."""
+        self._listening.close()
+        self._listening = listen(self.port)
+
+    def release(self) -> None:
+        """Give the port up: nothing is started any more."""
+        self._listening.close()
+
     def start(self, context: StartContext) -> None:
         context.report("starting")
         argv = [
             sys.executable,
             "-m",
             "avocado_magic.infer",
-            "--host",
-            "127.0.0.1",
+            "--fd",
+            str(self._listening.fileno()),
             "--backend",
             "ollama",
-            "--port",
-            str(self.port),
             "--upstream",
             self._upstream,
             "--api-key-file",
@@ -65,7 +82,8 @@ class Gateway(ProcessPart):
         if self._settings.gateway_config:
             argv += ["--config", self._settings.gateway_config]
         # The user's own avocado-infer settings are for one that runs alone: here they could open the door.
-        self._launch(argv, {**without_variables("AVOCADO_INFER_"), "AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)})
+        environment = {**without_variables("AVOCADO_INFER_"), "AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)}
+        self._launch(argv, environment, [self._listening.fileno()])
 
         def answers() -> bool:
             if self._code() is not None:
@@ -80,6 +98,8 @@ class Gateway(ProcessPart):
         context.wait_until(answers, "starting the gateway", self.name, self.log, ANSWER_SECONDS)
 
     def check(self) -> str | None:
+        if not self.holds_port():
+            return "the gateway's port was lost"
         if self._code() is not None:
             return "the gateway's process ended"
         try:

@@ -6,6 +6,9 @@ import socket
 
 from ..errors import ConfigError
 
+# Connections that wait while nobody accepts.
+BACKLOG = 2048
+
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on now."""
@@ -25,12 +28,39 @@ def is_free(port: int) -> bool:
         return True
 
 
+def listen(port: int) -> socket.socket:
+    """Listen on 127.0.0.1:`port`, any free one for 0. Raises ConfigError naming the program that has it.
+
+    Without SO_REUSEPORT: nobody can take a share of it. Whoever connects waits until somebody accepts.
+    """
+    listening = socket.socket()
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise _taken(port) from None
+    return listening
+
+
+def listens(listening: socket.socket) -> bool:
+    """True while `listening` is a socket that listens."""
+    try:
+        return bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False
+
+
 def require_free(port: int) -> None:
     """ConfigError naming the program that listens on `port`, if one does."""
     if not is_free(port):
-        raise ConfigError(
-            f"port {port} is in use{holder(port)}", "end that program, or choose another: --port 0 picks a free one"
-        )
+        raise _taken(port)
+
+
+def _taken(port: int) -> ConfigError:
+    hint = "end that program, or choose another: --port 0 picks a free one"
+    return ConfigError(f"port {port} is in use{holder(port)}", hint)
 
 
 def holder(port: int) -> str:

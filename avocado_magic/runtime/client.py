@@ -77,7 +77,7 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
 
 def status(name: str = "default") -> ServiceState:
     """The service as its state file has it, put right where its supervisor is gone. Starts nothing."""
-    folder = ServiceFolder(name)
+    folder = ServiceFolder(name).check()
     state = folder.read()
     if state.state in RUNNING and not state.live():
         crashed = {
@@ -94,12 +94,12 @@ def status(name: str = "default") -> ServiceState:
 
 
 def services() -> list[ServiceState]:
-    """Every service this home knows, running or not. A state that cannot be read counts as failed."""
+    """Every service this home knows, running or not. One that cannot be read counts as failed."""
     found = []
     for folder in all_folders():
         try:
             found.append(status(folder.name))
-        except CorruptState as error:
+        except AvocadoError as error:
             found.append(ServiceState(folder.name, state="failed", error=error.to_dict()))
     return found
 
@@ -109,7 +109,7 @@ def down(name: str = "default") -> bool:
 
     Raises AvocadoError if it runs on another host, or if something of it does not end.
     """
-    folder = ServiceFolder(name)
+    folder = ServiceFolder(name).check()
     if not folder.path.is_dir():
         return False
     with starting_or_stopping(folder):
@@ -167,7 +167,7 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
     """The last lines of a part's log. Raises NotRunningError where there is none."""
     if part not in LOGS:
         raise AvocadoError(f"there is no log of {part!r}", f"choose one of {', '.join(LOGS)}")
-    folder = ServiceFolder(name)
+    folder = ServiceFolder(name).check()
     if not folder.logs.is_dir():
         raise NotRunningError(f"there is no service {name!r}", "%avocado_up starts one")
     return tail(folder.log(part), lines)

@@ -10,10 +10,8 @@ import json
 import logging
 import os
 import select
-import shutil
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AvocadoError, NotRunningError
+from ..process import SocketPlace
 
 logger = logging.getLogger(__name__)
-# sun_path holds 108 bytes with its final zero on Linux, 104 on macOS.
-_PATH_LIMIT = 100
 _LINE_LIMIT = 1 << 20
 # A command: what was asked, and an event that is set when the asker has left.
 Command = Callable[[Mapping[str, Any], threading.Event], Mapping[str, Any]]
@@ -35,18 +32,10 @@ class ControlServer:
 
     def __init__(self, folder: Path, commands: Mapping[str, Command]) -> None:
         self._commands = commands
-        self._own_folder: str | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.path = str(folder / "control.sock")
-        try:
-            if len(os.fsencode(self.path)) > _PATH_LIMIT:
-                raise OSError("the path is too long")
-            Path(self.path).unlink(missing_ok=True)
-            self._socket.bind(self.path)
-        except OSError:  # too long, or a file system that holds no sockets
-            self._own_folder = tempfile.mkdtemp(prefix="avocado-")
-            self.path = os.path.join(self._own_folder, "control.sock")
-            self._socket.bind(self.path)
+        self._place = SocketPlace(folder, "control.sock")
+        self.path = self._place.path
+        self._socket.bind(self.path)
         os.chmod(self.path, 0o600)
         self._socket.listen(8)
         threading.Thread(target=self._accept, name="avocado-control", daemon=True).start()
@@ -97,9 +86,7 @@ class ControlServer:
 
     def close(self) -> None:
         self._socket.close()
-        Path(self.path).unlink(missing_ok=True)
-        if self._own_folder:
-            shutil.rmtree(self._own_folder, ignore_errors=True)
+        self._place.clear()
 
 
 def _watch(connection: socket.socket, left: threading.Event, done: threading.Event) -> None:

@@ -150,6 +150,7 @@ class ServiceFolder:
 
     def make(self) -> ServiceFolder:
         """Create it; AvocadoError where that is not possible."""
+        self.check()
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             for folder in (self.path.parent, self.path, self.logs):
@@ -158,6 +159,21 @@ class ServiceFolder:
             raise AvocadoError(
                 f"{self.path} cannot be made: {error.strerror}", "set AVOCADO_HOME to a folder of yours"
             ) from None
+        return self
+
+    def check(self) -> ServiceFolder:
+        """Refuse a folder in which something is a link: what is written, locked or removed there could be anybody's.
+
+        Raises AvocadoError. The home itself may be one.
+        """
+        try:
+            places = [self.path.parent, self.path, self.logs]
+            places += [entry for folder in (self.path, self.logs) if folder.is_dir() for entry in folder.iterdir()]
+        except OSError as error:
+            raise AvocadoError(f"{self.path} cannot be read: {error.strerror}", "check its rights") from None
+        for place in places:
+            if place.is_symlink():
+                raise AvocadoError(f"{place} is a link, and what is kept there must not be", "remove it")
         return self
 
     @property

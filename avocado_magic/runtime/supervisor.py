@@ -28,7 +28,6 @@ from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
 from ..parts.engine import EnginePart
 from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
-from ..parts.ports import free_port, require_free
 from ..process import INSTANCE_VARIABLE, Identity, end, processes_of, replace_file, rotate
 from .board import Board
 from .commands import Commands
@@ -59,6 +58,7 @@ _ASKED = (
     "gateway_config",
     "admin_routes",
 )
+_NO_KEY_OF_ITS_OWN = "Ollama has no key of its own: other users of this machine can reach it at {url} without one"
 _LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN (or install cloudflared) to get a public URL"
 
 
@@ -159,12 +159,10 @@ class Supervisor:
     def _make_parts(self) -> Parts:
         settings, log = self.settings, self.folder.log
         key_file = prepare_key(self.folder.path, settings)
-        port = settings.port or free_port()
-        require_free(port)
         engine_kind, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
-        engine = engines.make(engine_kind, settings, log("engine"))
-        gateway = Gateway(port, engine.url, key_file, settings, log("gateway"))
-        tunnel = tunnels.make(tunnel_kind, settings, port, self.folder.path, log("tunnel"))
+        engine = engines.make(engine_kind, settings, self.folder.path, log("engine"))
+        gateway = Gateway(settings.port, engine.url, key_file, settings, log("gateway"))
+        tunnel = tunnels.make(tunnel_kind, settings, gateway.port, self.folder.path, log("tunnel"))
         # The announcer is no process: what it and the library under it say is its log.
         told = RedactedLog(log("announcer"), settings.secrets())
         for name in ("avocado_magic.parts.announcer", "avocado_magic.discovery"):
@@ -178,6 +176,8 @@ class Supervisor:
             state.tunnel_kind = tunnel_kind
             if tunnel_kind == "none" and not tunnel.url:
                 state.notices.append(_LOCAL_ONLY)
+            if engine_kind == "ollama":
+                state.notices.append(_NO_KEY_OF_ITS_OWN.format(url=engine.url))
         self._announcer_changed()
         return self.parts
 
@@ -340,6 +340,9 @@ class Supervisor:
                 logger.exception("stopping %s failed", part.name)
             if self.board.state.parts[part.name].state != "failed":
                 self.board.part(part.name, "stopped")
+        if parts:
+            parts.gateway.release()
+            parts.engine.release()
         left = end(list(processes_of(self.board.state.instance)), 5)
         if left:
             logger.error("these processes do not end: %s", ", ".join(str(i.pid) for i in left))

@@ -87,6 +87,8 @@ class Watcher:
             due = asked.is_set() or part.identity() is None or bad >= PATIENCE
             if not due or not self._may_restart(name):
                 continue
+            if name == "tunnel" and not self._parts.gateway.holds_port():
+                continue  # it would lead to whoever has the port now
             pause = 0.0 if asked.is_set() else _BACK_OFF[min(tries, len(_BACK_OFF) - 1)]
             asked.clear()
             if stopping.wait(pause):
@@ -108,6 +110,10 @@ class Watcher:
         context = supervisor.context(name, max(60.0, min(supervisor.settings.timeout, _HEAL_SECONDS)))
         try:
             part.stop(5)
+            if name == "gateway" and not self._parts.gateway.holds_port():
+                # By now another program may answer there: nobody is led to it, and then the port is taken again.
+                self._parts.tunnel.stop(5)
+                self._parts.gateway.take_port()
             part.start(context)
             if name == "tunnel":
                 supervisor.prove(context)

@@ -38,6 +38,7 @@ _ERRORS = {
     501: "not supported by the embedded engine",
     502: "the engine does not answer",
     503: "the queue is full, or the gateway is stopping",
+    504: "the engine said nothing for too long",
 }
 
 

@@ -25,6 +25,10 @@ class EnginePart(Part, Protocol):
     model: str | None
     log: Path
 
+    def release(self) -> None:
+        """Give up what is held between starts; nothing is started any more."""
+        ...
+
     def name_of(self, model: str) -> str:
         """The name that `model`, as a user gave it, is served under."""
         ...
@@ -49,6 +53,6 @@ def choose(settings: Settings) -> str:
     return "embedded" if installed() and knows(settings.model) else "ollama"
 
 
-def make(kind: str, settings: Settings, log: Path) -> EnginePart:
-    """The part for an engine that `choose` chose."""
-    return Embedded(settings, log) if kind == "embedded" else Ollama(settings, log)
+def make(kind: str, settings: Settings, folder: Path, log: Path) -> EnginePart:
+    """The part for an engine that `choose` chose; `folder` is the service's."""
+    return Embedded(settings, folder, log) if kind == "embedded" else Ollama(settings, log)

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
-from ...process import without_variables
+from ...process import SocketPlace, without_variables
 from ..base import ProcessPart, StartContext, part_error
-from ..ports import free_port
+from ..local_http import UNIX
 from .common import ensure_model, placement, same_model
 from .rest import EngineApi
 
@@ -68,17 +68,18 @@ def model_name(model: str) -> str:
 
 
 class Embedded(ProcessPart):
-    """Part `engine`, by llama.cpp."""
+    """Part `engine`, by llama.cpp. It listens on a Unix socket: on a port, every user of the machine could reach it."""
 
     name = "engine"
     kind = "embedded"
     adopted = False
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, log: Path) -> None:
         self._given = settings.model or KNOWN_MODELS[0]
         self.model: str | None = model_name(self._given)
         self.log = log
-        self.url = f"http://127.0.0.1:{free_port()}"
+        self._place = SocketPlace(folder, "engine.sock")
+        self.url = UNIX + self._place.path
         self.api = EngineApi(self.url)
         self.version: str | None = None
         self.where = ""
@@ -91,11 +92,9 @@ class Embedded(ProcessPart):
             "avocado_magic.infer",
             "--backend",
             "llamacpp",
-            "--host",
-            "127.0.0.1",
             "--no-auth",
-            "--port",
-            self.url.rpartition(":")[2],
+            "--socket",
+            self._place.path,
         ]
         if is_gguf(self._given):
             argv += ["--model", str(gguf_path(self._given))]
@@ -116,6 +115,10 @@ class Embedded(ProcessPart):
         self.version = metadata.version("xllamacpp")
         ensure_model(self.api, model_name(self._given), context)
         self.where = placement(self.api)
+
+    def release(self) -> None:
+        """Remove the socket: nothing is started any more."""
+        self._place.clear()
 
     def name_of(self, model: str) -> str:
         return model_name(model)

@@ -110,6 +110,9 @@ class Ollama(ProcessPart):
 
         context.wait_until(answers, "starting Ollama", self.name, self.log, ANSWER_SECONDS)
 
+    def release(self) -> None:
+        """Nothing is held."""
+
     def name_of(self, model: str) -> str:
         return model
 

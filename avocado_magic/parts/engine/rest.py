@@ -12,7 +12,7 @@ import requests
 
 from ...errors import StartError
 from ..base import Cancelled
-from ..local_http import local_session
+from ..local_http import local_session, split_url
 
 # `waiting for`, then bytes done and in all where the line carries them.
 Progress = Callable[[str, int, int], None]
@@ -28,10 +28,14 @@ class LoadedModel:
 
 
 class EngineApi:
-    """A client of the engine at `url`."""
+    """A client of the engine at `url`: http, or ``unix:`` and the path of a socket."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._base, self._path = split_url(url)
+
+    def _session(self) -> requests.Session:
+        return local_session(self._path)
 
     def version(self, timeout: float = 3.0) -> str | None:
         """The engine's version; None if nothing that speaks the Ollama API answers there."""
@@ -51,8 +55,8 @@ class EngineApi:
         return [LoadedModel(str(m["name"]), int(m.get("size", 0)), int(m.get("size_vram", 0))) for m in found]
 
     def _get(self, path: str, timeout: float) -> Any:
-        with local_session() as session:
-            answer = session.get(self.url + path, timeout=timeout)
+        with self._session() as session:
+            answer = session.get(self._base + path, timeout=timeout)
             answer.raise_for_status()
             return answer.json()
 
@@ -63,9 +67,9 @@ class EngineApi:
         """
         try:
             with (
-                local_session() as session,
+                self._session() as session,
                 session.post(
-                    f"{self.url}/api/pull", json={"model": model, "stream": True}, stream=True, timeout=(10, 300)
+                    f"{self._base}/api/pull", json={"model": model, "stream": True}, stream=True, timeout=(10, 300)
                 ) as answer,
             ):
                 for line in answer.iter_lines(chunk_size=1):
@@ -89,9 +93,9 @@ class EngineApi:
     def load(self, model: str, timeout: float) -> None:
         """Bring `model` into memory. Raises StartError with the engine's own words."""
         try:
-            with local_session() as session:
+            with self._session() as session:
                 answer = session.post(
-                    f"{self.url}/api/generate", json={"model": model, "stream": False}, timeout=(10, timeout)
+                    f"{self._base}/api/generate", json={"model": model, "stream": False}, timeout=(10, timeout)
                 )
         except requests.RequestException as error:
             raise StartError(

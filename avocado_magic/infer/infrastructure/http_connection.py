@@ -30,6 +30,8 @@ MAX_OVERHEAD = 64 * 1024
 WRITE_HIGH_WATER = 256 * 1024
 # Reading stops while the application has this many bytes of a body before it.
 READ_HIGH_WATER = 64 * 1024
+# So long is waited for somebody to take what is on its way; then it is thrown away, so that a client that leaves is seen.
+PATIENCE_SECONDS = 1.0
 # Of a client that goes on sending after its answer is out: seconds and bytes that are read, so that the answer arrives.
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 256 * 1024 * 1024
@@ -494,6 +496,8 @@ class Connection(asyncio.Protocol):
             if self._peer_left(transport):
                 self._client_left()
                 transport.abort()
+            elif now - self._stopped_at > PATIENCE_SECONDS and self._unread(transport):
+                self._give_up()
             return
         reading = self._reading
         late = now >= self._deadline
@@ -526,6 +530,31 @@ class Connection(asyncio.Protocol):
         poll = select.poll()
         poll.register(sock.fileno(), _GONE)
         return bool(poll.poll(0))
+
+    @staticmethod
+    def _unread(transport: asyncio.Transport) -> bool:
+        """Whether bytes wait in the kernel; behind them nobody sees whether the client has left."""
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _give_up(self) -> None:
+        """Throw away a body that nobody takes; its connection ends with the answer that is being made."""
+        reading, current = self._reading, self._current
+        if reading is None or (reading is current and reading.taken):
+            return  # an upload waits for the engine: who takes a body in pieces will take the next one
+        self.server.unread -= reading.drop()
+        reading.broken = True
+        if reading is not current:
+            self._waiting.remove(reading)
+        last = self._waiting[-1] if self._waiting else current
+        if last is not None:
+            last.close = True
+        self._ended = True
+        self._regulate()
 
     def shut(self) -> None:
         """No further request; one that is under way goes on."""

@@ -43,8 +43,9 @@ class Exchange:
     """One request and its answer: the receive and send of ASGI."""
 
     __slots__ = (
-        "_answer_started", "_chunked", "_connection", "_head", "_read", "_status", "_waiter", "answered", "chunks", "close", "complete",
-        "expects", "headers", "headless", "left", "length", "received", "refusal", "scope", "size", "stalled", "task", "unread", "url",
+        "_answer_started", "_chunked", "_connection", "_head", "_read", "_status", "_waiter", "answered", "broken", "chunks", "close",
+        "complete", "expects", "headers", "headless", "left", "length", "received", "refusal", "scope", "size", "stalled", "taken", "task",
+        "unread", "url",
     )  # fmt: skip
 
     def __init__(self, connection: Wire) -> None:
@@ -63,6 +64,8 @@ class Exchange:
         self.headless = False
         self.left = False
         self.stalled = False
+        self.taken = False  # the application has asked for the body
+        self.broken = False  # what came of the body was thrown away
         self.refusal = 0
         self.task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -95,11 +98,12 @@ class Exchange:
         return dropped
 
     async def receive(self) -> Message:
+        self.taken = True
         while not self.chunks:
             if self.complete and not self._read:
                 self._read = True
                 return {"type": "http.request", "body": b"", "more_body": False}
-            if self.left:
+            if self.left or self.broken:
                 return {"type": "http.disconnect"}
             if self.stalled:
                 raise asyncio.TimeoutError

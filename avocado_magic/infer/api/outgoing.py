@@ -18,6 +18,8 @@ Fields = tuple[tuple[bytes, bytes], ...]
 _TAIL = 2048
 # But those of /v1/responses in an object that repeats the whole answer.
 _RESPONSES, _RESPONSE_TAIL = "/v1/responses", 1 << 20
+# Frames of a stream that carry no token: the role, the reason it ended, the usage, the end.
+_FRAMES = 4
 # A frame beyond this is no usage.
 _LARGEST_FRAME = 64 * 1024
 
@@ -160,9 +162,11 @@ class Outgoing:
 
     async def _measure(self, meter: Reservation) -> None:
         """End a stream that passes what its key has left. The engine's own count, where it comes, wins afterwards."""
-        while meter.prompt + self.pieces > meter.tokens and self.grow is not None:
+        while meter.prompt + self.pieces - _FRAMES > meter.tokens and self.grow is not None:
             refusal = self.grow(meter)
             if refusal is not None:
+                if tokens_in(self._tail) is not None:
+                    return  # the engine has counted, so this is the end
                 self.cut(refusal)
                 # Cancelled, and not raised: between here and the gate there may be an application that answers errors.
                 await asyncio.get_running_loop().create_future()

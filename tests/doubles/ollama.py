@@ -83,7 +83,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(403, b"", None)
         if MODE == "silent":
             time.sleep(3600)
-        self.route(raw)
+        try:
+            self.route(raw)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            self.json({"error": f"json: cannot unmarshal ({error})"}, 400)  # of another shape than a real one reads
 
     do_GET = do_POST = do_HEAD = do_DELETE = do_PUT = do_OPTIONS = do_PATCH = handle_any
 
@@ -209,10 +212,10 @@ class Handler(BaseHTTPRequestHandler):
         ]
         if not body.get("stream"):
             return self.json({"id": "chatcmpl-1", "object": "chat.completion", "choices": []})
-        self.head("text/event-stream")
         if (body.get("stream_options") or {}).get("include_usage"):
             usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
             frames.append({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], "usage": usage})
+        self.head("text/event-stream")
         for frame in frames:
             self.chunk(b"data: " + json.dumps(frame, separators=(",", ":")).encode() + b"\n\n")
             time.sleep(GAP)

@@ -37,7 +37,7 @@ def decode(body: bytes) -> Any:
     """The JSON value of `body`; None where it is none."""
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -231,6 +231,8 @@ class Connection(asyncio.Protocol):
             if name == b"expect":
                 exchange.expects = version == "1.1" and value.lower() == b"100-continue"
             elif name == b"transfer-encoding":
+                if framed or value.lower() != b"chunked":
+                    exchange.refusal = exchange.refusal or 400  # others may read another body, or none
                 framed = True
             elif name == b"content-length":
                 framed = True

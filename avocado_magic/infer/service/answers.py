@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from .body import UNREADABLE
+
 # A larger request is not looked into for it.
 MAX_REQUEST = 64 * 1024
 # A larger answer is not turned from a stream into a whole, or back.
@@ -75,7 +77,7 @@ class AnswerCache:
             return None
         try:
             request = msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
         if not isinstance(request, dict) or not deterministic(path, request):
             return None
@@ -101,7 +103,10 @@ class AnswerCache:
             return None
         self._answers.move_to_end(key)
         if answer.stream != place.stream:
-            answer = _turned(answer, _TURNED[place.path])
+            try:
+                answer = _turned(answer, _TURNED[place.path])
+            except (*UNREADABLE, ValueError, AttributeError):
+                return None  # of another shape than an answer of this route has
         return answer, int(age)
 
     def put(self, place: Place, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[bytes]) -> None:

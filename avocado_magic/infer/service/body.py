@@ -24,6 +24,8 @@ _MANY = 10_000
 MAX_COLONS = 1_000_000
 # What only Go reads, and what nobody can read, is looked at more slowly, so not beyond this.
 _LENIENT_BYTES = 256 * 1024
+# What msgspec raises for bytes that it does not read as JSON.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MEMBER = re.compile(rb'[\s,]*"([^"\\\x00-\x1f]*)"\s*:\s*')
 _END = re.compile(rb"\s*\}\s*")
@@ -109,7 +111,7 @@ class Body:
 def _value(raw: msgspec.Raw, name: str) -> Any:
     try:
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         pass
     try:  # as Go reads it: bytes that are no UTF-8 are replaced
         return json.loads(bytes(memoryview(raw)).decode("utf-8", "replace"))
@@ -131,7 +133,7 @@ def read(body: bytes | bytearray, in_its_words: Callable[[], None]) -> Body:
             _SYNTAX.decode(body)
             _count(body)
         members = _RAW.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         if len(body) <= _LENIENT_BYTES:
             in_its_words()
         found = Body(_lenient(body))

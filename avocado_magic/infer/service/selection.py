@@ -13,7 +13,7 @@ from ..domain.keys import ApiKey
 from ..domain.ports import ModelInfo
 from ..domain.selector import Selector, is_cloud, nearest
 from ..domain.types import InferError
-from .body import Body
+from .body import UNREADABLE, Body
 
 Candidate = tuple[str, "bytes | bytearray"]
 
@@ -136,7 +136,7 @@ def has_images(raw: bytes | bytearray, body: Body) -> bool:
                 parts = _PARTS.decode(message.content) if _is_list(message.content) else ()
                 if any(part.type in _IMAGE_PARTS for part in parts):
                     return True
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False  # of another shape than it should have: the engine says so in its own words
     return False
 

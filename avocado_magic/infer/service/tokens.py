@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .body import Body
+from .body import UNREADABLE, Body
 
 # About as many bytes of text are a token, in most languages and vocabularies.
 BYTES_PER_TOKEN = 4
@@ -96,7 +96,7 @@ def tokens_of_response(end: bytes) -> tuple[int, int] | None:
     line = line[line.rfind(b"\n") + 1 :]
     try:
         event = _EVENT.decode(line.removeprefix(b"data: "))
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
     usage = event.usage or (event.response.usage if event.response else None)
     return (usage.input_tokens, usage.output_tokens) if usage else None

@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo lab test lint tables debian clean
+.PHONY: help demo lab test fuzz lint tables debian clean
 
 help:
 	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
 	@echo "make lab    open it in JupyterLab"
 	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
+	@echo "make fuzz MINUTES=5 SEED=1  attack the gateway's server for as long as asked"
 	@echo "make tables write the README's tables of routes from the code"
 	@echo "make clean  remove the virtual environments"
 
@@ -56,6 +57,11 @@ lint: $(VENV)/.test
 test: $(VENV)/.test debian lint
 	$(BIN)/python -m pytest
 	PYTHON=$(PYTHON) sh tests/lowest.sh
+
+MINUTES ?= 5
+SEED ?= 1
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .venv-lowest

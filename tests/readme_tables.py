@@ -22,6 +22,9 @@ class _NoKeys:
     def find(self, secret: bytes) -> ApiKey | None:
         return None
 
+    def again(self, key: ApiKey) -> ApiKey | None:
+        return None
+
 
 def routes() -> Iterator[str]:
     yield "| route | methods | what it does |"
@@ -42,7 +45,7 @@ def who() -> Iterator[str]:
 
 def _cells(route: Route) -> Iterator[str]:
     shut = AccessPolicy(_NoKeys(), admin_routes=False)
-    limited = ", within its limits" if route.serves is Serves.ENGINE else ""
+    limited = ", within its limits" if route.serves is Serves.ENGINE or route.rated else ""
     yield "yes" if route.access is Access.OPEN else "401"
     for role, policy in (
         (Role.METRICS, shut),

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request, Response
 from ..domain.names import ModelName
 from ..domain.types import Dialect, InferError, Model
 from ..service import validation as check
-from ..service.go_json import decode, dumps
+from ..service.go_json import dumps
 from ..service.inference import Inference, whole
 from . import wire
-from .streams import Pieces, json_response, streamed
+from .streams import Pieces, decoded, json_response, streamed
 
 # The version of the API that this backend answers as; clients switch features on by it.
 API_VERSION = "0.24.0"
@@ -72,7 +72,7 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/api/show")
     async def show(request: Request) -> Response:
-        body = decode(await request.body(), check.SHOW)
+        body = await decoded(request, check.SHOW)
         name = body.get("model") or body.get("name") or ""
         if not name:
             raise InferError(400, "model is required")
@@ -80,29 +80,29 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/api/generate")
     async def generate(request: Request) -> Response:
-        body = decode(await request.body(), check.GENERATE)
+        body = await decoded(request, check.GENERATE)
         return await _answer(inference.generate(body), body, "response")
 
     @api.post("/api/chat")
     async def chat(request: Request) -> Response:
-        body = decode(await request.body(), check.CHAT)
+        body = await decoded(request, check.CHAT)
         return await _answer(inference.chat(body), body, "message")
 
     @api.post("/api/embed")
     async def embed(request: Request) -> Response:
-        body = decode(await request.body(), check.EMBED)
+        body = await decoded(request, check.EMBED)
         vectors, total, load, tokens = await inference.embed(body)
         counts = {"total_duration": total, "load_duration": load, "prompt_eval_count": tokens} if vectors else {}
         return json_response({"model": body.get("model", ""), "embeddings": vectors, **counts})
 
     @api.post("/api/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = decode(await request.body(), check.EMBEDDINGS)
+        body = await decoded(request, check.EMBEDDINGS)
         return json_response({"embedding": await inference.embedding(body)})
 
     @api.post("/api/pull")
     async def pull(request: Request) -> Response:
-        body = decode(await request.body(), check.PULL)
+        body = await decoded(request, check.PULL)
         name = body.get("model") or body.get("name") or ""
         if not name or (not name.lower().endswith(".gguf") and ModelName.parse(name) is None):
             raise InferError(400, "invalid model name")

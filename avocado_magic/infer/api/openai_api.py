@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request, Response
 from ..domain.types import Dialect, InferError, Model
 from ..service import anthropic, openai, responses
 from ..service import validation as check
-from ..service.go_json import decode, dumps, sorted_members
+from ..service.go_json import dumps, sorted_members
 from ..service.inference import NO_INPUT, Inference, whole
 from . import wire
-from .streams import Pieces, json_response, streamed
+from .streams import Pieces, decoded, json_response, streamed
 
 
 def router(inference: Inference) -> APIRouter:
@@ -31,19 +31,19 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = decode(await request.body(), check.OPENAI_CHAT, "EOF")
+        body = await decoded(request, check.OPENAI_CHAT, "EOF")
         frames = openai.Completions(body.get("model", ""), chat=True, usage=_wants_usage(body))
         return await _completion(inference.chat(openai.chat_request(body)), frames, body, "message")
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = decode(await request.body(), check.OPENAI_COMPLETION, "EOF")
+        body = await decoded(request, check.OPENAI_COMPLETION, "EOF")
         frames = openai.Completions(body.get("model", ""), chat=False, usage=_wants_usage(body))
         return await _completion(inference.generate(openai.completion_request(body)), frames, body, "response")
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = decode(await request.body(), check.OPENAI_EMBED, "EOF")
+        body = await decoded(request, check.OPENAI_EMBED, "EOF")
         if body.get("input") in (None, []):
             raise InferError(400, "invalid input")
         if body["input"] == "":
@@ -53,7 +53,7 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/responses")
     async def create_response(request: Request) -> Response:
-        body = decode(await request.body(), check.RESPONSES, "EOF")
+        body = await decoded(request, check.RESPONSES, "EOF")
         pieces = inference.chat(responses.chat_request(body))
         response = responses.Response(body)
         if not body.get("stream"):
@@ -62,7 +62,7 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/messages")
     async def create_message(request: Request) -> Response:
-        body = decode(await request.body(), check.MESSAGES, "EOF")
+        body = await decoded(request, check.MESSAGES, "EOF")
         anthropic.check(body)
         asked = anthropic.chat_request(body)
         # As Ollama does it for this API: a model that cannot think is not refused for having been asked to.

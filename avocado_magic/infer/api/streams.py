@@ -1,16 +1,19 @@
-"""Answers that arrive piece by piece: the first decides about the status, the rest follow as a stream."""
+"""Requests read, and answers that arrive piece by piece: the first decides about the status, the rest follow as a stream."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from ..domain.types import Dialect, InferError
+from ..service.body import SMALL
+from ..service.go_json import Struct, decode
 from . import wire
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,14 @@ Frame = Callable[[Any], bytes]
 def json_response(value: Any, status: int = 200, kind: str = wire.JSON, newline: bool = False) -> Response:
     body = wire.encode(value) + (b"\n" if newline else b"")
     return Response(body, status, headers={"content-type": kind})
+
+
+async def decoded(request: Request, struct: Struct, missing: str = "missing request body") -> dict[str, Any]:
+    """The members of a request's body, a large one read in a thread; RequestError 400 in Go's words."""
+    body = await request.body()
+    return (
+        decode(body, struct, missing) if len(body) <= SMALL else await asyncio.to_thread(decode, body, struct, missing)
+    )
 
 
 async def streamed(

@@ -81,8 +81,8 @@ def create_app(settings: InferSettings) -> Gateway:
     usage = UsageBook(None if access.open_to_all else SqlUsageStore(_database(settings)))
     limiter, admission = Limiter(usage.tokens_today), Admission(settings.max_parallel, settings.max_queue)
     cache = _answer_cache(settings)
-    embedded = settings.backend == "llamacpp"
-    models = Models(Selector(_rules(settings)), backend.info, engine_refuses_images=embedded)
+    fragile = None if settings.backend == "llamacpp" or settings.allow_fragile_schemas else backend.engine
+    models = Models(Selector(_rules(settings)), backend.info, fragile)
     request_log = RequestLog(settings.access_log and not access.open_to_all, settings.log_json)
 
     def state() -> dict[str, float]:
@@ -100,11 +100,11 @@ def create_app(settings: InferSettings) -> Gateway:
         limiter,
         Dispatch(backend.behind, models, admission, limiter, cache),
         backend.engine,
-        Cors(settings.cors_origins, local=access.open_to_all),
+        Cors([*settings.cors_origins, *_ollama_origins()], local=access.open_to_all),
         metrics.render,
         [metrics, usage, request_log],
     )
-    gate = Gate(services, app, settings.max_body, settings.first_byte_timeout)
+    gate = Gate(services, app, settings.max_body, settings.first_byte_timeout, settings.sse_comments)
     about = About(
         settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.engine,
         backend.info, models.selector, limiter, usage, access.admin_routes,
@@ -191,6 +191,12 @@ def _keys(settings: InferSettings) -> Keys | None:
         return None
     given = settings.api_key.get_secret_value() if settings.api_key else None
     return KeyFiles(settings.api_key_file, settings.admin_key_file, settings.keys_file, given)
+
+
+def _ollama_origins() -> list[str]:
+    """OLLAMA_ORIGINS, as Ollama reads it (envconfig.AllowedOrigins)."""
+    given = os.environ.get("OLLAMA_ORIGINS", "").strip().strip("\"'")
+    return [origin for origin in given.split(",") if origin]
 
 
 def _rules(settings: InferSettings) -> Rules:

@@ -45,6 +45,11 @@ class InferSettings(BaseSettings):
     first_byte_timeout: float = Field(
         1800.0, ge=0, description="Seconds the engine may say nothing to a request; 0 for ever."
     )
+    sse_comments: float = Field(
+        15.0,
+        ge=0,
+        description="Seconds between comments in an SSE stream that waits, the first after twice that; 0 for none.",
+    )
     drain: float = Field(5.0, ge=0, description="Seconds that open streams get to finish at TERM.")
 
     # models
@@ -54,6 +59,10 @@ class InferSettings(BaseSettings):
     fallbacks: dict[str, list[str]] = Field({}, description="MODEL=OTHER,OTHER to try in turn; may be repeated.")
     presets: dict[str, Any] = Field({}, description="Presets by name (configuration file only).")
     allow_cloud: bool = Field(False, description="Let requests for Ollama's cloud models pass.")
+
+    allow_fragile_schemas: bool = Field(
+        False, description="Pass on schemas that end an Ollama before 0.30 (look-around in patterns, for one)."
+    )
 
     # answers that are kept
     answer_cache: int = Field(0, ge=0, description="Bytes for answers to deterministic requests; 0 keeps none.")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from .client import pieces
+from .client import piece
 from .heads import Refused
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,12 +33,14 @@ class Bodies:
             raise Refused(413, f"the request body is larger than {self._largest} bytes")
         whole: bytes | bytearray = b""
         try:
-            async for part in pieces(receive):
+            more = True
+            while more:
+                part, more = await piece(receive)
                 self._held += len(part)
                 self._of_key[key] += len(part)
                 if not whole:
                     whole = part
-                else:
+                elif part:
                     whole = whole if isinstance(whole, bytearray) else bytearray(whole)
                     whole += part
                 if len(whole) > self._largest:

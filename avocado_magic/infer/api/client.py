@@ -43,17 +43,22 @@ async def _until_left(receive: Receive) -> None:
         pass
 
 
+async def piece(receive: Receive) -> tuple[bytes, bool]:
+    """The next bytes of a request's body, and whether more are to come. Raises Refused where it breaks off or stalls."""
+    try:
+        message = await receive()
+    except asyncio.TimeoutError:
+        raise Refused(408, "the request body stalled", headers=((b"connection", b"close"),)) from None
+    if message["type"] == "http.disconnect":
+        # The client left, or what it sent is no chunked body; in the first case nobody reads this.
+        raise Refused(400, "the request body broke off")
+    return message.get("body", b""), message.get("more_body", False)
+
+
 async def pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """The body of a request as it comes. Raises Refused where it breaks off or stalls."""
-    while True:
-        try:
-            message = await receive()
-        except asyncio.TimeoutError:
-            raise Refused(408, "the request body stalled", headers=((b"connection", b"close"),)) from None
-        if message["type"] == "http.disconnect":
-            # The client left, or what it sent is no chunked body; in the first case nobody reads this.
-            raise Refused(400, "the request body broke off")
-        if part := message.get("body", b""):
+    """The body of a request as it comes. Raises Refused."""
+    more = True
+    while more:
+        part, more = await piece(receive)
+        if part:
             yield part
-        if not message.get("more_body"):
-            return

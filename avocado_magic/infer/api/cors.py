@@ -1,4 +1,4 @@
-"""Cross-origin requests: off unless origins are named; with the engine alone, as Ollama allows them (recordings 028-031)."""
+"""Cross-origin requests: from Ollama's own origins and from those that are named, as Ollama allows them (recordings 028-031)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,22 @@ _LOCAL = re.compile(
 
 
 class Cors:
-    """Which origins may read an answer. There are no credentials but keys, so none are ever allowed here."""
+    """Which origins may read an answer: Ollama's own, and `origins`, in which a ``*`` stands for anything.
+
+    There are no credentials but keys, so none are ever allowed here. `local`: the engine on loopback without a key.
+    """
 
     def __init__(self, origins: Sequence[str], *, local: bool = False) -> None:
         self._any = "*" in origins
         self._origins = frozenset(origins)
+        self._patterns = [re.compile(".*".join(map(re.escape, o.split("*")))) for o in self._origins if "*" in o]
         self._local = local
         self._headers = _ALLOWED if local else _WITH_KEYS
 
     def allows(self, origin: str) -> bool:
-        if self._local:
-            return _LOCAL.fullmatch(origin) is not None
-        return self._any or origin in self._origins
+        if self._any or origin in self._origins or _LOCAL.fullmatch(origin):
+            return True
+        return any(pattern.fullmatch(origin) for pattern in self._patterns)
 
     def answer(self, origin: bytes) -> Fields:
         """The fields of an answer to `origin`; none where it may not read it."""
@@ -46,10 +50,12 @@ class Cors:
         return ((b"access-control-allow-origin", origin), (b"vary", b"Origin"), *(() if self._local else (_EXPOSED,)))
 
     def preflight(self, headers: Mapping[bytes, bytes], methods: Sequence[str]) -> Fields | None:
-        """The fields of a preflight's answer, None where it is none, or from an origin that may not."""
+        """The fields of a preflight's answer, without a permission for an origin that has none; None where it is none."""
         origin = headers.get(b"origin")
-        if origin is None or b"access-control-request-method" not in headers or not self.answer(origin):
+        if origin is None or b"access-control-request-method" not in headers:
             return None
+        if not self.answer(origin):
+            return None if self._local else ((b"allow", ", ".join(methods).encode()), (b"vary", b"Origin"))
         return (
             (b"access-control-allow-headers", self._headers),
             (b"access-control-allow-methods", _METHODS),

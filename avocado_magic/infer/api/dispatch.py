@@ -11,7 +11,7 @@ from typing import Any
 
 from ..domain.keys import ApiKey
 from ..domain.names import LONGEST_NAME
-from ..domain.types import Exchange
+from ..domain.types import Dialect, Exchange
 from ..service.admission import Admission
 from ..service.answers import AnswerCache, Place
 from ..service.body import SMALL, Body, read
@@ -109,7 +109,7 @@ class Dispatch:
     async def _change(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         """What changes the engine: a key for some models changes no others, whatever its role."""
         if request.body:
-            out.named = tuple((await _read(request)).names())
+            out.named = tuple((await _read_in_thread(request)).names())
             for name in out.named:
                 if not key.may_use(name):
                     raise Refused(403, f"this key may not use the model {name!r}")
@@ -117,11 +117,13 @@ class Dispatch:
 
     async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         route, raw = request.route, request.body
-        body = await _read(request)
+        body = _read(request) if len(raw) <= SMALL else await _read_in_thread(request)
         if not isinstance(body.get("model"), (str, type(None))):
             refuse_in_its_words(route.path, raw)
         chosen = await self._models.select(key, route.path, body, raw, runs=route.runs)
         out.named = (chosen.checked,)
+        if route.generates and route.dialect is not Dialect.OLLAMA and body.get("stream") is True:
+            out.comments = route.dialect
         if not route.runs:
             await self._try(request, scope, chosen, key, out)
             return
@@ -210,14 +212,15 @@ class Dispatch:
         return True
 
 
-async def _read(request: Request) -> Body:
-    """The members of a request; a large one is read in a thread, so that nobody waits for it."""
+def _read(request: Request) -> Body:
+    """The members of a request."""
     path, raw = request.route.path, request.body
+    return read(raw, lambda: refuse_in_its_words(path, raw))
 
-    def in_its_words() -> None:
-        refuse_in_its_words(path, raw)
 
-    return read(raw, in_its_words) if len(raw) <= SMALL else await asyncio.to_thread(read, raw, in_its_words)
+async def _read_in_thread(request: Request) -> Body:
+    """The members of a large request; not on the loop, so that nobody waits for it."""
+    return await asyncio.to_thread(_read, request)
 
 
 def _with(body: bytes | bytearray, values: Mapping[str, Any]) -> bytes:

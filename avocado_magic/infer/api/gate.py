@@ -27,7 +27,7 @@ from .cors import Cors
 from .dispatch import Dispatch, Request
 from .heads import Refused
 from .outgoing import Fields, Outgoing, answer, answer_error
-from .routes import Access, Route, Serves, dialect_of, find_route
+from .routes import Access, Route, Serves, dialect_of, find_route, plain
 from .watch import Watch
 
 Scope = MutableMapping[str, Any]
@@ -55,11 +55,13 @@ class Services:
 class Gate:
     """ASGI application. `app` serves the routes of our own."""
 
-    def __init__(self, services: Services, app: App, max_body: int, first_byte: float = 0.0) -> None:
+    def __init__(
+        self, services: Services, app: App, max_body: int, first_byte: float = 0.0, comments: float = 0.0
+    ) -> None:
         self._services = services
         self._app = app
         self._bodies = Bodies(max_body)
-        self._watch = Watch(services.access, first_byte)
+        self._watch = Watch(services.access, first_byte, comments)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._id_prefix, self._id_count = secrets.token_hex(5), 0
@@ -74,7 +76,7 @@ class Gate:
             self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)  # without the loop it would look for it, with a system call
         assert task is not None
-        path = scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
+        path = plain(scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
         self._id_count += 1
         exchange = Exchange(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
         out = Outgoing(send, exchange, ((b"x-request-id", exchange.id.encode()),))
@@ -137,7 +139,7 @@ class Gate:
             exchange.outcome = "failed"
             raise
         finally:
-            out.task = out.grow = out.still = None
+            out.task = out.grow = out.still = out.comments = None
             out.counted()
             exchange.ended = perf_counter()
             if exchange.route not in _UNSEEN:

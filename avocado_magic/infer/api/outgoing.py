@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +18,10 @@ Fields = tuple[tuple[bytes, bytes], ...]
 _TAIL = 2048
 # But those of /v1/responses in an object that repeats the whole answer.
 _RESPONSES, _RESPONSE_TAIL = "/v1/responses", 1 << 20
+_STREAMS = (wire.NDJSON.encode(), wire.SSE.encode())
+# The words by which a proxy in front of us passes on each piece of a stream, and keeps none.
+_NOT_HELD: Fields = ((b"x-accel-buffering", b"no"),)
+_NOT_KEPT = (b"cache-control", b"no-store")
 # Frames of a stream that carry no token: the role, the reason it ended, the usage, the end.
 _FRAMES = 4
 # A frame beyond this is no usage.
@@ -41,6 +45,7 @@ class Outgoing:
         "asked_at",
         "begun",
         "body",
+        "comments",
         "complete",
         "ending",
         "estimate",
@@ -56,7 +61,9 @@ class Outgoing:
         "meter",
         "model",
         "named",
+        "opened",
         "pieces",
+        "spoke_at",
         "status",
         "still",
         "task",
@@ -69,7 +76,7 @@ class Outgoing:
         self._mark = b"\n"
         self._tail = b""
         self._tail_size = _TAIL
-        self._last = b"\n"  # the last byte that went out
+        self._last = b"\n"  # the last bytes that went out
         self.exchange = exchange
         self.begun = False
         self.complete = False
@@ -88,6 +95,10 @@ class Outgoing:
         self.task: asyncio.Task[None] | None = None  # what makes the answer
         self.named: tuple[str, ...] = ()  # the models by which the key was let through
         self.still: Callable[[], None] | None = None  # raises where the key may not have this answered any more
+        # what keeps a tunnel from cutting a stream that says nothing
+        self.comments: Dialect | None = None  # whose comment may be sent, between frames; None for none
+        self.opened = False  # the head went out before the engine had said anything
+        self.spoke_at = exchange.begun  # when something went out last (perf_counter)
         # tokens of a key that may use so many a day
         self.meter: Reservation | None = None
         self.grow: Callable[[Reservation], InferError | None] | None = None
@@ -108,14 +119,19 @@ class Outgoing:
         body, more = message.get("body", b""), message.get("more_body")
         if body:
             self.asked_at = 0.0
+            if self.comments is not None:
+                self.spoke_at = perf_counter()
             if self.held:
                 self.body.append(body)
             else:
                 self._count(body)
-                self._last = body[-1:]
+                self._last = body[-2:]
         if not more:
             self.complete = True
         if self.held:
+            return
+        if self.opened and not self._streams():
+            await self._as_event(body, ends=not more)
             return
         if self.hides_usage:
             message["body"] = self._without_usage(body, ends=not more)
@@ -125,16 +141,57 @@ class Outgoing:
 
     async def _begin(self, message: MutableMapping[str, Any]) -> None:
         self.begun = True
-        self.exchange.status = self.status
-        if self.exchange.runs:
-            self._mark = _mark(self.exchange.route, self.fields)
-            self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
-            if self.exchange.route == _RESPONSES:
-                self._tail_size = _RESPONSE_TAIL
+        if not self.opened:
+            self.exchange.status = self.status
+        kind, length, cached = b"", False, False
+        for name, value in self.fields:
+            if name == b"content-type":
+                kind = value
+            elif name == b"content-length":
+                length = True
+            elif name == b"cache-control":
+                cached = True
+        streams = not length and kind.startswith(_STREAMS)
+        if streams and self.exchange.runs:
+            self._mark = _mark(self.exchange.route, kind)
+        self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
+        if self.exchange.route == _RESPONSES:
+            self._tail_size = _RESPONSE_TAIL
+        if self.opened:
+            return  # the head is out
         message["headers"] = [*self.fields, *self.extra]
+        if streams:
+            message["headers"] += _NOT_HELD if cached else (*_NOT_HELD, _NOT_KEPT)
         if self.model:
             message["headers"].append((b"x-avocado-model", self.model))
         await self._send(message)
+
+    def _streams(self) -> bool:
+        return self.status == 200 and _kind(self.fields).startswith(wire.SSE.encode())
+
+    async def say_waiting(self) -> None:
+        """Send a comment, between two frames, so that a proxy on the way does not take the silence for an end.
+
+        Where nothing has gone out yet the head goes with it: from then on a failure is an event of the stream.
+        """
+        if not self.begun and self.comments is not None and not self.complete:
+            self.begun = self.opened = True
+            self.status = self.exchange.status = 200
+            self.fields, self._last = [(b"content-type", wire.SSE.encode())], b"\n\n"
+            fields = [*self.fields, *self.extra, *_NOT_HELD, _NOT_KEPT]
+            await self._send({"type": "http.response.start", "status": 200, "headers": fields})
+        # Looked at again after each wait: the answer may have gone on meanwhile, in another task.
+        if self.comments is not None and not self.complete and self._last == b"\n\n":
+            self.spoke_at = perf_counter()
+            await self._send({"type": "http.response.body", "body": wire.comment(self.comments), "more_body": True})
+
+    async def _as_event(self, body: bytes, *, ends: bool) -> None:
+        """An answer that is no stream, to a client that has been sent the head of one: its error as an event."""
+        self.body.append(body)
+        if ends:
+            said = wire.error_of(b"".join(self.body)) or f"the engine answered with status {self.status}"
+            self.fields = [(b"content-type", wire.SSE.encode())]
+            await self.break_off(self.comments or Dialect.OPENAI, said)
 
     def _count(self, body: bytes) -> None:
         exchange = self.exchange
@@ -176,18 +233,23 @@ class Outgoing:
         whole = b"".join(self.body) if body is None else body
         self.held, self.holds = False, None
         self.fields = [(n, str(len(whole)).encode() if n == b"content-length" else v) for n, v in self.fields]
-        await self._begin({"type": "http.response.start", "status": self.status})
-        self._count(whole)
         self.complete = True
+        await self._begin({"type": "http.response.start", "status": self.status})
+        if self.opened and not self._streams():
+            self.body.clear()
+            await self._as_event(whole, ends=True)
+            return
+        self._count(whole)
         await self._send({"type": "http.response.body", "body": whole})
 
     async def break_off(self, dialect: Dialect, message: str) -> bool:
         """End an answer that has begun with an error in its own framing; False where its length was promised."""
+        self.comments = None
         if any(name == b"content-length" for name, _ in self.fields):
             return False  # the promise cannot be kept: the broken connection is the message
-        kind = next((value for name, value in self.fields if name == b"content-type"), b"")
+        kind = _kind(self.fields)
         # What broke off in the middle of a line must not swallow this one.
-        lead = b"" if self._last == b"\n" else b"\n"
+        lead = b"" if self._last.endswith(b"\n") else b"\n"
         line = lead + wire.error_in_stream(kind, dialect, message)
         await self._send({"type": "http.response.body", "body": line, "more_body": False})
         return True
@@ -228,9 +290,12 @@ class Outgoing:
         return (self.meter.wanted or 0) if self.meter else 0
 
 
-def _mark(route: str, fields: list[tuple[bytes, bytes]]) -> bytes:
-    """What a piece of a stream ends with, or has in it once."""
-    kind = next((value for name, value in fields if name == b"content-type"), b"")
+def _kind(fields: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return next((value for name, value in fields if name == b"content-type"), b"")
+
+
+def _mark(route: str, kind: bytes) -> bytes:
+    """What a piece of a stream of this content type ends with, or has in it once."""
     if not kind.startswith(wire.SSE.encode()):
         return b"\n"
     return {_RESPONSES: b".delta\n", "/v1/messages": b"_delta\n"}.get(route, b"\n\n")
@@ -257,6 +322,8 @@ async def answer_error(
 
 def with_suggestion(body: bytes, suggestion: str) -> bytes:
     """The body of an error, its sentence ended by `suggestion`; as it is where it has another shape."""
+    if b"did you mean" in body:
+        return body  # the gateway behind this one has said it
     value = wire.decode(body)
     error = value.get("error") if isinstance(value, dict) else None
     if isinstance(error, str):

@@ -122,8 +122,28 @@ def _patterns(routes: Iterable[Route]) -> Iterable[tuple[re.Pattern[str], Route]
 _PATTERNS = tuple(_patterns(ROUTES))
 
 
+_MODEL_PREFIX = "/v1/models/"
+_NEEDLESS = re.compile(r"%([0-9A-Fa-f]{2})")
+_MODEL_CHARACTER = re.compile(r"[A-Za-z0-9._:@-]")
+
+
+def plain(raw_path: str) -> str:
+    """`raw_path` with the escapes in a model's name undone where the character needs none; every other path as it is.
+
+    Clients escape the colon (``smollm2%3A135m``), and Ollama's router undoes it. What is left escaped is no route.
+    """
+    if "%" not in raw_path or not raw_path.startswith(_MODEL_PREFIX):
+        return raw_path
+
+    def undone(escape: re.Match[str]) -> str:
+        character = chr(int(escape[1], 16))
+        return character if _MODEL_CHARACTER.fullmatch(character) else escape[0]
+
+    return _MODEL_PREFIX + _NEEDLESS.sub(undone, raw_path.removeprefix(_MODEL_PREFIX))
+
+
 def find_route(raw_path: str) -> Route | None:
-    """The route that `raw_path`, as it came off the wire and without its query, spells exactly.
+    """The route that `raw_path`, as it came off the wire (but `plain`) and without its query, spells exactly.
 
     Ollama's router decodes ``%2f``, folds ``//`` and ``..`` and redirects trailing slashes; whatever
     relies on that is not a route here, so it is never forwarded.
@@ -144,7 +164,7 @@ _MODEL_ROUTE = next(route for route in ROUTES if route.path == "/v1/models/{mode
 def model_in(raw_path: str) -> str:
     """The model that a path of ``/v1/models/{model}`` names."""
     preset = _PRESET.fullmatch(raw_path)
-    return f"preset/{preset[1]}" if preset else raw_path.removeprefix("/v1/models/")
+    return f"preset/{preset[1]}" if preset else raw_path.removeprefix(_MODEL_PREFIX)
 
 
 def dialect_of(raw_path: str) -> Dialect:

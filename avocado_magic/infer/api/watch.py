@@ -1,4 +1,5 @@
-"""Watches the requests under way: ends those whose key was taken away, and those to which the engine says nothing."""
+"""Watches the requests under way: ends those whose key was taken away and those to which the engine says nothing, and
+keeps open the streams that wait."""
 
 from __future__ import annotations
 
@@ -19,11 +20,18 @@ LOOK_SECONDS = 0.5
 
 
 class Watch:
-    """The requests under way, each known by its task. `first_byte` is in seconds, 0 for no limit."""
+    """The requests under way, each known by its task.
 
-    def __init__(self, access: AccessPolicy, first_byte: float) -> None:
+    `first_byte` is how many seconds the engine may say nothing, 0 for ever; `comments` how many pass between the comments
+    of a stream that waits, the first after twice as many, 0 for none.
+    """
+
+    def __init__(self, access: AccessPolicy, first_byte: float, comments: float) -> None:
         self._access = access
         self._first_byte = first_byte
+        self._comments = 0.0 if access.open_to_all else comments  # the gateway's, never the engine's behind it
+        self._seconds = min(LOOK_SECONDS, comments / 2) if comments else LOOK_SECONDS
+        self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[asyncio.Task[None], Outgoing] = {}
         self._looking = False
 
@@ -39,7 +47,7 @@ class Watch:
         out.task = task
         if not self._looking:
             self._looking = True
-            task.get_loop().call_later(LOOK_SECONDS, self._look)
+            task.get_loop().call_later(self._seconds, self._look)
 
     def leave(self, task: asyncio.Task[None]) -> None:
         self._open.pop(task, None)
@@ -70,9 +78,16 @@ class Watch:
             except Exception:
                 logger.exception("looking at a request failed; it goes on")
                 continue
-            if reason is not None and out.ending is None:
+            if out.ending is not None:
+                continue
+            if reason is not None:
                 out.cut(reason)
-        asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+            elif self._comments and out.comments is not None:
+                silent = now - out.spoke_at
+                if silent >= self._comments * (1 if out.opened else 2):
+                    self._tasks.add(task := asyncio.get_running_loop().create_task(out.say_waiting()))
+                    task.add_done_callback(self._tasks.discard)
+        asyncio.get_running_loop().call_later(self._seconds, self._look)
 
     def _reason(self, out: Outgoing, now: float) -> InferError | None:
         if out.still is not None:

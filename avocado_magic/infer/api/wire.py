@@ -70,6 +70,19 @@ def error_in_stream(content_type: bytes, dialect: Dialect, message: str) -> byte
     return ndjson(body)
 
 
+def comment(dialect: Dialect) -> bytes:
+    """What says nothing in an SSE stream: a comment, or Anthropic's own event for it."""
+    return b'event: ping\ndata: {"type": "ping"}\n\n' if dialect is Dialect.ANTHROPIC else b": waiting\n\n"
+
+
+def error_of(body: bytes) -> str | None:
+    """The sentence in the body of an error, whichever API's; None where there is none."""
+    value = decode(body)
+    error = value.get("error") if isinstance(value, dict) else None
+    said = error.get("message") if isinstance(error, dict) else error
+    return said if isinstance(said, str) else None
+
+
 def rfc3339(moment: datetime) -> str:
     """A time as Go prints it: trailing zeros of the fraction dropped, UTC as Z."""
     text = moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from functools import cached_property
 
 from .names import ModelName
 
@@ -35,7 +36,7 @@ class ApiKey:
     digest: bytes = field(default=b"", repr=False)
     named: bool = False
 
-    @property
+    @cached_property
     def id(self) -> str:
         # The service's own keys keep theirs when they are rotated.
         return f"{self.name}/{self.digest.hex()[:8]}" if self.named else self.name

@@ -42,7 +42,7 @@ class Limits:
     """Bytes and seconds a connection may take.
 
     A body may stand still for `body` seconds, and take `body_total` seconds and one more for each `body_rate` bytes.
-    `connections` bounds those without a key that wait for something, and those with one that are idle, each.
+    `connections` bounds those that have shown no key: so many with a request on its way, and so many between two.
     `unread` bounds the bytes of bodies that nobody has taken yet, of all connections together.
     """
 
@@ -56,12 +56,11 @@ class Limits:
 
 
 class Standing(Enum):
-    """What a connection is waiting for; those that may be many are bounded, the oldest going first."""
+    """What a connection without a key waits for: each is bounded, the oldest going first. With a key it may wait."""
 
-    OPENING = "a request without a known key"
-    IDLE = "its next request, no key known"
-    KEPT = "its next request, a key known"
-    SERVED = "its answer"
+    OPENING = "to send a request, or the rest of one that was refused"
+    IDLE = "its next request"
+    TRUSTED = "as long as it likes"
 
 
 class Host(Protocol):
@@ -336,9 +335,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def trust(self) -> None:
-        self._trusted = True
-        if self.standing is not Standing.SERVED:
-            self._stand(Standing.SERVED)
+        if not self._trusted:
+            self._trusted = True
+            self._stand(Standing.TRUSTED)
 
     def _stand(self, standing: Standing) -> None:
         if self._transport is not None:
@@ -407,8 +406,8 @@ class Connection(asyncio.Protocol):
             return
         between = self._reading is None
         self._deadline = self.loop.time() + (self._limits.idle if between else self._limits.head)
-        if between:
-            self._stand(Standing.KEPT if self._trusted else Standing.IDLE)
+        if between and not self._trusted:
+            self._stand(Standing.IDLE)
 
     def _refuse(self, status: int) -> None:
         """What came is no HTTP that we read: say so if nothing else is being said, and end."""

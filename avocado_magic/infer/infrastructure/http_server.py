@@ -64,7 +64,7 @@ class HttpServer:
         connection.standing = standing
         there = self._standing[standing]
         there[connection] = None
-        if len(there) > self.limits.connections and standing is not Standing.SERVED:
+        if len(there) > self.limits.connections and standing is not Standing.TRUSTED:
             oldest = next(iter(there))
             del there[oldest]
             oldest.abort()

@@ -118,6 +118,7 @@ def _as_text(e: Exchange) -> str:
     )
 
 
+@lru_cache(256)
 def _word(text: str) -> str:
     """A value that ends where it seems to end: in quotes where it has a space, a quote or a sign in it."""
     return (text or "-") if not re.search(r"[\s\"'=]", text) else json.dumps(text, ensure_ascii=False)

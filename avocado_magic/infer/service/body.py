@@ -70,10 +70,14 @@ class Body:
 
     def get(self, name: str) -> Any:
         """The value of `name`, None where there is none. Raises InferError 400 for one that cannot be read."""
-        if name not in self._values:
+        values = self._values
+        if name not in values:
             raw = self.members.get(name)
-            self._values[name] = None if raw is None else _value(raw, name)
-        return self._values[name]
+            try:
+                values[name] = None if raw is None else msgspec.json.decode(raw)
+            except UNREADABLE:
+                values[name] = _value(self.members[name], name)
+        return values[name]
 
     def check_names(self) -> None:
         """Refuse a name that is longer than any model's, before anybody looks at it. Raises InferError 400."""
@@ -109,11 +113,8 @@ class Body:
 
 
 def _value(raw: msgspec.Raw, name: str) -> Any:
+    """A value as Go reads it: bytes that are no UTF-8 are replaced."""
     try:
-        return msgspec.json.decode(raw)
-    except UNREADABLE:
-        pass
-    try:  # as Go reads it: bytes that are no UTF-8 are replaced
         return json.loads(bytes(memoryview(raw)).decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         raise RequestError(400, f'the value of "{name}" cannot be read') from None
@@ -140,7 +141,8 @@ def read(body: bytes | bytearray, in_its_words: Callable[[], None]) -> Body:
     else:
         _check_names(body, members)
         found = Body(members)
-    found.check_names()
+    if len(body) > LONGEST_NAME:
+        found.check_names()
     return found
 
 

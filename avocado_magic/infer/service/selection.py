@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from ..domain.keys import ApiKey
-from ..domain.ports import ModelInfo
+from ..domain.ports import Engine, ModelInfo
 from ..domain.selector import Selector, is_cloud, nearest
 from ..domain.types import InferError
-from .body import UNREADABLE, Body
+from .body import SMALL, UNREADABLE, Body
+from .fragile import SINCE, danger, schema_in, survives
 
+T = TypeVar("T")
 Candidate = tuple[str, "bytes | bytearray"]
 
 
@@ -34,13 +37,13 @@ class Selection:
 class Models:
     """Decides about the model of each request.
 
-    `engine_refuses_images`: the engine tells a model that reads no images itself, as Ollama 0.24 does not.
+    `fragile` is an engine that some schemas end, depending on its version; None for one that lives through all.
     """
 
-    def __init__(self, selector: Selector, info: ModelInfo, *, engine_refuses_images: bool = False) -> None:
+    def __init__(self, selector: Selector, info: ModelInfo, fragile: Engine | None = None) -> None:
         self.selector = selector
         self.info = info
-        self._engine_refuses_images = engine_refuses_images
+        self._fragile = fragile
 
     async def select(self, key: ApiKey, path: str, body: Body, raw: bytes | bytearray, *, runs: bool) -> Selection:
         """The selection for `body` (whose bytes are `raw`). Raises InferError 400 or 403.
@@ -57,14 +60,24 @@ class Models:
             candidates = ((name, raw),)
         else:
             names = [name, *(selector.fallbacks(asked) or selector.fallbacks(name))] if runs else [name]
-            candidates = [self._made(path, body, raw, asked, n) for n in names if n == name or key.may_use(n)]
+            names = [n for n in names if n == name or key.may_use(n)]
+            candidates = [await _in_thread(raw, self._made, path, body, raw, asked, n) for n in names]
         checked = asked if asked and key.may_use(asked) else name
         for model, _ in candidates:
             if not selector.rules.allow_cloud and is_cloud(model):
                 raise InferError(403, f"the model {model!r} runs in Ollama's cloud: that is switched off here")
-        if runs and has_images(raw, body):
+        if runs and self._fragile is not None and schema_in(body) and not survives(await self._fragile.version()):
+            self._refuse_fragile(body)
+        if runs and selector.rules.vision and await _in_thread(raw, has_images, raw, body):
             candidates = await self._seeing(key, path, body, raw, asked, candidates)
         return Selection(asked, candidates, checked)
+
+    @staticmethod
+    def _refuse_fragile(body: Body) -> None:
+        why = danger(body)
+        if why:
+            said = f"this schema would end the engine, an Ollama before {SINCE[0]}.{SINCE[1]}: {why}"
+            raise InferError(400, f"{said}; write it without, or update Ollama")
 
     def _made(self, path: str, body: Body, raw: bytes | bytearray, asked: str, name: str) -> Candidate:
         preset = self.selector.preset(name) if not self.selector.plain else None
@@ -78,16 +91,12 @@ class Models:
     async def _seeing(
         self, key: ApiKey, path: str, body: Body, raw: bytes | bytearray, asked: str, candidates: Sequence[Candidate]
     ) -> Sequence[Candidate]:
-        """Of `candidates` those that read images; else the configured vision model. Raises InferError 400."""
+        """Of `candidates` those that read images; else the configured vision model, where the key may use it."""
         seeing = [(name, made) for name, made in candidates if await self._sees(name)]
         vision = self.selector.rules.vision
-        if seeing or not vision or not key.may_use(vision):
-            if not seeing and self._engine_refuses_images:
-                return candidates
-            if not seeing:
-                raise InferError(400, f"the model {candidates[0][0]!r} does not support images")
-            return seeing
-        return [self._made(path, body, raw, asked, vision)]
+        if seeing or not key.may_use(vision):
+            return seeing or candidates  # the engine says in its own words what it does not read
+        return [await _in_thread(raw, self._made, path, body, raw, asked, vision)]
 
     async def _sees(self, name: str) -> bool:
         capabilities = await self.info.capabilities(name)
@@ -101,6 +110,11 @@ class Models:
 
     def preset_names(self) -> list[str]:
         return [preset.full_name for preset in self.selector.rules.presets]
+
+
+async def _in_thread(raw: bytes | bytearray, work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` gives; in a thread where `raw`, which it looks at, is large."""
+    return work(*arguments) if len(raw) <= SMALL else await asyncio.to_thread(work, *arguments)
 
 
 class _Part(msgspec.Struct):

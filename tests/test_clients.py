@@ -36,7 +36,8 @@ def gateway(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         )  # fmt: skip
     try:
         until(lambda: answers(f"http://127.0.0.1:{port}/api/version"), what="the engine")
-        with running(folder, upstream=port) as gateway:
+        # Comments as often as nobody would want them: no client may mind.
+        with running(folder, "--sse-comments", "0.1", upstream=port) as gateway:
             yield gateway
     finally:
         engine.terminate()

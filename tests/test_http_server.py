@@ -195,6 +195,27 @@ def test_a_body_that_stands_still_and_one_that_drips_are_cut(limits: dict[str, f
     play(work)
 
 
+@pytest.mark.parametrize("drips", [False, True])
+def test_half_a_head_is_cut_whether_it_stands_still_or_drips(drips: bool) -> None:
+    async def work() -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            raise AssertionError("there is no request")
+
+        async with serving(app, head=0.5) as server:
+            reader, writer = await connect(server, b"POST /api/chat HTTP/1.1\r\nHost: x\r\n")
+
+            async def drip() -> None:
+                while drips:
+                    writer.write(b"X")
+                    await asyncio.sleep(0.1)
+
+            dripping = asyncio.ensure_future(drip())
+            assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 408 ")
+            dripping.cancel()
+
+    play(work)
+
+
 def test_connections_without_a_key_are_bounded_and_the_oldest_go_first() -> None:
     async def work() -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -108,22 +108,17 @@ def test_no_prompt_no_answer_and_no_key_is_logged_or_kept(gateway: Gateway) -> N
 
 def test_usage_is_kept_by_key_model_and_day_and_survives_a_restart(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
-        _, key = keyring.create(tmp_path / "keys.json", "bob", tokens_per_day=20)
+        _, key = keyring.create(tmp_path / "keys.json", "bob", tokens_per_day=24)
         for _ in range(2):
             gateway.post("/api/chat", ASK, key)
         gateway.post("/v1/chat/completions", {**ASK, "stream": True}, key)
         shown = gateway.get("/avocado/v1/usage", key).json()
-        assert (shown["requests"], shown["prompt_tokens"], shown["completion_tokens"]) == (3, 6, 16)
-        assert shown["estimated_tokens"] == 6  # the stream of OpenAI's told none: its pieces were counted
+        assert (shown["requests"], shown["prompt_tokens"], shown["completion_tokens"]) == (3, 9, 15)
+        assert shown["estimated_tokens"] == 0  # of the stream of OpenAI's too: the engine was asked for its count
         assert shown["models"]["llama3"]["requests"] == 3
     (row,) = SqlUsageStore(f"sqlite:///{tmp_path / 'usage.db'}").since(time.strftime("%Y-%m-%d", time.gmtime()))
-    assert (row.key, row.model, row.requests, row.completion_tokens, row.estimated_tokens) == (
-        "bob",
-        "llama3",
-        3,
-        16,
-        6,
-    )
+    assert (row.model, row.requests, row.completion_tokens, row.estimated_tokens) == ("llama3", 3, 15, 0)
+    assert re.fullmatch(r"bob/[0-9a-f]{8}", row.key)
     with running(tmp_path) as gateway:
         assert gateway.get("/avocado/v1/usage", key).json()["requests"] == 3
         assert gateway.post("/api/chat", ASK, key).status_code == 429
@@ -260,23 +255,6 @@ def test_a_silent_engine_is_waited_for_and_left_when_the_client_leaves(tmp_path:
 # clients that are slow, or gone
 
 
-def test_a_stalled_head_and_a_stalled_body_are_cut(gateway: Gateway) -> None:
-    half_head = socket.create_connection(("127.0.0.1", gateway.port))
-    half_body = socket.create_connection(("127.0.0.1", gateway.port))
-    with half_head, half_body:
-        half_head.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\n")
-        half_body.sendall(
-            f"POST /api/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 9\r\n\r\n{{".encode()
-        )
-        begin = time.monotonic()
-        half_head.settimeout(20)
-        assert half_head.recv(100).startswith(b"HTTP/1.1 408 ")
-        assert 8 < time.monotonic() - begin < 15
-        half_body.settimeout(45)
-        assert half_body.recv(100).startswith(b"HTTP/1.1 408 ")
-        assert 28 < time.monotonic() - begin < 40
-
-
 def test_bodies_are_bounded_one_by_one(tmp_path: Path) -> None:
     with running(tmp_path, "--max-body", "1000") as gateway:
         assert gateway.post("/api/chat", {**ASK, "pad": "x" * 2000}).status_code == 413
@@ -400,7 +378,8 @@ def test_announcing_needs_a_url_and_a_broker(tmp_path: Path) -> None:
 def test_pages_of_other_origins_are_let_in_by_setting_alone(gateway: Gateway, tmp_path: Path) -> None:
     origin = {"Origin": "https://app.example"}
     preflight = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    assert requests.options(f"{gateway.url}/api/chat", headers=preflight, timeout=5).status_code == 401
+    foreign = requests.options(f"{gateway.url}/api/chat", headers=preflight, timeout=5)
+    assert (foreign.status_code, "Access-Control-Allow-Origin" in foreign.headers) == (204, False)
     assert (
         "Access-Control-Allow-Origin"
         not in requests.get(f"{gateway.url}/api/tags", headers={**BEARER, **origin}, timeout=5).headers
@@ -412,7 +391,8 @@ def test_pages_of_other_origins_are_let_in_by_setting_alone(gateway: Gateway, tm
         got = requests.get(f"{allowing.url}/api/tags", headers={**BEARER, **origin}, timeout=5)
         assert (got.status_code, got.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
         other = {**preflight, "Origin": "https://evil.example"}
-        assert requests.options(f"{allowing.url}/api/chat", headers=other, timeout=5).status_code == 401
+        refused = requests.options(f"{allowing.url}/api/chat", headers=other, timeout=5)
+        assert "Access-Control-Allow-Origin" not in refused.headers
     with running(tmp_path, "--cors-origin", "*") as anybody:
         got = requests.get(f"{anybody.url}/api/tags", headers={**BEARER, **origin}, timeout=5)
         assert got.headers["Access-Control-Allow-Origin"] == "*"

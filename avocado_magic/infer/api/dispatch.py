@@ -15,6 +15,7 @@ from ..domain.types import Dialect, Exchange
 from ..service.admission import Admission
 from ..service.answers import AnswerCache, Place
 from ..service.body import SMALL, Body, read
+from ..service.form import read_form
 from ..service.limits import Limiter
 from ..service.selection import Models, Selection, listed, shown
 from ..service.tokens import longest_answer, prompt_tokens
@@ -117,7 +118,7 @@ class Dispatch:
 
     async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         route, raw = request.route, request.body
-        body = _read(request) if len(raw) <= SMALL else await _read_in_thread(request)
+        body: Any = _read(request) if len(raw) <= SMALL else await _read_in_thread(request)
         if not isinstance(body.get("model"), (str, type(None))):
             refuse_in_its_words(route.path, raw)
         chosen = await self._models.select(key, route.path, body, raw, runs=route.runs)
@@ -130,7 +131,7 @@ class Dispatch:
         where = self._where(request, chosen, key)
         if where is not None and await self._replay(where, request, out):
             return
-        out.estimate = lambda: prompt_tokens(body, len(raw))
+        out.estimate = lambda: 0 if route.form else prompt_tokens(body, len(raw))
         if key.tokens_per_day is not None:
             chosen = await self._meter(request, body, chosen, key, out)
         before = perf_counter()
@@ -150,7 +151,7 @@ class Dispatch:
         """Set tokens of the key's day aside, and have the engine say how many a stream took. Raises OverLimit."""
         limiter = self._limiter
         wanted = longest_answer(body) if request.route.generates else 0
-        out.meter = await limiter.reserve(key, prompt_tokens(body, len(request.body)), wanted)
+        out.meter = await limiter.reserve(key, out.estimate() if out.estimate else 0, wanted)
         out.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
         if not request.route.usage_on_request or body.get("stream") is not True:
             return chosen
@@ -212,13 +213,15 @@ class Dispatch:
         return True
 
 
-def _read(request: Request) -> Body:
-    """The members of a request."""
+def _read(request: Request) -> Any:
+    """What a request names and holds: the members of an object, or a form."""
     path, raw = request.route.path, request.body
+    if request.route.form:
+        return read_form(raw, request.headers.get(b"content-type", b""))
     return read(raw, lambda: refuse_in_its_words(path, raw))
 
 
-async def _read_in_thread(request: Request) -> Body:
+async def _read_in_thread(request: Request) -> Any:
     """The members of a large request; not on the loop, so that nobody waits for it."""
     return await asyncio.to_thread(_read, request)
 

@@ -51,6 +51,10 @@ def router(inference: Inference) -> APIRouter:
         vectors, _, _, tokens = await inference.embed(body)
         return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
 
+    @api.post("/v1/audio/transcriptions")
+    async def transcriptions() -> Response:
+        raise InferError(501, "not supported by the embedded engine")
+
     @api.post("/v1/responses")
     async def create_response(request: Request) -> Response:
         body = await decoded(request, check.RESPONSES, "EOF")

@@ -77,7 +77,11 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
     elif "{digest}" in route.path:
         out["parameters"] = [_parameter("digest", "^sha256:[0-9a-f]{64}$")]
     struct = struct_of(route.path)
-    if struct is not None:
+    if route.form:
+        fields = {"model": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+        form = {"type": "object", "required": ["model", "file"], "properties": fields}
+        out["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    elif struct is not None:
         out["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(struct)}}}
     elif method in ("POST", "DELETE") and not route.uploads:
         out["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}

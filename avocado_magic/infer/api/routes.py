@@ -31,7 +31,7 @@ class Serves(Enum):
 class Route:
     """One path of the Ollama API (server/routes.go, GenerateRoutes) and its methods, as Allow lists them.
 
-    `names_model`: the body is an object that names a model. `runs`: the model works for it, so it is queued,
+    `names_model`: the body is an object that names a model, or with `form` a multipart form. `runs`: the model works for it, so it is queued,
     counted and cached; `generates`: it writes text, as much as the request allows; `usage_on_request`: a stream tells
     its tokens only where `stream_options` ask for them. `uploads`: the body is a file, passed on as it comes.
     `rated`: of our own, and counted against a key's requests per minute all the same, because it may ask the engine.
@@ -44,6 +44,7 @@ class Route:
     dialect: Dialect = Dialect.OLLAMA
     serves: Serves = Serves.ENGINE
     names_model: bool = False
+    form: bool = False
     runs: bool = False
     generates: bool = False
     usage_on_request: bool = False
@@ -92,6 +93,7 @@ ROUTES: tuple[Route, ...] = (
     _writes("/v1/completions", "complete a prompt", Dialect.OPENAI, usage_on_request=True),
     _asks("/v1/embeddings", "embed texts", Dialect.OPENAI),
     _writes("/v1/responses", "OpenAI's responses", Dialect.OPENAI),
+    replace(_asks("/v1/audio/transcriptions", "what is said in a recording", Dialect.OPENAI), form=True),
     _writes("/v1/messages", "Anthropic's messages", Dialect.ANTHROPIC),
     _changes("/api/pull", "fetch a model"),
     _changes("/api/push", "upload a model"),

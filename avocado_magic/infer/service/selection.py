@@ -15,6 +15,7 @@ from ..domain.ports import Engine, ModelInfo
 from ..domain.selector import Selector, is_cloud, nearest
 from ..domain.types import InferError
 from .body import SMALL, UNREADABLE, Body
+from .form import Form
 from .fragile import SINCE, danger, schema_in, survives
 
 T = TypeVar("T")
@@ -45,7 +46,9 @@ class Models:
         self.info = info
         self._fragile = fragile
 
-    async def select(self, key: ApiKey, path: str, body: Body, raw: bytes | bytearray, *, runs: bool) -> Selection:
+    async def select(
+        self, key: ApiKey, path: str, body: Body | Form, raw: bytes | bytearray, *, runs: bool
+    ) -> Selection:
         """The selection for `body` (whose bytes are `raw`). Raises InferError 400 or 403.
 
         `runs` is whether the route works with the model, so that a default makes sense.
@@ -66,9 +69,15 @@ class Models:
         for model, _ in candidates:
             if not selector.rules.allow_cloud and is_cloud(model):
                 raise InferError(403, f"the model {model!r} runs in Ollama's cloud: that is switched off here")
-        if runs and self._fragile is not None and schema_in(body) and not survives(await self._fragile.version()):
+        if (
+            runs
+            and self._fragile is not None
+            and isinstance(body, Body)
+            and schema_in(body)
+            and not survives(await self._fragile.version())
+        ):
             self._refuse_fragile(body)
-        if runs and selector.rules.vision and await _in_thread(raw, has_images, raw, body):
+        if runs and selector.rules.vision and isinstance(body, Body) and await _in_thread(raw, has_images, raw, body):
             candidates = await self._seeing(key, path, body, raw, asked, candidates)
         return Selection(asked, candidates, checked)
 
@@ -79,8 +88,10 @@ class Models:
             said = f"this schema would end the engine, an Ollama before {SINCE[0]}.{SINCE[1]}: {why}"
             raise InferError(400, f"{said}; write it without, or update Ollama")
 
-    def _made(self, path: str, body: Body, raw: bytes | bytearray, asked: str, name: str) -> Candidate:
+    def _made(self, path: str, body: Body | Form, raw: bytes | bytearray, asked: str, name: str) -> Candidate:
         preset = self.selector.preset(name) if not self.selector.plain else None
+        if preset is not None and isinstance(body, Form):
+            raise InferError(400, f"{preset.full_name} takes text: name a model")
         if preset is not None:
             made = preset.apply(path, {member: body.get(member) for member in body.members})
             return preset.model, msgspec.json.encode(made)
@@ -89,7 +100,13 @@ class Models:
         return name, body.replaced(model=name)
 
     async def _seeing(
-        self, key: ApiKey, path: str, body: Body, raw: bytes | bytearray, asked: str, candidates: Sequence[Candidate]
+        self,
+        key: ApiKey,
+        path: str,
+        body: Body | Form,
+        raw: bytes | bytearray,
+        asked: str,
+        candidates: Sequence[Candidate],
     ) -> Sequence[Candidate]:
         """Of `candidates` those that read images; else the configured vision model, where the key may use it."""
         seeing = [(name, made) for name, made in candidates if await self._sees(name)]

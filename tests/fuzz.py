@@ -86,8 +86,11 @@ class Engine:
         self.port = 0
 
     async def start(self) -> None:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24)
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -330,6 +333,7 @@ async def fuzz(seconds: float, seed: int, folder: Path) -> Report:
         if held > DESCRIPTORS:
             report.failures.append(f"the gateway keeps {held} connections of clients that are gone")
         log = gateway.log.read_text("utf-8", "replace")
+        engine.stop()
         if "Traceback" in log:
             report.failures.append("a traceback in the gateway's log: " + log[log.index("Traceback") :][:2000])
     return report

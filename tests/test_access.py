@@ -95,7 +95,10 @@ def test_every_route_with_every_kind_of_key(
     headers = {} if kind == "none" else bearer("nearly-right" if kind == "wrong" else keys[kind])
     before = len(gateway.reached())
     body = json.dumps({"model": "llama3", "messages": [], "prompt": ""}) if method != "GET" else None
-    got = requests.request(method, gateway.url + spelled(path), data=body, headers=headers, timeout=20)
+    form = {"model": (None, "llama3"), "file": ("a.wav", b"RIFF")} if path == "/v1/audio/transcriptions" else None
+    got = requests.request(
+        method, gateway.url + spelled(path), data=None if form else body, files=form, headers=headers, timeout=20
+    )
     status = wanted(kind, access, serves, rated)
     if status is None:
         assert got.status_code not in (401, 403, 429), got.text

@@ -201,6 +201,21 @@ def test_an_adopted_ollama_is_used_and_never_stopped(home: Path, ollama: Path, m
         server.wait()
 
 
+def test_an_adopted_ollama_that_ends_is_said_plainly(home: Path, ollama: Path) -> None:
+    server = subprocess.Popen(
+        [str(home.parent / "bin" / "ollama"), "serve"], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        url = f"http://{os.environ['OLLAMA_HOST']}"
+        until(lambda: _answers(url))
+        up()
+    finally:
+        server.kill()
+        server.wait()
+    until(lambda: client.status().parts["engine"].error, 15, "the trouble to be seen")
+    assert client.status().parts["engine"].error == f"your Ollama at {url} stopped answering: start it again"
+
+
 def _answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=1).ok

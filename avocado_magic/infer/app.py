@@ -171,12 +171,13 @@ def _embedded(app: FastAPI, settings: InferSettings) -> _Backend:
     from .infrastructure.llamacpp.engine import LlamaCppEngine
     from .infrastructure.llamacpp.info import LibraryInfo
     from .infrastructure.llamacpp.library import Library
+    from .infrastructure.llamacpp.schemas import Llguidance
     from .service.inference import Inference
     from .service.output import capabilities_of
 
     library = Library(settings.cache or cache_dir(), capabilities_of)
     engine = LlamaCppEngine()
-    inference = Inference(library, engine)
+    inference = Inference(library, engine, Llguidance())
     app.include_router(ollama_api.router(inference))
     app.include_router(openai_api.router(inference))
     add_handlers(app)

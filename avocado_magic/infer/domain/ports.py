@@ -151,6 +151,18 @@ class Session(Protocol):
         ...
 
 
+class SchemaCompiler(Protocol):
+    """What holds an answer to a JSON schema."""
+
+    def refusal(self, schema: Mapping[str, Any]) -> str | None:
+        """Why no answer can be held to `schema`; None where it can."""
+        ...
+
+    def knows_format(self, name: str) -> bool:
+        """Whether a string can be held to the ``format`` of this name."""
+        ...
+
+
 class TextEngine(Protocol):
     """Runs one model at a time."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import re
 import time
@@ -9,11 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from ..domain.names import ModelName
-from ..domain.ports import ModelLibrary, Session, TextEngine
+from ..domain.ports import ModelLibrary, SchemaCompiler, Session, TextEngine
 from ..domain.types import InferError, Loaded, Model, Piece
 from . import validation as check
+from .json_schema import prepared
 from .output import OutputParser, Said, tool_call
+from .turns import alternating, without_system
 
+logger = logging.getLogger(__name__)
 # Ollama's defaults (api/types.go, DefaultOptions); llama.cpp's own differ.
 _DEFAULTS: Mapping[str, Any] = {
     "temperature": 0.8,
@@ -37,9 +42,10 @@ _VARIABLE = re.compile(r"\{\{-?\s*\.(System|Prompt|Response)\s*-?\}\}")
 class Inference:
     """Use cases of the embedded engine. Answers are objects with their members in Ollama's order."""
 
-    def __init__(self, library: ModelLibrary, engine: TextEngine) -> None:
+    def __init__(self, library: ModelLibrary, engine: TextEngine, schemas: SchemaCompiler) -> None:
         self._library = library
         self._engine = engine
+        self._schemas = schemas
 
     def models(self) -> Sequence[Model]:
         return self._library.models()
@@ -77,6 +83,7 @@ class Inference:
         check.check_images(list(request.get("images") or []), name)
         think = check.think(request.get("think"), model, name)
         run = _Run(request)
+        await self._hold_to_schema(run)
         async with self._engine.session(model, run.context, keep_alive) as session:
             if not prompt:
                 yield {"response": "", "done": True, "done_reason": "load"}
@@ -128,12 +135,13 @@ class Inference:
         for message in messages:
             check.check_images(list(message.get("images") or []), name)
         run = _Run(request)
+        await self._hold_to_schema(run)
         async with self._engine.session(model, run.context, keep_alive) as session:
             if not messages:
                 yield {"message": _message(""), "done": True, "done_reason": "load"}
                 return
             turns = [{**m, "role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in messages]
-            prompt = await session.render(turns, tools, think)
+            prompt = await _rendered(session, turns, tools, think)
             parser = OutputParser(model.template, prompt, tools=bool(tools), think=bool(think))
             tokens = run.fit(await session.tokenize(prompt), session.context_length)
             calls = 0
@@ -197,6 +205,17 @@ class Inference:
             tokens = await session.tokenize(prompt)
             return list((await session.embed(tokens[: session.context_length - 2])).vector)
 
+    async def _hold_to_schema(self, run: _Run) -> None:
+        """Have the answer held to the schema that was asked for. Raises InferError 400 where that cannot be done."""
+        if run.schema is None:
+            return
+        # A large schema takes its time, and is no reason for others to wait.
+        schema = await asyncio.to_thread(prepared, run.schema, self._schemas.knows_format)
+        refusal = await asyncio.to_thread(self._schemas.refusal, schema)
+        if refusal is not None:
+            raise InferError(400, f"no answer can be held to this JSON schema: {refusal}")
+        run.sampling["json_schema"] = schema
+
     @staticmethod
     async def _prompt_of(session: Session, request: Mapping[str, Any], prompt: str, think: bool | None) -> str:
         system = str(request.get("system", ""))
@@ -211,7 +230,7 @@ class Inference:
             values = {"System": system, "Prompt": prompt, "Response": ""}
             return _VARIABLE.sub(lambda match: values[match[1]], template)
         turns = [{"role": "system", "content": system}] if system else []
-        return await session.render([*turns, {"role": "user", "content": prompt}], (), think)
+        return await _rendered(session, [*turns, {"role": "user", "content": prompt}], (), think)
 
 
 class _Run:
@@ -221,6 +240,7 @@ class _Run:
         options = check.options(request.get("options"))
         self.context: int | None = max(options.get("num_ctx", 0), 0) or None
         self._truncate = request.get("truncate") is not False
+        self._shift = request.get("shift") is not False
         self.logprobs = bool(request.get("logprobs"))
         self.top_logprobs = int(request.get("top_logprobs") or 0)
         if not 0 <= self.top_logprobs <= 20:
@@ -229,20 +249,52 @@ class _Run:
         self.sampling["repeat_last_n"] = max(self.sampling["repeat_last_n"], -1)
         if self.sampling["num_predict"] <= 0:
             self.sampling["num_predict"] = -1  # as a real one answers to 0 (recording 076)
-        schema = check.output_format(request.get("format"))
-        if schema is not None:
-            self.sampling["json_schema"] = schema
+        self.schema = check.output_format(request.get("format"))
         if self.logprobs:
             self.sampling["n_probs"] = max(self.top_logprobs, 1)
 
     def fit(self, tokens: list[int], context: int) -> list[int]:
         """`tokens` cut in the middle of the prompt to leave room in `context`; 400 where cutting was forbidden."""
-        if len(tokens) < context:
-            return tokens
-        if not self._truncate:
-            raise InferError(400, "the input length exceeds the context length")
-        room = max(1, context - max(1, min(context // 4, 256)) - _KEPT)
-        return tokens[:_KEPT] + tokens[-room:]
+        if len(tokens) >= context:
+            if not self._truncate:
+                raise InferError(400, "the input length exceeds the context length")
+            room = max(1, context - max(1, min(context // 4, 256)) - _KEPT)
+            logger.warning(
+                "a prompt of %d tokens is cut to %d: the context holds %d", len(tokens), room + _KEPT, context
+            )
+            tokens = tokens[:_KEPT] + tokens[-room:]
+        if not self._shift:
+            # Otherwise the engine goes on past a full context, as Ollama does, and forgets the older half of it.
+            left, wanted = context - len(tokens), self.sampling["num_predict"]
+            self.sampling["num_predict"] = left if wanted < 0 else min(wanted, left)
+        return tokens
+
+
+async def _rendered(
+    session: Session, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any], think: bool | None
+) -> str:
+    """The prompt of a conversation. Raises InferError 400 where the model's template takes it in no form."""
+    plain = alternating(turns)
+    forms: list[Sequence[Mapping[str, Any]]] = [turns]
+    forms += [form for form in (plain, without_system(plain)) if form != turns]
+    refused = ""
+    for form in forms:
+        try:
+            return await session.render(form, tools, think)
+        except InferError as error:
+            refused = error.message
+            logger.info("the model's template refuses a conversation: %s", refused)
+    raise InferError(400, f"this model's chat template refuses these messages: {_template_words(refused)}")
+
+
+_RAISED = re.compile(r"^.*(?:Exception|Error): ([^\n]+?)\s*$", re.MULTILINE)
+
+
+def _template_words(said: str) -> str:
+    """What a template itself says, out of llama.cpp's account of where it said it."""
+    found = _RAISED.findall(said)
+    words = found[-1] if found else "it says no more"
+    return words if "CallExpression" not in words else "it says no more"
 
 
 def _full_name(name: str) -> str:

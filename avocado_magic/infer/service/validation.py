@@ -232,53 +232,9 @@ def output_format(value: Any) -> dict[str, Any] | None:
     if value == "json":
         return {"type": "object"}
     if isinstance(value, dict):
-        if not _usable_schema(value, value):
-            raise InferError(500, "invalid JSON schema in format")
         return value
     shown = json.dumps(json.dumps(value))
     raise InferError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
-
-
-_SCHEMA_TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
-
-
-def _usable_schema(schema: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
-    """Whether llama.cpp can hold the output to `schema`; it ignores one that it cannot read, which nobody wants."""
-    if isinstance(schema, bool):
-        return True
-    if not isinstance(schema, dict) or depth > 64:
-        return False
-    types = schema.get("type", [])
-    if not all(kind in _SCHEMA_TYPES for kind in (types if isinstance(types, list) else [types])):
-        return False
-    if "$ref" in schema and not _resolves(schema["$ref"], root):
-        return False
-    try:
-        re.compile(schema.get("pattern", ""))
-    except (re.error, TypeError):
-        return False
-    inner: list[Any] = []
-    for name in ("properties", "$defs", "definitions"):
-        members = schema.get(name, {})
-        if not isinstance(members, dict):
-            return False
-        inner += members.values()
-    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        members = schema.get(name, [])
-        if not isinstance(members, list):
-            return False
-        inner += members
-    inner += [schema[name] for name in ("items", "additionalProperties") if name in schema]
-    return all(_usable_schema(part, root, depth + 1) for part in inner)
-
-
-def _resolves(reference: Any, root: Mapping[str, Any]) -> bool:
-    if not isinstance(reference, str) or not reference.startswith("#"):
-        return False
-    value: Any = root
-    for step in filter(None, reference[1:].split("/")):
-        value = value.get(step) if isinstance(value, dict) else None
-    return value is not None
 
 
 def check_images(images: list[Any], model: str) -> None:

@@ -117,7 +117,9 @@ class Ollama(ProcessPart):
         return model
 
     def check(self) -> str | None:
-        if not self.adopted and self._code() is not None:
+        if self.adopted:
+            return None if self.api.version() else f"your Ollama at {self.url} stopped answering: start it again"
+        if self._code() is not None:
             return "Ollama ended"
         return None if self.api.version() else "Ollama does not answer"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...domain.types import Embedding, InferError, Loaded, Model, Piece, UpstreamError
 from ..http_client import Answer, HttpClient
+from .loading import LoadError, StderrTail, why
 
 logger = logging.getLogger(__name__)
 DEFAULT_CONTEXT = 4096
@@ -24,6 +25,8 @@ _FOREVER = timedelta(days=365 * 292)  # what Ollama shows for keep_alive -1: its
 PARALLEL = 2
 # llama.cpp pads a context to this, and aborts the process on one of a single token.
 SMALLEST_CONTEXT = 256
+# Tokens of the beginning that a full context keeps (Ollama's num_keep).
+KEPT = 4
 _SERVER_NAMES = {"num_predict": "n_predict"}
 _DURATION = 1_000_000  # nanoseconds in one of llama.cpp's milliseconds
 
@@ -191,8 +194,8 @@ class LlamaCppEngine:
         except ModuleNotFoundError:
             hint = "pip install 'avocado-magic[embedded]'"
             raise InferError(501, f"the embedded engine is not installed ({hint})") from None
-        except RuntimeError:
-            raise InferError(500, f"llama.cpp cannot load {model.path}: the engine's log says why") from None
+        except LoadError as error:
+            raise InferError(500, f"llama.cpp cannot load {model.path}: {error}") from None
         # Not used again: llama.cpp closes a connection after a number of requests, without a word before.
         self._client = HttpClient(self._server.listening_address, max_idle=0)
         self._model, self._context, self._key = model, context, key
@@ -251,6 +254,9 @@ def _start_server(path: str, context: int, key: str) -> Any:
     params.n_parallel = PARALLEL
     params.n_ctx = context * PARALLEL
     params.kv_unified = False
+    # Past a full context Ollama goes on; what must not is given a limit by the service.
+    params.ctx_shift = True
+    params.n_keep = KEPT
     params.embedding = True
     # Ollama answers with the last token's vector where a model has no pooling of its own; and only
     # this kind lets llama.cpp split an input that is longer than its physical batch.
@@ -259,7 +265,12 @@ def _start_server(path: str, context: int, key: str) -> Any:
     params.ui = False
     params.api_keys = [key]
     params.hostnames = ["127.0.0.1"]
-    return xllamacpp.Server(params)
+    with StderrTail() as said:
+        try:
+            return xllamacpp.Server(params)
+        except RuntimeError as error:
+            failure = error
+    raise LoadError(why(said.lines()) or str(failure))
 
 
 def _has_gpu() -> bool:

@@ -257,6 +257,15 @@ def test_requests_without_a_limit_of_their_own_run_one_after_another(tmp_path: P
         assert len(starts) == 4
 
 
+def test_a_stream_of_completions_that_passes_the_rest_ends_too(tmp_path: Path) -> None:
+    """Its every frame has a usage in it, of nothing."""
+    with running(tmp_path) as gateway:
+        key = named_key(gateway, "short", tokens_per_day=1)
+        text = gateway.post("/v1/completions", {"model": "llama3", "prompt": "x" * 40, "stream": True}, key).text
+        assert "used up its 1 tokens" in text
+        assert "[DONE]" not in text
+
+
 def test_a_stream_that_passes_the_rest_ends_with_the_limits_words(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
         body = {**CHAT, "max_tokens": 1000, "options": {"num_predict": 1000}}
@@ -268,21 +277,22 @@ def test_a_stream_that_passes_the_rest_ends_with_the_limits_words(tmp_path: Path
         assert gateway.post("/api/chat", body, key).status_code == 429
 
 
-def test_a_stream_of_v1_is_counted_by_the_engine_and_looks_as_it_was_asked_for(gateway: Gateway) -> None:
-    ask = {**CHAT, "stream": True}
-    plain = gateway.post("/v1/chat/completions", ask).text
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_stream_of_v1_is_counted_by_the_engine_and_looks_as_it_was_asked_for(gateway: Gateway, path: str) -> None:
+    ask = {**CHAT, "prompt": "x", "stream": True}
+    plain = gateway.post(path, ask).text
     gateway.trace.unlink()
-    key = named_key(gateway, "streams", tokens_per_day=1000)
-    counted = gateway.post("/v1/chat/completions", ask, key).text
+    key = named_key(gateway, path.replace("/", "-").strip("-"), tokens_per_day=1000)
+    counted = gateway.post(path, ask, key).text
     assert counted == plain
     assert "usage" not in counted
     assert json.loads(str(gateway.sent()[0]["body"]))["stream_options"] == {"include_usage": True}
     assert (used(gateway, key)["prompt_tokens"], used(gateway, key)["completion_tokens"]) == (3, 5)
     assert used(gateway, key)["estimated_tokens"] == 0
-    wanted = gateway.post("/v1/chat/completions", {**ask, "stream_options": {"include_usage": True}}, key).text
+    wanted = gateway.post(path, {**ask, "stream_options": {"include_usage": True}}, key).text
     assert '"usage":{"prompt_tokens":3' in wanted
     gateway.trace.unlink()
-    gateway.post("/v1/chat/completions", ask)
+    gateway.post(path, ask)
     assert "stream_options" not in str(gateway.sent()[0]["body"])  # a key without that limit: nothing is changed
 
 

@@ -316,6 +316,37 @@ def test_an_answer_goes_on_past_a_full_context_unless_it_must_not(engine: str) -
     assert whole["eval_count"] > short["eval_count"]
 
 
+# the shapes of other APIs
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_of_text_completions_have_their_own_shape(engine: str, stream: bool) -> None:
+    body = {"model": MODEL, "prompt": "One two", "max_tokens": 4, "temperature": 0, "logprobs": 2, "stream": stream}
+    got = requests.post(f"{engine}/v1/completions", json=body, timeout=60)
+    if stream:
+        choices = [json.loads(line[6:])["choices"][0] for line in got.text.splitlines() if line.startswith("data: {")]
+    else:
+        choices = got.json()["choices"]
+    found = [choice["logprobs"] for choice in choices if choice.get("logprobs")]
+    tokens = [token for each in found for token in each["tokens"]]
+    offsets = [offset for each in found for offset in each["text_offset"]]
+    assert len(tokens) == 4
+    assert offsets == [sum(map(len, tokens[:n])) for n in range(4)]
+    assert all(lp <= 0 for each in found for lp in each["token_logprobs"])
+    assert all(len(top) == 2 for each in found for top in each["top_logprobs"])
+    assert "".join(choice["text"] for choice in choices).startswith("".join(tokens)[:3])
+
+
+def test_the_modelfile_is_written_once(engine: str) -> None:
+    shown = requests.post(f"{engine}/api/show", json={"model": MODEL}, timeout=10).json()
+    assert "<|im_start|>" in shown["modelfile"]
+    assert "\\u003c" not in shown["modelfile"]
+    assert shown["parameters"].splitlines() == [
+        'stop                           "<|im_start|>"',
+        'stop                           "<|im_end|>"',
+    ]
+
+
 # files that do not load
 
 

@@ -143,8 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.pull(str(body.get("model") or ""))
         if path in ("/api/generate", "/api/chat"):
             return self.generate(path, body)
-        if path == "/v1/chat/completions":
-            return self.openai(body)
+        if path in ("/v1/chat/completions", "/v1/completions"):
+            return self.openai(body, chat=path == "/v1/chat/completions")
         if path == "/v1/models":
             return self.json(
                 {
@@ -201,18 +201,22 @@ class Handler(BaseHTTPRequestHandler):
         base = ["Hello", " from", " the", " stand", "-in."]
         return (base * (count // 5 + 1))[:count]
 
-    def openai(self, body):
+    def openai(self, body, chat):
         if full(str(body.get("model") or "")) not in models:
             return self.json(
                 {"error": {"message": f"model '{body.get('model')}' not found", "type": "not_found_error"}}, 404
             )
+        wants = (body.get("stream_options") or {}).get("include_usage")
+        empty = {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}} if wants and not chat else {}
         frames = [
             {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": w}}]}
+            if chat
+            else {"id": "cmpl-1", "object": "text_completion", "choices": [{"index": 0, "text": w}], **empty}
             for w in self.words(5)
         ]
         if not body.get("stream"):
             return self.json({"id": "chatcmpl-1", "object": "chat.completion", "choices": []})
-        if (body.get("stream_options") or {}).get("include_usage"):
+        if wants:
             usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
             frames.append({"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], "usage": usage})
         self.head("text/event-stream")

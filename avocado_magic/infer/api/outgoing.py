@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -25,6 +26,7 @@ _NOT_KEPT = (b"cache-control", b"no-store")
 # Frames of a stream that carry no token: the role, the reason it ended, the usage, the end.
 _FRAMES = 4
 # A frame beyond this is no usage.
+_NO_USAGE = re.compile(rb',"usage":\{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0\}')
 _LARGEST_FRAME = 64 * 1024
 
 
@@ -212,7 +214,12 @@ class Outgoing:
     def _without_usage(self, body: bytes, *, ends: bool) -> bytes:
         """`body` without the frame that tells the usage; what is no whole frame yet waits for the next bytes."""
         *frames, self._rest = (self._rest + body).split(b"\n\n")
-        out = b"".join(frame + b"\n\n" for frame in frames if not (b'"usage":{' in frame and b'"choices":[]' in frame))
+        # /v1/completions has an empty one in every frame as well (recording 195).
+        out = b"".join(
+            _NO_USAGE.sub(b"", frame) + b"\n\n"
+            for frame in frames
+            if not (b'"usage":{' in frame and b'"choices":[]' in frame)
+        )
         if ends or len(self._rest) > _LARGEST_FRAME:
             out, self._rest = out + self._rest, b""
         return out
@@ -222,7 +229,7 @@ class Outgoing:
         while meter.prompt + self.pieces - _FRAMES > meter.tokens and self.grow is not None:
             refusal = self.grow(meter)
             if refusal is not None:
-                if tokens_in(self._tail) is not None:
+                if any(tokens_in(self._tail) or ()):
                     return  # the engine has counted, so this is the end
                 self.cut(refusal)
                 # Cancelled, and not raised: between here and the gate there may be an application that answers errors.

@@ -177,6 +177,7 @@ class Completions:
         self._usage = usage
         self._model = model
         self._called = False
+        self._offset = 0  # characters of a text completion that have gone out
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{random.randint(0, 998)}"
         self._created = int(time.time())
 
@@ -228,14 +229,30 @@ class Completions:
 
     def _choice(self, piece: Mapping[str, Any], member: str) -> dict[str, Any]:
         reason = piece.get("done_reason")
-        logprobs = {"logprobs": {"content": piece["logprobs"]}} if piece.get("logprobs") else {}
         if self._chat:
+            logprobs = {"logprobs": {"content": piece["logprobs"]}} if piece.get("logprobs") else {}
             calls = piece["message"].get("tool_calls")
             self._called = self._called or bool(calls)
             if reason == "stop" and self._called:
                 reason = "tool_calls"
             return {"index": 0, member: _openai_message(piece["message"]), "finish_reason": reason, **logprobs}
-        return {"text": piece["response"], "index": 0, "finish_reason": reason, **logprobs}
+        shown = {"logprobs": self._text_logprobs(piece["logprobs"])} if piece.get("logprobs") else {}
+        return {"text": piece["response"], "index": 0, "finish_reason": reason, **shown}
+
+    def _text_logprobs(self, entries: list[Any]) -> dict[str, Any]:
+        """Log probabilities as OpenAI's text completions have them: lists, one item a token, and where each begins."""
+        offsets = []
+        for entry in entries:
+            offsets.append(self._offset)
+            self._offset += len(entry["token"])
+        return {
+            "tokens": [entry["token"] for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in entry.get("top_logprobs", [])} or None for entry in entries
+            ],
+            "text_offset": offsets,
+        }
 
 
 def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:

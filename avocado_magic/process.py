@@ -110,12 +110,12 @@ class Identity:
 
 # What looks like a secret stays with who has it; a part that needs one names it.
 _SECRET_NAME = re.compile(
-    r".*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CREDENTIALS|_PASS|_PAT|_DSN)|.*SECRET.*|.*PASSWORD.*"
+    r".*(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|_PASS|_PAT|_DSN)S?|.*SECRET.*|.*PASSWORD.*"
     r"|(AWS|GOOGLE|AZURE)_.*",
     re.IGNORECASE,
 )
-# Without these children find no way out, no packages, no certificates and no GPU, whatever they look like.
-_NEEDED_NAME = re.compile(r".*_PROXY|(PIP|SSL|CUDA|NVIDIA|ROCM|ROCR|HIP|HSA|GPU)_.*", re.IGNORECASE)
+# Without these children find no way out and no packages, whatever they look like.
+_NEEDED_NAME = re.compile(r".*_PROXY|PIP_.*", re.IGNORECASE)
 _URL_WITH_PASSWORD = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/\s@]*:[^/\s@]+@")
 
 

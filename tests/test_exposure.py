@@ -130,7 +130,7 @@ def test_an_ollama_without_a_key_is_said_once(ollama: Path) -> None:
 SECRETS = {
     "OPENAI_API_KEY": "v1", "HF_TOKEN": "v2", "MY_SECRET": "v3", "SECRET_OF_MINE": "v4", "DB_PASSWORD": "v5", "PGPASSWORD": "v6",
     "AWS_ACCESS_KEY_ID": "v7", "AWS_SESSION": "v8", "GOOGLE_APPLICATION_CREDENTIALS": "v9", "JUPYTERHUB_API_TOKEN": "v10",
-    "github_token": "v11", "DATABASE_URL": "postgres://me:v12@host/db", "NGROK_AUTHTOKEN_OLD_TOKEN": "v13", "SMTP_PASS": "v14",
+    "github_token": "v11", "DATABASE_URL": "postgres://me:v12@host/db", "NGROK_AUTHTOKEN_OLD_TOKEN": "v13", "SMTP_PASS": "v14", "NVIDIA_API_KEY": "v15", "GPU_CLOUD_TOKEN": "v16", "OPENAI_API_KEYS": "v17",
 }  # fmt: skip
 KEPT = {
     "HTTPS_PROXY_FOR_TESTS": "x", "no_proxy": "localhost", "PIP_EXTRA": "x", "SSL_MADE_UP": "x", "CUDA_VISIBLE_DEVICES": "0",

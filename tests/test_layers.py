@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
-from avocado_magic.infer.domain.types import Exchange, InferError, StoreError, UsageRow
+from avocado_magic.infer.domain.types import Dialect, Exchange, InferError, StoreError, UsageRow
 from avocado_magic.infer.infrastructure.http_connection import Limits
 from avocado_magic.infer.infrastructure.http_server import HttpServer
 from avocado_magic.infer.service.admission import Admission, Busy
@@ -95,14 +95,15 @@ def test_bodies_are_read_in_one_way_alone(body: bytes, words: str | None, kind: 
 
 
 @pytest.mark.parametrize(
-    ("end", "counts"),
+    ("end", "dialect", "counts"),
     [
-        (b'"context":[1],"prompt_eval_count":3,"eval_count":7}\n', (3, 7)), (b'"usage":{"prompt_tokens":5,"completion_tokens":1,', (5, 1)),
-        (b'"usage":{"input_tokens":12,"output_tokens":6}}', (12, 6)), (b'"response":"\\"eval_count\\":9"}', None), (b"", None),
+        (b'"context":[1],"prompt_eval_count":3,"eval_count":7}\n', Dialect.OLLAMA, (3, 7)), (b'"usage":{"prompt_tokens":5,"completion_tokens":1,', Dialect.OPENAI, (5, 1)),
+        (b'"usage":{"input_tokens":12,"output_tokens":6}}', Dialect.ANTHROPIC, (12, 6)), (b'"response":"\\"eval_count\\":9"}', Dialect.OLLAMA, None),
+        (b"", Dialect.OLLAMA, None), (b'"eval_count":1,"output_tokens":6}}', Dialect.ANTHROPIC, (0, 6)),
     ],
 )  # fmt: skip
-def test_counts_are_found_at_the_end_of_an_answer(end: bytes, counts: tuple[int, int] | None) -> None:
-    assert tokens_in(end) == counts
+def test_counts_are_found_at_the_end_of_a_stream(end: bytes, dialect: Dialect, counts: tuple[int, int] | None) -> None:
+    assert tokens_in(end, dialect) == counts
 
 
 def test_what_a_store_does_not_take_waits_and_a_new_day_begins_at_zero() -> None:

@@ -71,6 +71,21 @@ def test_a_body_behind_a_stream_is_not_kept(tmp_path: Path) -> None:
         until(lambda: sum("left" in entry for entry in trace_of(gateway.trace)) == 3, 20, "the engine's notice")
 
 
+def test_heads_of_many_fields_are_refused_and_not_kept(gateway: Gateway) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"".join(b"a%d:\r\n" % n for n in range(200)) + b"\r\n"
+    assert gateway.raw(head).startswith(b"HTTP/1.1 431 ")
+    before = memory(gateway)
+    clients = []
+    for _ in range(300):
+        client = socket.create_connection(("127.0.0.1", gateway.port))
+        client.sendall(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 6000)
+        clients.append(client)
+    until(lambda: requests.get(f"{gateway.url}/healthz", timeout=5).ok)
+    assert memory(gateway) - before < 40 << 20
+    for client in clients:
+        client.close()
+
+
 def test_readiness_is_quick_and_holds_nothing_whatever_the_engine_does(tmp_path: Path) -> None:
     with faulty.engine(faulty.dies_at_once, silent=True) as port, running(tmp_path, upstream=port) as gateway:
         before = memory(gateway)
@@ -181,6 +196,44 @@ def test_an_engine_that_sends_its_head_alone_is_a_504_too(tmp_path: Path) -> Non
 
     with faulty.engine(head_alone) as port, running(tmp_path, "--first-byte-timeout", "1", upstream=port) as gateway:
         assert gateway.post("/api/chat", CHAT).status_code == 504
+
+
+@pytest.mark.parametrize(
+    ("sent", "whole"), [(b'{"message"', True), (b'{"message":{"content":"a"},"done":false}\n', False)]
+)
+def test_an_engine_that_stops_in_the_middle_holds_nobody_for_ever(tmp_path: Path, sent: bytes, whole: bool) -> None:
+    def answer(connection: socket.socket) -> None:
+        if whole:
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n" + sent
+            )
+        else:
+            connection.sendall(faulty.HEAD + faulty.chunk(sent))
+        connection.recv(1)  # until the gateway leaves
+
+    with faulty.engine(answer) as port, running(tmp_path, "--first-byte-timeout", "1", upstream=port) as gateway:
+        begin = time.monotonic()
+        if whole:
+            with pytest.raises(requests.RequestException):
+                gateway.post("/api/chat", {**CHAT, "stream": False})
+        else:
+            *_, last = gateway.post("/api/chat", CHAT).text.strip().splitlines()
+            assert "said nothing for 1 s" in json.loads(last)["error"]
+        assert time.monotonic() - begin < 8
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/copy"), ("DELETE", "/api/delete")])
+def test_what_only_moves_a_model_about_is_not_waited_for_as_long(tmp_path: Path, method: str, path: str) -> None:
+    (tmp_path / "admin").write_text(ADMIN)
+    arguments = ("--first-byte-timeout", "1", "--admin-key-file", str(tmp_path / "admin"))
+    with (
+        faulty.engine(faulty.dies_at_once, silent=True) as port,
+        running(tmp_path, *arguments, upstream=port) as gateway,
+    ):
+        body = {"model": "x", "source": "x", "destination": "y"}
+        assert (
+            requests.request(method, gateway.url + path, json=body, headers=bearer(ADMIN), timeout=8).status_code == 504
+        )
 
 
 def test_what_changes_models_may_be_silent_for_long(tmp_path: Path) -> None:
@@ -304,6 +357,115 @@ def test_embeddings_count(gateway: Gateway) -> None:
     assert used(gateway, key)["prompt_tokens"] >= 2
 
 
+def says(body: str) -> Any:
+    """An engine that answers with this JSON."""
+
+    def answer(connection: socket.socket) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall((head + body).encode())
+
+    return answer
+
+
+THOUSAND = '{"response":"x","done":true,"prompt_eval_count":5,"eval_count":1000}'
+CHAT_THOUSAND = '{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":1000}}'
+MESSAGE = {"model": "llama3", "max_tokens": 1000, "messages": [{"role": "user", "content": "x"}]}
+# What a client tries, what the engine answers, and the least that must be counted of it.
+TRICKS: list[tuple[str, str, dict[str, Any], str, int]] = [
+    ("another route's limit", "/api/generate", {"prompt": "x", "stream": False, "max_tokens": 1}, THOUSAND, 1005),
+    ("another API's limit", "/v1/chat/completions", {**CHAT, "options": {"num_predict": 1}}, CHAT_THOUSAND, 1005),
+    ("log probabilities after the counts", "/api/generate", {"prompt": "x", "stream": False, "logprobs": True},
+     THOUSAND[:-1] + ',"logprobs":[' + '{"token":"x","logprob":-1},' * 200 + '{"token":"x","logprob":-1}]}', 1005),
+    ("a tool that is called eval_count", "/v1/messages", MESSAGE,
+     '{"content":[{"type":"tool_use","input":{"prompt_eval_count":0,"eval_count":0,"input_tokens":0}}],"usage":{"input_tokens":5,"output_tokens":1000}}', 1005),
+    ("a tool that is echoed", "/v1/responses", {"model": "llama3", "input": "x"},
+     '{"usage":{"input_tokens":5,"output_tokens":1000},"tools":[{"parameters":{"' + "\\u003c" * 250_000 + '":1}}],"metadata":{"output_tokens":0}}', 1005),
+    ("metadata that looks like usage", "/v1/responses", {"model": "llama3", "input": "x"},
+     '{"usage":{"input_tokens":5,"output_tokens":1000},"metadata":{"usage":{"input_tokens":0,"output_tokens":0},"output_tokens":0}}', 1005),
+    ("no count at all", "/api/chat", {**CHAT, "stream": False}, '{"message":{"content":"' + "word " * 1000 + '"},"done":true}', 1000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "path", "body", "answer", "least"), TRICKS, ids=[trick[0] for trick in TRICKS])
+def test_no_trick_makes_tokens_cheaper(
+    tmp_path: Path, name: str, path: str, body: dict[str, Any], answer: str, least: int
+) -> None:
+    with faulty.engine(says(answer)) as port, running(tmp_path, upstream=port) as gateway:
+        key = named_key(gateway, "trickster", tokens_per_day=100)
+        statuses = []
+        threads = [
+            threading.Thread(
+                target=lambda: statuses.append(gateway.post(path, {"model": "llama3", **body}, key).status_code)
+            )
+            for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(statuses) == [200] + [429] * 7
+        counted = used(gateway, key)
+        assert counted["prompt_tokens"] + counted["completion_tokens"] >= least
+
+
+def test_speech_is_counted(tmp_path: Path) -> None:
+    with faulty.engine(says('{"text":"' + "word " * 100 + '"}')) as port, running(tmp_path, upstream=port) as gateway:
+        key = named_key(gateway, "speaker", tokens_per_day=100)
+        form = {"model": (None, "llama3"), "file": ("a.wav", b"x" * 50_000)}
+        url = f"{gateway.url}/v1/audio/transcriptions"
+        statuses = [requests.post(url, files=form, headers=bearer(key), timeout=10).status_code for _ in range(2)]
+        assert statuses == [200, 429]
+
+
+def test_a_limit_that_is_spelled_twice_is_refused(gateway: Gateway) -> None:
+    for body in (
+        b'{"model":"llama3","max_tokens":1,"Max_Tokens":100000}',
+        b'{"model":"llama3","options":{},"OPTIONS":{"num_predict":5}}',
+    ):
+        got = requests.post(f"{gateway.url}/v1/chat/completions", data=body, headers=BEARER, timeout=5)
+        assert got.status_code == 400
+
+
+HIDDEN: list[dict[str, Any]] = [
+    {"prompt": "x", "context": [1] * 25_000}, {"prompt": "x", "template": "word " * 25_000}, {"prompt": "x", "suffix": "word " * 25_000},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [*HIDDEN, {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": {"data": "word " * 25_000}}}]}]},
+                                  {"messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"parameters": {"type": "word " * 25_000}}}]}],
+                         ids=["context", "template", "suffix", "arguments", "schema"])  # fmt: skip
+def test_a_prompt_is_counted_wherever_it_is_hidden(tmp_path: Path, body: dict[str, Any]) -> None:
+    with running(tmp_path, environment={"FAKE_OLLAMA_GAP": "0.05"}) as gateway:
+        key = named_key(gateway, "hider", tokens_per_day=1_000_000)
+        path = "/api/chat" if "messages" in body else "/api/generate"
+        with gateway.post(
+            path, {"model": "llama3", **body, "options": {"num_predict": 1000}}, key, stream=True
+        ) as answer:
+            next(answer.iter_content(1), None)
+        until(lambda: used(gateway, key)["prompt_tokens"] >= 20_000 or used(gateway, key)["requests"], 10, "the count")
+        assert used(gateway, key)["prompt_tokens"] >= 20_000
+
+
+def test_images_are_no_text() -> None:
+    from avocado_magic.infer.service.body import read
+    from avocado_magic.infer.service.tokens import prompt_tokens
+
+    picture = "A" * 100_000
+    for body in ({"messages": [{"role": "user", "content": "four", "images": [picture]}]},
+                 {"messages": [{"role": "user", "content": [{"type": "text", "text": "four"}, {"type": "image_url", "image_url": {"url": picture}}]}]},
+                 {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": picture}}]}]}):  # fmt: skip
+        raw = json.dumps(body).encode()
+        assert prompt_tokens(read(raw, lambda: None), len(raw)) < 50
+
+
+def test_leaving_before_an_answer_in_one_piece_is_not_free(tmp_path: Path) -> None:
+    with faulty.engine(faulty.dies_at_once, silent=True) as port, running(tmp_path, upstream=port) as gateway:
+        key = named_key(gateway, "leaver", tokens_per_day=1000)
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{gateway.url}/api/chat", json={**CHAT, "stream": False}, headers=bearer(key), timeout=1)
+        until(lambda: used(gateway, key)["completion_tokens"] >= 50, 10, "the count")
+
+
 # keys that are taken away
 
 
@@ -359,6 +521,40 @@ def test_what_waits_with_a_key_that_is_taken_away_never_reaches_the_engine(tmp_p
         assert gateway.reached() == ["/api/chat"]
 
 
+def test_what_waits_for_tokens_with_a_key_that_is_taken_away_never_reaches_the_engine(tmp_path: Path) -> None:
+    with running(tmp_path, environment={"FAKE_OLLAMA_GAP": "0.03"}) as gateway:
+        key = named_key(gateway, "waiting", tokens_per_day=10_000)
+        answers: list[requests.Response] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(gateway.post("/api/chat", LONG | {"options": {}}, key)))
+            for _ in range(2)
+        ]
+        threads[0].start()
+        until(lambda: gateway.reached(), 5, "the first")
+        threads[1].start()
+        keyring.revoke(gateway.folder / "keys.json", "waiting")
+        for thread in threads:
+            thread.join(10)
+        assert gateway.reached() == ["/api/chat"]
+
+
+def test_taking_away_the_model_that_answers_ends_the_answer(tmp_path: Path) -> None:
+    environment = {"FAKE_OLLAMA_MODELS": "llama3:latest,llava:latest", "FAKE_OLLAMA_GAP": "0.05"}
+    with running(tmp_path, "--vision-model", "llava", environment=environment) as gateway:
+        key = named_key(gateway, "eyes", models=["llama3", "llava"])
+        picture = {
+            "messages": [{"role": "user", "content": "x", "images": ["aGk="]}],
+            "model": "llama3",
+            "options": {"num_predict": 1000},
+        }
+        with gateway.post("/api/chat", picture, key, stream=True) as answer:
+            lines = answer.iter_lines(chunk_size=1)
+            next(lines)
+            change_key(gateway, "eyes", models=["llama3"])
+            *_, last = lines
+        assert "may not use the model 'llava' any more" in json.loads(last)["error"]
+
+
 def test_an_admin_key_for_some_models_changes_no_others(tmp_path: Path) -> None:
     environment = {"FAKE_OLLAMA_MODELS": "llama3:latest,phi3:latest"}
     with running(tmp_path, "--admin-routes", environment=environment) as gateway:
@@ -367,11 +563,14 @@ def test_an_admin_key_for_some_models_changes_no_others(tmp_path: Path) -> None:
             ("POST", "/api/pull", {"model": "llama3"}), ("POST", "/api/pull", {"name": "llama3"}), ("POST", "/api/push", {"model": "llama3"}),
             ("POST", "/api/copy", {"source": "llama3", "destination": "mine"}), ("POST", "/api/copy", {"source": "phi3", "destination": "other"}),
             ("DELETE", "/api/delete", {"model": "llama3"}), ("DELETE", "/api/delete", {"name": "LLAMA3:latest"}),
-            ("POST", "/api/create", {"model": "mine", "from": "llama3"}), ("POST", "/api/create", {"model": "other", "from": "phi3"}),
+            ("POST", "/api/create", {"model": "mine", "modelfile": "FROM llama3"}), ("POST", "/api/create", {"model": "mine", "path": "/x"}),
+            ("POST", "/api/create", {"model": "mine", "files": {"a.gguf": "sha256:0"}}), ("POST", "/api/create", {"model": "mine", "from": "llama3"}), ("POST", "/api/create", {"model": "other", "from": "phi3"}),
         ):  # fmt: skip
             answer = requests.request(method, gateway.url + path, json=body, headers=bearer(key), timeout=10)
             assert answer.status_code == 403, (path, body)
-            assert "may not use the model" in answer.json()["error"]
+            assert (
+                "may not use the model" in answer.json()["error"] or "may make none of files" in answer.json()["error"]
+            )
         for body in (b'{"model":"phi3","MODEL":"llama3"}', b'{"model":"phi3","model":"llama3"}'):
             answer = requests.delete(f"{gateway.url}/api/delete", data=body, headers=bearer(key), timeout=10)
             assert answer.status_code == 400
@@ -404,6 +603,19 @@ def test_only_models_that_exist_are_recorded(tmp_path: Path) -> None:
         assert list(used(gateway, KEY)["models"]) == ["llama3"]
         assert "invented" not in gateway.get("/metrics", named_key(gateway, "m", role="metrics")).text
     assert b"invented" not in (tmp_path / "usage.db").read_bytes()
+
+
+def test_comments_make_no_model_exist(tmp_path: Path) -> None:
+    arguments = ("--sse-comments", "0.1", "--max-parallel", "1")
+    with running(tmp_path, *arguments, environment={"FAKE_OLLAMA_GAP": "0.05"}) as gateway:
+        thread = threading.Thread(target=lambda: gateway.post("/api/chat", {**CHAT, "options": {"num_predict": 30}}))
+        thread.start()
+        until(lambda: gateway.reached(), 5, "the first")
+        text = gateway.post("/v1/chat/completions", {**CHAT, "model": "invented", "stream": True}).text
+        thread.join(20)
+        assert text.startswith(": waiting")
+        assert "not found" in text
+        assert list(used(gateway, KEY)["models"]) == ["llama3"]
 
 
 def test_the_gateways_own_routes_ask_the_engine_seldom(tmp_path: Path) -> None:

@@ -346,6 +346,17 @@ def test_ollamas_origins_and_those_that_are_named_may_read(tmp_path: Path, origi
         assert got.headers["Access-Control-Allow-Origin"] == origin
 
 
+def test_origins_with_stars_are_told_in_time_that_grows_with_their_length_alone() -> None:
+    from avocado_magic.infer.api.cors import Cors
+
+    cors = Cors(["https://*.dev.*:3000", "*://only.example"])
+    assert cors.allows("https://a.dev.b:3000")
+    assert cors.allows("x://only.example")
+    assert not cors.allows("https://a.dev:3000")
+    assert not cors.allows("https://" + ".dev." * 60)
+    assert not cors.allows("https://" + ".dev." * 6000 + ":3000")
+
+
 def test_a_foreign_origin_gets_no_permission_and_no_403(gateway: Gateway) -> None:
     for origin in ("https://evil.example", "http://localhost.evil.example", "https://example.org.evil", "null"):
         headers = {"Origin": origin}

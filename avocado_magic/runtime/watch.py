@@ -66,6 +66,10 @@ class Watcher:
         well_since = looked_outside = time.monotonic()
         while not stopping.wait(0 if asked.is_set() else CHECK_SECONDS):
             wrong = part.check()
+            lost = name == "gateway" and not self._parts.gateway.holds_port()
+            if lost:
+                # By now another program may answer there: nobody is led to it, and then the port is taken again.
+                self._parts.tunnel.stop(5)
             if wrong is None and name == "tunnel":
                 wrong = self._parts.tunnel.lost()
                 # Looked at from outside now and then, and at every turn once something was wrong with it.
@@ -84,12 +88,12 @@ class Watcher:
                 if bad == 1:
                     logger.error("%s: %s", name, wrong)
                 board.part(name, "unhealthy", wrong, part.identity())
-            due = asked.is_set() or part.identity() is None or bad >= PATIENCE
+            due = asked.is_set() or part.identity() is None or bad >= PATIENCE or lost
             if not due or not self._may_restart(name):
                 continue
             if name == "tunnel" and not self._parts.gateway.holds_port():
                 continue  # it would lead to whoever has the port now
-            pause = 0.0 if asked.is_set() else _BACK_OFF[min(tries, len(_BACK_OFF) - 1)]
+            pause = 0.0 if asked.is_set() or lost else _BACK_OFF[min(tries, len(_BACK_OFF) - 1)]
             asked.clear()
             if stopping.wait(pause):
                 return
@@ -111,8 +115,6 @@ class Watcher:
         try:
             part.stop(5)
             if name == "gateway" and not self._parts.gateway.holds_port():
-                # By now another program may answer there: nobody is led to it, and then the port is taken again.
-                self._parts.tunnel.stop(5)
                 self._parts.gateway.take_port()
             part.start(context)
             if name == "tunnel":

@@ -12,8 +12,8 @@ from .heads import Refused
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 # How many of the largest bodies may be held at once; one key may hold half of them.
 HELD_BODIES = 4
-# A request below this is never refused for what others hold.
-_SMALL = 256 * 1024
+# A request below this is refused for what others hold only when they have taken the reserve for such requests too.
+_SMALL, _RESERVE = 256 * 1024, 64 * 1024 * 1024
 
 
 class Bodies:
@@ -45,15 +45,17 @@ class Bodies:
                     whole += part
                 if len(whole) > self._largest:
                     raise Refused(413, f"the request body is larger than {self._largest} bytes")
-                if len(whole) > _SMALL and self._too_much(key):
+                if self._too_much(key, len(whole)):
                     raise Refused(503, "too many large requests at once: try again", headers=((b"retry-after", b"1"),))
         except BaseException:
             self.drop(key, len(whole))
             raise
         return whole
 
-    def _too_much(self, key: str) -> bool:
+    def _too_much(self, key: str, size: int) -> bool:
         most = HELD_BODIES * self._largest
+        if size <= _SMALL:
+            return self._held > most + _RESERVE
         return self._held > most or self._of_key[key] > most // 2
 
     def drop(self, key: str, size: int) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 Fields = tuple[tuple[bytes, bytes], ...]
 _METHODS = b"GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
 _MAX_AGE = b"43200"
+# No page has a longer origin.
+_LONGEST = 400
 _ALLOWED = (
     b"Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,X-Stainless-Async,"
     b"X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,"
@@ -32,14 +34,14 @@ class Cors:
     def __init__(self, origins: Sequence[str], *, local: bool = False) -> None:
         self._any = "*" in origins
         self._origins = frozenset(origins)
-        self._patterns = [re.compile(".*".join(map(re.escape, o.split("*")))) for o in self._origins if "*" in o]
+        self._patterns = [origin.split("*") for origin in self._origins if "*" in origin]
         self._local = local
         self._headers = _ALLOWED if local else _WITH_KEYS
 
     def allows(self, origin: str) -> bool:
         if self._any or origin in self._origins or _LOCAL.fullmatch(origin):
             return True
-        return any(pattern.fullmatch(origin) for pattern in self._patterns)
+        return len(origin) <= _LONGEST and any(_fits(origin, parts) for parts in self._patterns)
 
     def answer(self, origin: bytes) -> Fields:
         """The fields of an answer to `origin`; none where it may not read it."""
@@ -66,6 +68,20 @@ class Cors:
             (b"vary", b"Access-Control-Request-Method"),
             (b"vary", b"Access-Control-Request-Headers"),
         )
+
+
+def _fits(origin: str, parts: Sequence[str]) -> bool:
+    """Whether `origin` is `parts` with anything between them; in time that grows with its length alone."""
+    first, *middle, last = parts
+    if not (origin.startswith(first) and origin.endswith(last) and len(origin) >= len(first) + len(last)):
+        return False
+    at, end = len(first), len(origin) - len(last)
+    for part in middle:
+        found = origin.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 _EXPOSED = (b"access-control-expose-headers", b"X-Request-Id,Retry-After,X-Avocado-Model,Cache-Status")

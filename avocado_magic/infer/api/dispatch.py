@@ -29,8 +29,12 @@ Scope = MutableMapping[str, Any]
 logger = logging.getLogger(__name__)
 _CACHED = (b"content-type", b"cache-control")
 _FRESH = (b"no-cache", b"no-store")
+# What a model can be made of besides another model.
+_MADE_OF = ("modelfile", "path", "files", "adapters")
 # Seconds in the queue after which the key is looked at again.
 _MOMENT = 0.001
+# Bytes of a recording of speech that are counted as a token, about a tenth of a second.
+_FORM_BYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,15 @@ class Dispatch:
     async def _change(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
         """What changes the engine: a key for some models changes no others, whatever its role."""
         if request.body:
-            out.named = tuple((await _read_in_thread(request)).names())
+            body = await _read_in_thread(request)
+            out.named = tuple(body.names())
             for name in out.named:
                 if not key.may_use(name):
                     raise Refused(403, f"this key may not use the model {name!r}")
+            if key.models is not None and any(member in body.members for member in _MADE_OF):
+                raise Refused(403, "this key is for some models, and may make none of files: they could be any model's")
+        if not request.route.patient:
+            out.ask()
         await self._behind(request, scope, out.send)
 
     async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
@@ -123,22 +132,24 @@ class Dispatch:
             refuse_in_its_words(route.path, raw)
         chosen = await self._models.select(key, route.path, body, raw, runs=route.runs)
         out.named = (chosen.checked,)
-        if route.generates and route.dialect is not Dialect.OLLAMA and body.get("stream") is True:
-            out.comments = route.dialect
+        if route.generates:
+            asked = body.get("stream")
+            out.streams = asked is True or (route.dialect is Dialect.OLLAMA and asked is not False)
+            out.comments = route.dialect if out.streams and route.dialect is not Dialect.OLLAMA else None
         if not route.runs:
             await self._try(request, scope, chosen, key, out)
             return
         where = self._where(request, chosen, key)
         if where is not None and await self._replay(where, request, out):
             return
-        out.estimate = lambda: 0 if route.form else prompt_tokens(body, len(raw))
+        out.estimate = lambda: len(raw) // _FORM_BYTES + 1 if route.form else prompt_tokens(body, len(raw))
         if key.tokens_per_day is not None:
             chosen = await self._meter(request, body, chosen, key, out)
         before = perf_counter()
         await self._admission.enter(key.id)
         out.exchange.queued = perf_counter() - before
         try:
-            if out.still is not None and out.exchange.queued > _MOMENT:
+            if out.still is not None and (out.meter is not None or out.exchange.queued > _MOMENT):
                 out.still()  # what was taken away while it waited never reaches the engine
             await self._try(request, scope, chosen, key, out)
         finally:
@@ -150,7 +161,11 @@ class Dispatch:
     async def _meter(self, request: Request, body: Body, chosen: Selection, key: ApiKey, out: Outgoing) -> Selection:
         """Set tokens of the key's day aside, and have the engine say how many a stream took. Raises OverLimit."""
         limiter = self._limiter
-        wanted = longest_answer(body) if request.route.generates else 0
+        route, size = request.route, len(request.body)
+        wanted = longest_answer(body, route.generates) if route.generates else None if route.form else 0
+        if size > SMALL and not route.form:
+            estimate = await asyncio.to_thread(prompt_tokens, body, size)
+            out.estimate = lambda: estimate
         out.meter = await limiter.reserve(key, out.estimate() if out.estimate else 0, wanted)
         out.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
         if not request.route.usage_on_request or body.get("stream") is not True:
@@ -170,6 +185,10 @@ class Dispatch:
         last = len(chosen.candidates) - 1
         for number, (model, body) in enumerate(chosen.candidates):
             out.exchange.model = model
+            # The one that answers counts as well, where the key was asked about it.
+            out.named = (chosen.checked, model) if key.may_use(model) else (chosen.checked,)
+            if number and out.still is not None:
+                out.still()
             out.holds = _always if preset else _missing if number == last else _missing_or_failed
             out.model = b"" if model == chosen.asked else model.encode()
             out.ask()

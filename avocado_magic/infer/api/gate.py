@@ -202,6 +202,7 @@ class Gate:
     ) -> None:
         services, method, exchange = self._services, scope["method"], out.exchange
         exchange.runs = route.runs
+        out.dialect, out.generates = route.dialect, bool(route.generates) or route.form
         services.limiter.enter(key, runs=route.runs)
         held = 0
         try:

@@ -10,15 +10,17 @@ from typing import Any
 
 from ..domain.types import Dialect, Exchange, InferError
 from ..service.limits import Reservation
-from ..service.tokens import tokens_in, tokens_of_response
+from ..service.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
 from . import wire
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Fields = tuple[tuple[bytes, bytes], ...]
 # The counts stand in the last bytes of an answer; before them only a stream's closing frame.
 _TAIL = 2048
-# But those of /v1/responses in an object that repeats the whole answer.
-_RESPONSES, _RESPONSE_TAIL = "/v1/responses", 1 << 20
+# But those of an answer in one piece, and of /v1/responses, in an object that has much else in it.
+_RESPONSES, _WHOLE_TAIL = "/v1/responses", 1 << 20
+# Tokens a second that an engine may make of an answer in one piece, where a client leaves before it is there.
+_FASTEST = 100
 _STREAMS = (wire.NDJSON.encode(), wire.SSE.encode())
 # The words by which a proxy in front of us passes on each piece of a stream, and keeps none.
 _NOT_HELD: Fields = ((b"x-accel-buffering", b"no"),)
@@ -37,23 +39,28 @@ class Outgoing:
     """
 
     __slots__ = (
+        "_in_pieces",
         "_last",
         "_mark",
         "_rest",
         "_send",
+        "_size",
         "_tail",
         "_tail_size",
         "asked",
         "asked_at",
+        "asked_since",
         "begun",
         "body",
         "comments",
         "complete",
+        "dialect",
         "ending",
         "estimate",
         "exchange",
         "extra",
         "fields",
+        "generates",
         "grow",
         "held",
         "hides_usage",
@@ -68,6 +75,7 @@ class Outgoing:
         "spoke_at",
         "status",
         "still",
+        "streams",
         "task",
     )  # fmt: skip
 
@@ -78,6 +86,11 @@ class Outgoing:
         self._mark = b"\n"
         self._tail = b""
         self._tail_size = _TAIL
+        self._size = 0
+        self._in_pieces = False  # the engine's answer is a stream
+        self.dialect = Dialect.OLLAMA  # whose counts stand in it
+        self.generates = False  # it is text that the engine writes
+        self.streams = False  # a stream was asked for
         self._last = b"\n"  # the last bytes that went out
         self.exchange = exchange
         self.begun = False
@@ -92,6 +105,7 @@ class Outgoing:
         self.pieces = 0
         # watching
         self.asked = False  # the engine has had the request
+        self.asked_since = 0.0  # when that was (perf_counter)
         self.asked_at = 0.0  # since when it has said nothing to it (perf_counter); 0 where it has, or never got it
         self.ending: InferError | None = None  # why the gate ends the request
         self.task: asyncio.Task[None] | None = None  # what makes the answer
@@ -120,7 +134,8 @@ class Outgoing:
             return
         body, more = message.get("body", b""), message.get("more_body")
         if body:
-            self.asked_at = 0.0
+            if self.asked_at and self._in_pieces:
+                self.asked_at = perf_counter()  # of an answer in one piece the end is what is waited for
             if self.comments is not None:
                 self.spoke_at = perf_counter()
             if self.held:
@@ -129,7 +144,7 @@ class Outgoing:
                 self._count(body)
                 self._last = body[-2:]
         if not more:
-            self.complete = True
+            self.complete, self.asked_at = True, 0.0
         if self.held:
             return
         if self.opened and not self._streams():
@@ -143,8 +158,7 @@ class Outgoing:
 
     async def _begin(self, message: MutableMapping[str, Any]) -> None:
         self.begun = True
-        if not self.opened:
-            self.exchange.status = self.status
+        self.exchange.status = self.status
         kind, length, cached = b"", False, False
         for name, value in self.fields:
             if name == b"content-type":
@@ -153,12 +167,12 @@ class Outgoing:
                 length = True
             elif name == b"cache-control":
                 cached = True
-        streams = not length and kind.startswith(_STREAMS)
+        streams = self._in_pieces = not length and kind.startswith(_STREAMS)
         if streams and self.exchange.runs:
             self._mark = _mark(self.exchange.route, kind)
         self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
-        if self.exchange.route == _RESPONSES:
-            self._tail_size = _RESPONSE_TAIL
+        if self.exchange.runs and (not streams or self.exchange.route == _RESPONSES):
+            self._tail_size = _WHOLE_TAIL
         if self.opened:
             return  # the head is out
         message["headers"] = [*self.fields, *self.extra]
@@ -178,7 +192,6 @@ class Outgoing:
         """
         if not self.begun and self.comments is not None and not self.complete:
             self.begun = self.opened = True
-            self.status = self.exchange.status = 200
             self.fields, self._last = [(b"content-type", wire.SSE.encode())], b"\n\n"
             fields = [*self.fields, *self.extra, *_NOT_HELD, _NOT_KEPT]
             await self._send({"type": "http.response.start", "status": 200, "headers": fields})
@@ -202,6 +215,7 @@ class Outgoing:
         if exchange.runs:
             self.pieces += body.count(self._mark)
             size = self._tail_size
+            self._size += len(body)
             self._tail = body[-size:] if len(body) >= size else (self._tail + body)[-size:]
         if self.keeps:
             self.keeps -= len(body)
@@ -229,7 +243,7 @@ class Outgoing:
         while meter.prompt + self.pieces - _FRAMES > meter.tokens and self.grow is not None:
             refusal = self.grow(meter)
             if refusal is not None:
-                if any(tokens_in(self._tail) or ()):
+                if any(tokens_in(self._tail, self.dialect) or ()):
                     return  # the engine has counted, so this is the end
                 self.cut(refusal)
                 # Cancelled, and not raised: between here and the gate there may be an application that answers errors.
@@ -269,7 +283,8 @@ class Outgoing:
 
     def ask(self) -> None:
         """Note that the engine gets the request now."""
-        self.asked, self.asked_at = True, perf_counter()
+        self.asked = True
+        self.asked_at = self.asked_since = perf_counter()
 
     def counted(self) -> None:
         """Write the token counts into the exchange: the engine's own, or an estimate of what broke off."""
@@ -281,20 +296,33 @@ class Outgoing:
             or not (ended or (exchange.outcome == "answered" and self.status == 200))
         ):
             return
-        found = None
-        if self.complete and not ended:
-            found = (tokens_of_response if self._tail_size > _TAIL else tokens_in)(self._tail)
+        found = self._told() if self.complete and not ended else None
         if found is None:
-            found = (self.estimate() if self.estimate else 0, self._pieces_or_limit())
+            found = (self.estimate() if self.estimate else 0, self._estimated())
             exchange.estimated = True
         exchange.prompt_tokens, exchange.completion_tokens = found
 
-    def _pieces_or_limit(self) -> int:
-        streamed = self._mark != b"\n" or (self.begun and any(v == wire.NDJSON.encode() for _, v in self.fields))
-        if streamed or self.complete:
-            return self.pieces if streamed else 0
+    def _told(self) -> tuple[int, int] | None:
+        """The engine's own count; None where it gives none."""
+        if self.exchange.route == _RESPONSES:
+            return tokens_of(self._tail, completed=self._in_pieces)
+        if self._in_pieces:
+            return tokens_in(self._tail, self.dialect)
+        return tokens_of(self._tail)
+
+    def _estimated(self) -> int:
+        """About how many tokens the answer has, where the engine does not say."""
+        if self._in_pieces:
+            return self.pieces
+        if not self.generates or (self.streams and not self._size):
+            return 0
+        if self._size:
+            return self._size // BYTES_PER_TOKEN
         # Left before an answer in one piece was there: nobody knows how far it was.
-        return (self.meter.wanted or 0) if self.meter else 0
+        made = int((perf_counter() - self.asked_since) * _FASTEST)
+        if self.meter is None:
+            return 0
+        return min(made, self.meter.tokens) if self.meter.wanted is None else self.meter.wanted
 
 
 def _kind(fields: Sequence[tuple[bytes, bytes]]) -> bytes:

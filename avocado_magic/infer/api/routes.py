@@ -32,9 +32,10 @@ class Route:
     """One path of the Ollama API (server/routes.go, GenerateRoutes) and its methods, as Allow lists them.
 
     `names_model`: the body is an object that names a model, or with `form` a multipart form. `runs`: the model works for it, so it is queued,
-    counted and cached; `generates`: it writes text, as much as the request allows; `usage_on_request`: a stream tells
+    counted and cached; `generates`: it writes text, as much as the request allows in the member named here; `usage_on_request`: a stream tells
     its tokens only where `stream_options` ask for them. `uploads`: the body is a file, passed on as it comes.
     `rated`: of our own, and counted against a key's requests per minute all the same, because it may ask the engine.
+    `patient`: it fetches, makes or uploads a model, and may be silent for as long as that takes.
     """
 
     path: str
@@ -46,11 +47,12 @@ class Route:
     names_model: bool = False
     form: bool = False
     runs: bool = False
-    generates: bool = False
+    generates: str = ""
     usage_on_request: bool = False
     lists: bool = False
     uploads: bool = False
     rated: bool = False
+    patient: bool = False
 
 
 _READ = ("HEAD", "GET")
@@ -62,8 +64,13 @@ def _asks(path: str, summary: str, dialect: Dialect = Dialect.OLLAMA) -> Route:
     return Route(path, ("POST",), summary, dialect=dialect, names_model=True, runs=True)
 
 
-def _writes(path: str, summary: str, dialect: Dialect = Dialect.OLLAMA, *, usage_on_request: bool = False) -> Route:
-    return replace(_asks(path, summary, dialect), generates=True, usage_on_request=usage_on_request)
+_OLLAMA_LIMIT, _LIMIT = "options.num_predict", "max_tokens"
+
+
+def _writes(
+    path: str, summary: str, limit: str, dialect: Dialect = Dialect.OLLAMA, *, usage_on_request: bool = False
+) -> Route:
+    return replace(_asks(path, summary, dialect), generates=limit, usage_on_request=usage_on_request)
 
 
 def _tells(path: str, summary: str) -> Route:
@@ -72,6 +79,10 @@ def _tells(path: str, summary: str) -> Route:
 
 def _changes(path: str, summary: str, method: str = "POST") -> Route:
     return Route(path, (method,), summary, Access.ADMIN)
+
+
+def _moves(path: str, summary: str) -> Route:
+    return replace(_changes(path, summary), patient=True)
 
 
 ROUTES: tuple[Route, ...] = (
@@ -83,24 +94,31 @@ ROUTES: tuple[Route, ...] = (
     Route("/api/tags", _READ, "models there are", lists=True),
     Route("/api/ps", ("GET",), "models in memory", lists=True),
     Route("/api/show", ("POST",), "what a model is", names_model=True),
-    _writes("/api/generate", "complete a prompt"),
-    _writes("/api/chat", "continue a conversation"),
+    _writes("/api/generate", "complete a prompt", _OLLAMA_LIMIT),
+    _writes("/api/chat", "continue a conversation", _OLLAMA_LIMIT),
     _asks("/api/embed", "embed texts"),
     _asks("/api/embeddings", "embed a text (the older route)"),
     Route("/v1/models", ("GET",), "models there are", dialect=Dialect.OPENAI, lists=True),
     Route("/v1/models/{model}", ("GET",), "one model", dialect=Dialect.OPENAI),
-    _writes("/v1/chat/completions", "continue a conversation", Dialect.OPENAI, usage_on_request=True),
-    _writes("/v1/completions", "complete a prompt", Dialect.OPENAI, usage_on_request=True),
+    _writes("/v1/chat/completions", "continue a conversation", _LIMIT, Dialect.OPENAI, usage_on_request=True),
+    _writes("/v1/completions", "complete a prompt", _LIMIT, Dialect.OPENAI, usage_on_request=True),
     _asks("/v1/embeddings", "embed texts", Dialect.OPENAI),
-    _writes("/v1/responses", "OpenAI's responses", Dialect.OPENAI),
+    _writes("/v1/responses", "OpenAI's responses", "max_output_tokens", Dialect.OPENAI),
     replace(_asks("/v1/audio/transcriptions", "what is said in a recording", Dialect.OPENAI), form=True),
-    _writes("/v1/messages", "Anthropic's messages", Dialect.ANTHROPIC),
-    _changes("/api/pull", "fetch a model"),
-    _changes("/api/push", "upload a model"),
-    _changes("/api/create", "make a model"),
+    _writes("/v1/messages", "Anthropic's messages", _LIMIT, Dialect.ANTHROPIC),
+    _moves("/api/pull", "fetch a model"),
+    _moves("/api/push", "upload a model"),
+    _moves("/api/create", "make a model"),
     _changes("/api/copy", "copy a model"),
     _changes("/api/delete", "delete a model", "DELETE"),
-    Route("/api/blobs/{digest}", ("HEAD", "POST"), "a file for a model to be made of", Access.ADMIN, uploads=True),
+    Route(
+        "/api/blobs/{digest}",
+        ("HEAD", "POST"),
+        "a file for a model to be made of",
+        Access.ADMIN,
+        uploads=True,
+        patient=True,
+    ),
     _tells("/avocado/v1/service", "name, version, uptime, public URL, engine, GPU"),
     _tells("/avocado/v1/models", "models with size, context, capabilities, loaded or not"),
     _tells("/avocado/v1/limits", "what this key may do"),

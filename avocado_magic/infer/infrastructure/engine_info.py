@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,13 @@ class OllamaInfo:
         return str(said) if said is not None else None
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> Mapping[str, Any]:
-        """The object the engine answers with; empty for any other answer, or none."""
+        """The object the engine answers with; empty for any other answer, or none within some seconds."""
+        try:
+            return await asyncio.wait_for(self._answer(method, path, body), _PATIENCE)
+        except asyncio.TimeoutError:
+            return {}
+
+    async def _answer(self, method: str, path: str, body: bytes) -> Mapping[str, Any]:
         try:
             answer = await self._client.request(method, path, _JSON if body else (), body)
             try:

@@ -25,6 +25,7 @@ CANCELS = "avocado.cancels"
 TRUSTS = "avocado.trusts"
 # Requests that may wait behind one another on a connection.
 MAX_PIPELINED = 32
+MAX_FIELDS = 128
 # Bytes of chunk sizes, extensions and trailers that may come without any byte of a body.
 MAX_OVERHEAD = 64 * 1024
 WRITE_HIGH_WATER = 256 * 1024
@@ -209,8 +210,10 @@ class Connection(asyncio.Protocol):
         if not self._in_head:
             return  # a trailer is no header
         exchange.size += len(name) + len(value) + 4
-        if exchange.size <= self._limits.head_bytes:
+        if exchange.size <= self._limits.head_bytes and len(exchange.headers) < MAX_FIELDS:
             exchange.headers.append((name.lower(), value))
+        else:
+            exchange.size = self._limits.head_bytes + 1  # too many are too large: each costs more than its bytes
 
     def on_headers_complete(self) -> None:
         exchange, parser = self._reading, self._parser

@@ -40,19 +40,11 @@ _SYNTAX = msgspec.json.Decoder(_Nothing)
 # Names that are read here or by the engine for something that was decided here.
 _READ = frozenset(
     (
-        "model",
-        "name",
-        "from",
-        "source",
-        "destination",
-        "stream",
-        "messages",
-        "prompt",
-        "system",
-        "input",
-        "instructions",
+        "model", "name", "from", "source", "destination", "modelfile", "path", "files", "adapters",
+        "stream", "messages", "prompt", "system", "input", "instructions", "suffix", "template", "context", "images", "tools", "functions",
+        "options", "max_tokens", "max_completion_tokens", "max_output_tokens", "stream_options", "format", "response_format", "text",
     )
-)
+)  # fmt: skip
 
 
 # Members that name a model.

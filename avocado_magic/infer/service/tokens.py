@@ -3,65 +3,84 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from ..domain.types import Dialect
 from .body import UNREADABLE, Body
 
 # About as many bytes of text are a token, in most languages and vocabularies.
 BYTES_PER_TOKEN = 4
-# A request beyond this is estimated by its size: to look into it would take too long.
-_LOOKED_INTO = 256 * 1024
-_TEXT = ("prompt", "suffix", "system", "instructions", "messages", "input", "tools")
-# Members that carry an image or a file, in any of the APIs.
-_NO_TEXT = frozenset(("images", "image_url", "source", "file_data", "data", "role", "type"))
-_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+# A larger request is estimated by its size: to look into it would take too long.
+_LOOKED_INTO = 32 * 1024 * 1024
+_TEXT = ("prompt", "suffix", "system", "template", "instructions", "messages", "input", "tools", "context", "functions")
+# Parts of a message that are an image or a file; what they hold is no text.
+_NO_TEXT = ("image", "image_url", "input_image", "input_file", "input_audio")
 
 
 def prompt_tokens(body: Body, size: int) -> int:
     """About how many tokens the text of a request of `size` bytes comes to."""
     if size > _LOOKED_INTO:
         return size // BYTES_PER_TOKEN
-    count = 0
+    weight = 0
     for member in _TEXT:
-        if member in body.members:
-            count += sum(len(text.encode("utf-8", "replace")) for text in _strings(body.get(member)))
-    return -(-count // BYTES_PER_TOKEN)
+        value = body.get(member) if member in body.members else None
+        for item in value if isinstance(value, list) else [value]:
+            weight += _message(item) if isinstance(item, dict) else _weight(item)
+    return -(-weight // BYTES_PER_TOKEN)
 
 
-def _strings(value: Any) -> Iterator[str]:
-    waiting = [value]
+def _message(message: Mapping[str, Any]) -> int:
+    """The weight of one message, without the images that stand in it."""
+    weight = 0
+    for name, value in message.items():
+        if name == "images":
+            continue
+        parts = value if name == "content" and isinstance(value, list) else [value]
+        for part in parts:
+            weight += 0 if isinstance(part, dict) and part.get("type") in _NO_TEXT else _weight(part)
+    return weight - len(str(message.get("role", "")))
+
+
+def _weight(value: Any) -> int:
+    """Bytes of every text in a value, of its members' names too; a number is about a token."""
+    weight, waiting = 0, [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
-            yield value
+            weight += len(value.encode("utf-8", "replace"))
         elif isinstance(value, list):
             waiting += value
         elif isinstance(value, dict):
-            waiting += [item for name, item in value.items() if name not in _NO_TEXT]
+            waiting += [*value, *value.values()]
+        elif value is not None:
+            weight += BYTES_PER_TOKEN
+    return weight
 
 
-def longest_answer(body: Body) -> int | None:
-    """The tokens that a request allows its answer; None where it says nothing."""
-    options = body.get("options")
-    given = [body.get(name) for name in _LIMITS]
-    given.append(options.get("num_predict") if isinstance(options, dict) else None)
-    for value in given:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1 << 40:
-            return int(value)
-    return None
+def longest_answer(body: Body, member: str) -> int | None:
+    """The tokens that a request allows its answer in `member`, the one that its route reads; None where it says nothing."""
+    outer, _, inner = member.partition(".")
+    value = body.get(outer)
+    if inner:
+        value = value.get(inner) if isinstance(value, dict) else None
+    well = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1 << 40
+    return int(value) if well else None
 
 
-_PROMPT = (b'"prompt_eval_count":', b'"prompt_tokens":', b'"input_tokens":')
-_ANSWER = (b'"eval_count":', b'"completion_tokens":', b'"output_tokens":')
+_NAMES = {
+    Dialect.OLLAMA: ((b'"prompt_eval_count":',), (b'"eval_count":',)),
+    Dialect.OPENAI: ((b'"prompt_tokens":', b'"input_tokens":'), (b'"completion_tokens":', b'"output_tokens":')),
+    Dialect.ANTHROPIC: ((b'"input_tokens":',), (b'"output_tokens":',)),
+}
 _NUMBER = re.compile(rb"\s*(\d+)")
 
 
-def tokens_in(end: bytes) -> tuple[int, int] | None:
-    """The tokens of prompt and answer that stand in the last bytes of an answer; None where they do not."""
-    prompt, answer = _last(end, _PROMPT), _last(end, _ANSWER)
+def tokens_in(end: bytes, dialect: Dialect) -> tuple[int, int] | None:
+    """The tokens of prompt and answer that stand in the last bytes of a stream; None where they do not."""
+    prompt, answer = (_last(end, names) for names in _NAMES[dialect])
     return None if prompt is None and answer is None else (prompt or 0, answer or 0)
 
 
@@ -74,29 +93,44 @@ def _last(end: bytes, names: Sequence[bytes]) -> int | None:
     return None
 
 
-class _Counts(msgspec.Struct):
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
 
 
-class _Response(msgspec.Struct):
-    usage: _Counts | None = None
+class _Whole(msgspec.Struct):
+    usage: _Usage | None = None
+    prompt_eval_count: int = 0
+    eval_count: int = 0
 
 
-class _Event(_Response):
-    response: _Response | None = None
+class _Completed(msgspec.Struct):
+    usage: _Usage | None = None
+    response: _Whole | None = None
 
 
-_EVENT = msgspec.json.Decoder(_Event)
+_WHOLE = msgspec.json.Decoder(_Whole)
+_COMPLETED = msgspec.json.Decoder(_Completed)
 
 
-def tokens_of_response(end: bytes) -> tuple[int, int] | None:
-    """`tokens_in` for an answer of /v1/responses, which repeats members of the request's and so could be told anything."""
-    line = end.rstrip()
-    line = line[line.rfind(b"\n") + 1 :]
+def tokens_of(answer: bytes, *, completed: bool = False) -> tuple[int, int] | None:
+    """The tokens of an answer in one piece, read as members and not found as words: it may repeat what a client sent.
+
+    With `completed` it is the last event of a stream of /v1/responses.
+    """
     try:
-        event = _EVENT.decode(line.removeprefix(b"data: "))
+        if completed:
+            line = answer.rstrip()
+            event = _COMPLETED.decode(line[line.rfind(b"\n") + 1 :].removeprefix(b"data: "))
+            found: Any = event.response or event
+        else:
+            found = _WHOLE.decode(answer)
     except UNREADABLE:
         return None
-    usage = event.usage or (event.response.usage if event.response else None)
-    return (usage.input_tokens, usage.output_tokens) if usage else None
+    usage = found.usage
+    if usage is not None:
+        return usage.prompt_tokens or usage.input_tokens, usage.completion_tokens or usage.output_tokens
+    counts = (getattr(found, "prompt_eval_count", 0), getattr(found, "eval_count", 0))
+    return counts if any(counts) else None

@@ -171,6 +171,11 @@ def test_curl(gateway: Gateway) -> None:
     assert "401" in curl("/api/tags", "-o", os.devnull, "-w", "%{http_code}")
 
 
+def test_a_prompt_that_is_cut_is_said_through_the_gateway_too(gateway: Gateway) -> None:
+    ask = {"model": MODEL, "prompt": "word " * 600, "stream": False, "options": {"num_ctx": 256, "num_predict": 1}}
+    assert "the context holds 256" in gateway.post("/api/generate", ask).headers["X-Avocado-Prompt-Cut"]
+
+
 # the document
 
 

@@ -347,6 +347,22 @@ def test_the_modelfile_is_written_once(engine: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_the_context_cuts_is_said(engine: str, stream: bool) -> None:
+    long = "word " * 600
+    options = {"num_ctx": 256, "num_predict": 1}
+    for path, body in (("/api/chat", {"messages": [turn("user", long)]}), ("/api/generate", {"prompt": long})):
+        got = requests.post(
+            engine + path, json={"model": MODEL, **body, "options": options, "stream": stream}, timeout=60
+        )
+        assert re.fullmatch(r"kept \d+ of \d{3,} tokens, the context holds 256", got.headers["X-Avocado-Prompt-Cut"])
+        short = {"messages": [turn("user", "x")], "prompt": "x"}
+        well = requests.post(
+            engine + path, json={"model": MODEL, **short, "options": options, "stream": stream}, timeout=60
+        )
+        assert "X-Avocado-Prompt-Cut" not in well.headers
+
+
 # files that do not load
 
 

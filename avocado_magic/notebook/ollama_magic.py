@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: its text, the model, tokens of prompt and answer, tokens per second; `stopped` by Ctrl-C."""
+    """An answer: its text, the model, tokens of prompt and answer, tokens per second; `stopped` by Ctrl-C; `prompt_cut` by the context."""
 
     text: str
     model: str
@@ -39,12 +39,14 @@ class Answer:
     tokens: int = 0
     tokens_per_second: float = 0.0
     stopped: bool = False
+    prompt_cut: str = ""  # what of the prompt the context had no room for, in words
 
     def __str__(self) -> str:
         return self.text
 
     def __repr__(self) -> str:
         how = ", stopped" if self.stopped else ""
+        how += f", the prompt was cut: {self.prompt_cut}" if self.prompt_cut else ""
         return f"<{self.model}: {self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s{how}>"
 
 
@@ -90,9 +92,10 @@ def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answ
     output = _Output(in_kernel(shell))
     text: list[str] = []
     last: Mapping[str, Any] = {}
+    notes: dict[str, str] = {}
     begin = time.monotonic()
     try:
-        for piece in _pieces(request, body):
+        for piece in _pieces(request, body, notes):
             last = piece
             part = str((piece.get("message") or {}).get("content") or "")
             if part:
@@ -118,6 +121,7 @@ def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answ
         int(last.get("prompt_eval_count") or 0),
         tokens,
         tokens / seconds if seconds else 0.0,
+        prompt_cut=notes.get("prompt_cut", ""),
     )
     _keep(shell, variable, answer)
     return answer
@@ -128,7 +132,8 @@ def _keep(shell: Any, variable: str | None, answer: Answer) -> None:
         shell.user_ns[variable] = answer
 
 
-def _pieces(request: Request, body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _pieces(request: Request, body: Mapping[str, Any], notes: dict[str, str]) -> Iterator[Mapping[str, Any]]:
+    """The pieces of the answer as they come; what its head says besides goes into `notes`."""
     import requests
 
     headers = {"ngrok-skip-browser-warning": "1"}
@@ -144,6 +149,7 @@ def _pieces(request: Request, body: Mapping[str, Any]) -> Iterator[Mapping[str, 
             ) as answer:
                 if answer.status_code != 200:
                     raise _refused(request, answer.status_code, answer.text)
+                notes["prompt_cut"] = answer.headers.get("X-Avocado-Prompt-Cut", "")
                 # An answer that is not chunked would be held back until a whole buffer is full.
                 chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
                 for line in answer.iter_lines(chunk_size=None if chunked else 1):

@@ -9,9 +9,12 @@ from typing import Any
 from .dispatch import Behind, Request
 from .outgoing import Send
 
+# Where the application finds the place for what is to be said in the head of the answer.
+NOTES = "avocado.notes"
+
 
 def behind_fastapi(app: Any) -> Behind:
-    """Hand requests to an ASGI `app`. The gate keeps watching the client."""
+    """Hand requests to an ASGI `app`, which finds a place for header fields in its scope. The gate keeps watching the client."""
 
     async def serve(request: Request, scope: MutableMapping[str, Any], send: Send) -> None:
         body = request.body
@@ -24,6 +27,13 @@ def behind_fastapi(app: Any) -> Behind:
                 return messages.pop()
             return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
 
-        await app({**scope, "path": request.path, "query_string": b""}, receive, send)
+        notes: dict[str, str] = {}
+
+        async def noted(message: MutableMapping[str, Any]) -> None:
+            if notes and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((n.encode(), text.encode()) for n, text in notes.items())]
+            await send(message)
+
+        await app({**scope, "path": request.path, "query_string": b"", NOTES: notes}, receive, noted)
 
     return serve

@@ -13,7 +13,7 @@ from ..domain.types import Dialect, InferError, Model
 from ..service import validation as check
 from ..service.inference import Inference, whole
 from . import wire
-from .streams import Pieces, decoded, json_response, streamed
+from .streams import Pieces, decoded, json_response, notes_of, streamed
 
 # The version of the API that this backend answers as; clients switch features on by it.
 API_VERSION = "0.24.0"
@@ -80,12 +80,12 @@ def router(inference: Inference) -> APIRouter:
     @api.post("/api/generate")
     async def generate(request: Request) -> Response:
         body = await decoded(request, check.GENERATE)
-        return await _answer(inference.generate(body), body, "response")
+        return await _answer(inference.generate(body, notes_of(request)), body, "response")
 
     @api.post("/api/chat")
     async def chat(request: Request) -> Response:
         body = await decoded(request, check.CHAT)
-        return await _answer(inference.chat(body), body, "message")
+        return await _answer(inference.chat(body, notes_of(request)), body, "message")
 
     @api.post("/api/embed")
     async def embed(request: Request) -> Response:

@@ -14,7 +14,7 @@ from ..service import validation as check
 from ..service.go_json import dumps, sorted_members
 from ..service.inference import NO_INPUT, Inference, whole
 from . import wire
-from .streams import Pieces, decoded, json_response, streamed
+from .streams import Pieces, decoded, json_response, notes_of, streamed
 
 
 def router(inference: Inference) -> APIRouter:
@@ -33,13 +33,15 @@ def router(inference: Inference) -> APIRouter:
     async def chat(request: Request) -> Response:
         body = await decoded(request, check.OPENAI_CHAT, "EOF")
         frames = openai.Completions(body.get("model", ""), chat=True, usage=_wants_usage(body))
-        return await _completion(inference.chat(openai.chat_request(body)), frames, body, "message")
+        return await _completion(inference.chat(openai.chat_request(body), notes_of(request)), frames, body, "message")
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = await decoded(request, check.OPENAI_COMPLETION, "EOF")
         frames = openai.Completions(body.get("model", ""), chat=False, usage=_wants_usage(body))
-        return await _completion(inference.generate(openai.completion_request(body)), frames, body, "response")
+        return await _completion(
+            inference.generate(openai.completion_request(body), notes_of(request)), frames, body, "response"
+        )
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
@@ -58,7 +60,7 @@ def router(inference: Inference) -> APIRouter:
     @api.post("/v1/responses")
     async def create_response(request: Request) -> Response:
         body = await decoded(request, check.RESPONSES, "EOF")
-        pieces = inference.chat(responses.chat_request(body))
+        pieces = inference.chat(responses.chat_request(body), notes_of(request))
         response = responses.Response(body)
         if not body.get("stream"):
             return _json(response.whole(await whole(pieces, "message", logprobs_last=True)))
@@ -72,7 +74,7 @@ def router(inference: Inference) -> APIRouter:
         # As Ollama does it for this API: a model that cannot think is not refused for having been asked to.
         if "thinking" in inference.find(body["model"]).capabilities:
             asked["think"] = anthropic.thinks(body)
-        pieces = inference.chat(asked)
+        pieces = inference.chat(asked, notes_of(request))
         message = anthropic.Message(body["model"], anthropic.estimated_tokens(body))
         if not body.get("stream"):
             return _json(message.whole(await whole(pieces, "message", logprobs_last=True)))

@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 # All that goes upstream of a client's head: Ollama carries the rest on, to its cloud for instance.
 _FORWARDED = (b"content-type", b"accept", b"user-agent")
 # All that comes back of the engine's head; the server frames the body itself.
-_RETURNED = frozenset((b"content-type", b"content-length", b"cache-control", b"allow", b"retry-after"))
+_RETURNED = frozenset(
+    (b"content-type", b"content-length", b"cache-control", b"allow", b"retry-after", b"x-avocado-prompt-cut")
+)
 
 
 class Relay:

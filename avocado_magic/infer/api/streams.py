@@ -15,6 +15,7 @@ from ..domain.types import Dialect, InferError
 from ..service.body import SMALL
 from ..service.go_json import Struct, decode
 from . import wire
+from .behind import NOTES
 
 logger = logging.getLogger(__name__)
 Pieces = AsyncGenerator[dict[str, Any], None]
@@ -24,6 +25,12 @@ Frame = Callable[[Any], bytes]
 def json_response(value: Any, status: int = 200, kind: str = wire.JSON, newline: bool = False) -> Response:
     body = wire.encode(value) + (b"\n" if newline else b"")
     return Response(body, status, headers={"content-type": kind})
+
+
+def notes_of(request: Request) -> dict[str, str]:
+    """The place for what a use case has to say in the head of the answer to `request`."""
+    notes: dict[str, str] = request.scope.get(NOTES, {})
+    return notes
 
 
 async def decoded(request: Request, struct: Struct, missing: str = "missing request body") -> dict[str, Any]:

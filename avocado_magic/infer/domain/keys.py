@@ -34,12 +34,10 @@ class ApiKey:
     parallel: int | None = None
     expires_at: datetime | None = None
     digest: bytes = field(default=b"", repr=False)
-    named: bool = False
 
     @cached_property
     def id(self) -> str:
-        # The service's own keys keep theirs when they are rotated.
-        return f"{self.name}/{self.digest.hex()[:8]}" if self.named else self.name
+        return f"{self.name}/{self.digest.hex()[:8]}" if self.digest else self.name
 
     def may_use(self, model: str) -> bool:
         """Whether the key's models include `model`, names compared as Ollama does."""

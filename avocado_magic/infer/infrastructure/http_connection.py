@@ -497,10 +497,10 @@ class Connection(asyncio.Protocol):
         if transport.is_closing():
             return
         if self._stopped:
-            if self._peer_left(transport):
+            if self._polled(transport, _GONE):
                 self._client_left()
                 transport.abort()
-            elif now - self._stopped_at > PATIENCE_SECONDS and self._unread(transport):
+            elif now - self._stopped_at > PATIENCE_SECONDS and self._polled(transport, select.POLLIN):
                 self._give_up()
             return
         reading = self._reading
@@ -526,23 +526,13 @@ class Connection(asyncio.Protocol):
         return now - self._stuck_since > self._limits.write
 
     @staticmethod
-    def _peer_left(transport: asyncio.Transport) -> bool:
-        """Whether the client has closed; asked of the kernel, because a connection that is not read does not tell."""
+    def _polled(transport: asyncio.Transport, events: int) -> bool:
+        """Whether the kernel has seen one of `events`; a connection that is not read does not tell by itself."""
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             return False
         poll = select.poll()
-        poll.register(sock.fileno(), _GONE)
-        return bool(poll.poll(0))
-
-    @staticmethod
-    def _unread(transport: asyncio.Transport) -> bool:
-        """Whether bytes wait in the kernel; behind them nobody sees whether the client has left."""
-        sock = transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
-            return False
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLIN)
+        poll.register(sock.fileno(), events)
         return bool(poll.poll(0))
 
     def _give_up(self) -> None:

@@ -87,7 +87,6 @@ class _NamedKeys(_File):
                 entry.parallel,
                 parse_time(entry.expires_at) if entry.expires_at else None,
                 bytes.fromhex(entry.sha256),
-                named=True,
             )
             for entry in entries(path)
         }

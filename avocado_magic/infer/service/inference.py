@@ -35,6 +35,8 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _NOT_SAMPLING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep")
 _KEPT = 4  # tokens kept of the beginning when a prompt is cut (num_keep)
+# The header field that says so.
+PROMPT_CUT = "x-avocado-prompt-cut"
 NO_INPUT = "Failed to create new sequence: no input provided"
 _VARIABLE = re.compile(r"\{\{-?\s*\.(System|Prompt|Response)\s*-?\}\}")
 
@@ -64,8 +66,13 @@ class Inference:
             raise InferError(404, words)
         return model
 
-    async def generate(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Pieces of an answer to /api/generate without `model` and `created_at`; the last has ``done`` true."""
+    async def generate(
+        self, request: Mapping[str, Any], notes: dict[str, str] | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Pieces of an answer to /api/generate without `model` and `created_at`; the last has ``done`` true.
+
+        What there is to say besides is in `notes` before the first piece.
+        """
         begin = time.perf_counter_ns()
         name = str(request.get("model", ""))
         keep_alive = check.keep_alive(request.get("keep_alive"))
@@ -91,7 +98,7 @@ class Inference:
             text = prompt if raw else await self._prompt_of(session, request, prompt, think)
             parser = OutputParser(model.template, text, tools=False, think=bool(think))
             earlier = [int(token) for token in request.get("context") or [] if isinstance(token, int)]
-            tokens = run.fit(earlier + await session.tokenize(text), session.context_length)
+            tokens = run.fit(earlier + await session.tokenize(text), session.context_length, notes)
             generated: list[int] = []
             pieces = session.complete(tokens, run.sampling)
             try:
@@ -115,8 +122,13 @@ class Inference:
             finally:
                 await pieces.aclose()
 
-    async def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Pieces of an answer to /api/chat without `model` and `created_at`; the last has ``done`` true."""
+    async def chat(
+        self, request: Mapping[str, Any], notes: dict[str, str] | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Pieces of an answer to /api/chat without `model` and `created_at`; the last has ``done`` true.
+
+        What there is to say besides is in `notes` before the first piece.
+        """
         begin = time.perf_counter_ns()
         name = str(request.get("model", ""))
         keep_alive = check.keep_alive(request.get("keep_alive"))
@@ -143,7 +155,7 @@ class Inference:
             turns = [{**m, "role": str(m.get("role", "")), "content": str(m.get("content", ""))} for m in messages]
             prompt = await _rendered(session, turns, tools, think)
             parser = OutputParser(model.template, prompt, tools=bool(tools), think=bool(think))
-            tokens = run.fit(await session.tokenize(prompt), session.context_length)
+            tokens = run.fit(await session.tokenize(prompt), session.context_length, notes)
             calls = 0
             pieces = session.complete(tokens, run.sampling)
             try:
@@ -253,15 +265,16 @@ class _Run:
         if self.logprobs:
             self.sampling["n_probs"] = max(self.top_logprobs, 1)
 
-    def fit(self, tokens: list[int], context: int) -> list[int]:
-        """`tokens` cut in the middle of the prompt to leave room in `context`; 400 where cutting was forbidden."""
+    def fit(self, tokens: list[int], context: int, notes: dict[str, str] | None = None) -> list[int]:
+        """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; 400 where that was forbidden."""
         if len(tokens) >= context:
             if not self._truncate:
                 raise InferError(400, "the input length exceeds the context length")
             room = max(1, context - max(1, min(context // 4, 256)) - _KEPT)
-            logger.warning(
-                "a prompt of %d tokens is cut to %d: the context holds %d", len(tokens), room + _KEPT, context
-            )
+            said = f"kept {room + _KEPT} of {len(tokens)} tokens, the context holds {context}"
+            logger.warning("a prompt was cut: %s", said)
+            if notes is not None:
+                notes[PROMPT_CUT] = said
             tokens = tokens[:_KEPT] + tokens[-room:]
         if not self._shift:
             # Otherwise the engine goes on past a full context, as Ollama does, and forgets the older half of it.

@@ -119,6 +119,28 @@ def running(folder: Path, *arguments: str, **more: object) -> Iterator[Gateway]:
         stop_gateway(gateway)
 
 
+@contextmanager
+def embedded_engine(cache: Path, log: Path, *arguments: str) -> Iterator[str]:
+    """URL of an embedded engine of its own, without a key."""
+    port = free_port()
+    with log.open("wb") as out, subprocess.Popen(
+        [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port), *arguments],
+        stdout=out, stderr=out, env={**os.environ, "AVOCADO_INFER_CACHE": str(cache)},
+    ) as process:  # fmt: skip
+        url = f"http://127.0.0.1:{port}"
+
+        def well() -> bool:
+            assert process.poll() is None, log.read_text()
+            return answers(f"{url}/api/version")
+
+        try:
+            until(well, 30, "the engine")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(15)
+
+
 def answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=1).ok

@@ -16,8 +16,7 @@ import ollama
 import openai
 import pytest
 import requests
-from conftest import free_port, until
-from gateways import BEARER, KEY, Gateway, answers, running
+from gateways import BEARER, KEY, Gateway, embedded_engine, running
 
 MODEL = "smollm2:135m"
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
@@ -28,20 +27,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 @pytest.fixture(scope="module")
 def gateway(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder, port = tmp_path_factory.mktemp("clients"), free_port()
-    with (folder / "engine.log").open("wb") as log:
-        engine = subprocess.Popen(
-            [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port)],
-            stdout=log, stderr=log, env={**os.environ, "AVOCADO_INFER_CACHE": str(model_cache)},
-        )  # fmt: skip
-    try:
-        until(lambda: answers(f"http://127.0.0.1:{port}/api/version"), what="the engine")
-        # Comments as often as nobody would want them: no client may mind.
-        with running(folder, "--sse-comments", "0.1", upstream=port) as gateway:
-            yield gateway
-    finally:
-        engine.terminate()
-        engine.wait(15)
+    folder = tmp_path_factory.mktemp("clients")
+    # Comments as often as nobody would want them: no client may mind.
+    with (
+        embedded_engine(model_cache, folder / "engine.log") as url,
+        running(folder, "--sse-comments", "0.1", upstream=int(url.rpartition(":")[2])) as gateway,
+    ):
+        yield gateway
 
 
 def test_ollamas_client(gateway: Gateway, request: pytest.FixtureRequest) -> None:

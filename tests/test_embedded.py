@@ -22,7 +22,7 @@ import openai
 import pytest
 import requests
 from conftest import RECORDINGS, free_port, until
-from gateways import answers
+from gateways import embedded_engine
 from gguf import with_template
 
 from avocado_magic.config import resolve
@@ -40,28 +40,10 @@ MODEL = "smollm2:135m"
 @pytest.fixture(scope="module")
 def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a running embedded engine, without a key as the supervisor runs it."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("engine") / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port)],
-            stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "AVOCADO_INFER_CACHE": str(model_cache)},
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return requests.get(f"{url}/api/version", timeout=1).ok
-        except requests.RequestException:
-            return False
-
-    until(answers)
-    # Loaded, as the model of the recordings was.
-    assert requests.post(f"{url}/api/generate", json={"model": MODEL}, timeout=30).status_code == 200
-    yield url
-    process.terminate()
-    process.wait(15)
+    with embedded_engine(model_cache, tmp_path_factory.mktemp("engine") / "log") as url:
+        # Loaded, as the model of the recordings was.
+        assert requests.post(f"{url}/api/generate", json={"model": MODEL}, timeout=30).status_code == 200
+        yield url
 
 
 # What the first cut answers otherwise than Ollama 0.24, on purpose; each with its reason.
@@ -559,20 +541,10 @@ TOOLS = [
 @pytest.fixture(scope="module")
 def clever(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An engine whose model has a template with tools and thinking; its weights are the demo model's."""
-    folder, port = tmp_path_factory.mktemp("clever"), free_port()
+    folder = tmp_path_factory.mktemp("clever")
     file = with_template(next((model_cache / "models").glob("*.gguf")), folder / "clever.gguf", TEMPLATE)
-    with (folder / "log").open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port), "--model", str(file)],
-            stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: answers(f"{url}/api/version"), 30, "the engine")
+    with embedded_engine(model_cache, folder / "log", "--model", str(file)) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait(15)
 
 
 def test_a_template_tells_what_a_model_can(clever: str) -> None:

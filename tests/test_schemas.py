@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import requests
-from conftest import free_port, until
+from gateways import embedded_engine
 from gguf import with_template
 from pydantic import BaseModel
 
@@ -29,32 +26,9 @@ MODEL = "smollm2:135m"
 COMPILER = Llguidance()
 
 
-@contextmanager
-def serving(cache: Path, log: Path, *arguments: str) -> Iterator[str]:
-    port = free_port()
-    with log.open("wb") as out, subprocess.Popen(
-        [sys.executable, "-m", "avocado_magic.infer", "--backend", "llamacpp", "--no-auth", "--port", str(port), *arguments],
-        stdout=out, stderr=out, env={**os.environ, "AVOCADO_INFER_CACHE": str(cache)},
-    ) as process:  # fmt: skip
-        try:
-            url = f"http://127.0.0.1:{port}"
-            until(lambda: _answers(url), 30, "the engine")
-            yield url
-        finally:
-            process.terminate()
-            process.wait(15)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/api/version", timeout=1).ok
-    except requests.RequestException:
-        return False
-
-
 @pytest.fixture(scope="module")
 def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(model_cache, tmp_path_factory.mktemp("schemas") / "log") as url:
+    with embedded_engine(model_cache, tmp_path_factory.mktemp("schemas") / "log") as url:
         yield url
 
 
@@ -246,7 +220,7 @@ NEVER = "{{ raise_exception('This model answers nobody') }}"
 def strict(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("strict")
     file = with_template(next((model_cache / "models").glob("*.gguf")), folder / "strict.gguf", STRICT)
-    with serving(model_cache, folder / "log", "--model", str(file)) as url:
+    with embedded_engine(model_cache, folder / "log", "--model", str(file)) as url:
         yield url
 
 
@@ -284,7 +258,7 @@ def test_a_template_that_refuses_a_conversation_in_every_form_is_one_clear_sente
     model_cache: Path, tmp_path: Path
 ) -> None:
     file = with_template(next((model_cache / "models").glob("*.gguf")), tmp_path / "taboo.gguf", TABOO)
-    with serving(model_cache, tmp_path / "log", "--model", str(file)) as url:
+    with embedded_engine(model_cache, tmp_path / "log", "--model", str(file)) as url:
         body = {"model": "taboo", "messages": [turn("user", "taboo")], "stream": False}
         for path in ("/api/chat", "/v1/chat/completions"):
             got = requests.post(url + path, json=body, timeout=60)
@@ -295,7 +269,7 @@ def test_a_template_that_refuses_a_conversation_in_every_form_is_one_clear_sente
 
 def test_a_template_that_works_for_nobody_is_said_when_the_model_loads(model_cache: Path, tmp_path: Path) -> None:
     file = with_template(next((model_cache / "models").glob("*.gguf")), tmp_path / "never.gguf", NEVER)
-    with serving(model_cache, tmp_path / "log", "--model", str(file)) as url:
+    with embedded_engine(model_cache, tmp_path / "log", "--model", str(file)) as url:
         got = requests.post(f"{url}/api/chat", json={"model": "never", "messages": [turn("user", "a")]}, timeout=60)
         assert got.status_code == 500
         assert "the chat template in the file does not work: This model answers nobody" in got.json()["error"]
@@ -382,7 +356,7 @@ def damaged(source: Path, target: Path, change: Any) -> Path:
 )  # fmt: skip
 def test_a_file_that_does_not_load_says_why_once(model_cache: Path, tmp_path: Path, change: Any, words: str) -> None:
     file = damaged(next((model_cache / "models").glob("*.gguf")), tmp_path / "bad.gguf", change)
-    with serving(model_cache, tmp_path / "log", "--model", str(file)) as url:
+    with embedded_engine(model_cache, tmp_path / "log", "--model", str(file)) as url:
         got = requests.post(f"{url}/api/generate", json={"model": "bad", "prompt": "x", "stream": False}, timeout=60)
         assert got.status_code == 500
         assert got.json()["error"].count("llama.cpp cannot load") == 1

@@ -50,7 +50,10 @@ def _print(state: ServiceState, as_json: bool) -> None:
 
 @app.command()
 def up(
-    model: Annotated[str | None, typer.Argument(help="A model's name, or the path of a *.gguf file.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Names, or paths of *.gguf files; the first is loaded."),
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, ollama or embedded.")] = None,
     tunnel: Annotated[str | None, typer.Option(help="auto, ngrok, cloudflared or none.")] = None,
     public_url: Annotated[
@@ -60,6 +63,13 @@ def up(
     name: Name = None,
     domain: Annotated[str | None, typer.Option(help="Your ngrok domain.")] = None,
     grace: Annotated[str | None, typer.Option(help="Minutes it outlives its last owner.")] = None,
+    context: Annotated[str | None, typer.Option(help="Tokens of a request, prompt and answer.")] = None,
+    keep_alive: Annotated[
+        str | None, typer.Option(help="How long a model stays in memory: 30s, 5m, 24h; -1 is for ever.")
+    ] = None,
+    parallel: Annotated[str | None, typer.Option(help="Requests a model works at side by side.")] = None,
+    gpu_layers: Annotated[str | None, typer.Option(help="Layers on the GPU, 0 for none; with Ollama 0 alone.")] = None,
+    threads: Annotated[str | None, typer.Option(help="Threads to compute with; the embedded engine's alone.")] = None,
     gateway_config: Annotated[
         str | None, typer.Option(help="TOML file for the gateway: presets, aliases, limits, cache.")
     ] = None,
@@ -75,10 +85,11 @@ def up(
     owner_pid: Annotated[int | None, typer.Option(help="The process that owns the service.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve a model; returns when it is ready."""
+    """Serve one model or several; returns when they are ready."""
     flags: dict[str, Any] = {
-        "model": model, "engine": engine, "tunnel": tunnel, "public_url": public_url, "port": port, "name": name,
+        "model": models[0] if models else None, "more_models": models[1:] if models else None, "engine": engine, "tunnel": tunnel, "public_url": public_url, "port": port, "name": name,
         "domain": domain, "grace": grace, "timeout": timeout, "max_lifetime": max_lifetime,
+        "context": context, "keep_alive": keep_alive, "parallel": parallel, "gpu_layers": gpu_layers, "threads": threads,
         "gateway_config": gateway_config, "admin_routes": admin_routes or None,
         "announce": False if no_announce else None,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ ENGINES = ("auto", "ollama", "embedded")
 TUNNELS = ("auto", "ngrok", "cloudflared", "none")
 DEFAULT_PORT = 11435
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# a number of seconds, or a Go duration (Ollama's envconfig.KeepAlive)
+_PERIOD = re.compile(r"-?(\d+|((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+)")
 # host name labels, so that a domain cannot smuggle options or paths into the agent's configuration
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)+")
 
@@ -50,8 +52,9 @@ class Secret:
         raise TypeError("a Secret is not pickled")
 
 
-def _setting(default: Any, help: str, *env: str, secret: bool = False) -> Any:
-    return field(default=default, metadata={"help": help, "env": env, "secret": secret})
+def _setting(default: Any, help: str, *env: str, secret: bool = False, kind: type | None = None) -> Any:
+    kind = kind or (str if default is None else type(default))
+    return field(default=default, metadata={"help": help, "env": env, "secret": secret, "kind": kind})
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Settings:
     """Everything `up` may be told. Checked by `validate`; times in the unit their help names."""
 
     model: str | None = _setting(None, "model to serve: a name, or the path of a *.gguf file", "AVOCADO_MODEL")
+    more_models: tuple[str, ...] = _setting((), "models to have ready besides it", "AVOCADO_MORE_MODELS")
     engine: str = _setting("auto", f"what runs the model: {', '.join(ENGINES)}", "AVOCADO_ENGINE")
     tunnel: str = _setting("auto", f"how the world reaches it: {', '.join(TUNNELS)}", "AVOCADO_TUNNEL")
     public_url: str | None = _setting(None, "the URL the world uses, when the way in is yours", "AVOCADO_PUBLIC_URL")
@@ -70,6 +74,24 @@ class Settings:
     timeout: float = _setting(600.0, "seconds until `up` gives up; a moving download extends it", "AVOCADO_TIMEOUT")
     max_lifetime: float = _setting(24.0, "hours a service without an owner lives", "AVOCADO_MAX_LIFETIME")
     url_check: float = _setting(60.0, "seconds between looks at the public URL from outside", "AVOCADO_URL_CHECK")
+    context: int | None = _setting(
+        None, "tokens of a request, prompt and answer", "AVOCADO_CONTEXT", "OLLAMA_CONTEXT_LENGTH", kind=int
+    )
+    keep_alive: str | None = _setting(
+        None,
+        "how long a model stays in memory: 30s, 5m, 24h; -1 is for ever",
+        "AVOCADO_KEEP_ALIVE",
+        "OLLAMA_KEEP_ALIVE",
+    )
+    parallel: int | None = _setting(
+        None, "requests a model works at side by side", "AVOCADO_PARALLEL", "OLLAMA_NUM_PARALLEL", kind=int
+    )
+    gpu_layers: int | None = _setting(
+        None, "layers on the GPU, 0 for none; with Ollama 0 alone", "AVOCADO_GPU_LAYERS", kind=int
+    )
+    threads: int | None = _setting(
+        None, "threads to compute with; the embedded engine's alone", "AVOCADO_THREADS", kind=int
+    )
     ollama_host: str = _setting("127.0.0.1:11434", "where an Ollama of yours listens", "OLLAMA_HOST")
     ollama_models: str | None = _setting(None, "folder in which Ollama keeps its models", "OLLAMA_MODELS")
     ollama_download: str | None = _setting(
@@ -110,8 +132,15 @@ class Settings:
         for f in fields(Settings):
             if f.name in data:
                 value = data[f.name]
-                values[f.name] = Secret(value) if f.metadata["secret"] and value is not None else value
+                if f.metadata["secret"] and value is not None:
+                    value = Secret(value)
+                values[f.name] = tuple(value) if f.metadata["kind"] is tuple else value  # JSON has lists
         return Settings(**values)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model to have ready, the one that is loaded first."""
+        return (*((self.model,) if self.model else ()), *self.more_models)
 
 
 SECRET_VARIABLES = tuple(name for f in fields(Settings) if f.metadata["secret"] for name in f.metadata["env"])
@@ -146,7 +175,7 @@ def lookup(
         if f.name not in names:
             continue
         for source in (flags, traits or {}):
-            if source.get(f.name) not in (None, ""):
+            if source.get(f.name) not in (None, "", (), []):
                 origin = f"--{f.name.replace('_', '-')}" if source is flags else f"c.AvocadoMagics.{f.name}"
                 values[f.name] = _typed(f, source[f.name], origin)
                 break
@@ -179,8 +208,12 @@ def _from_environment(
 def _typed(f: Field[Any], value: Any, origin: str) -> Any:
     if f.metadata["secret"]:
         return value if isinstance(value, Secret) else Secret(str(value))
-    default = f.default if f.default is not MISSING else None
-    if isinstance(default, bool):
+    kind = f.metadata["kind"]
+    if kind is tuple:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else tuple(value)
+        )
+    if kind is bool:
         if isinstance(value, bool):
             return value
         if str(value).lower() in ("1", "true", "yes", "on"):
@@ -188,12 +221,13 @@ def _typed(f: Field[Any], value: Any, origin: str) -> Any:
         if str(value).lower() in ("0", "false", "no", "off"):
             return False
         raise ConfigError(f"{origin} is {value!r}", "use true or false")
-    if isinstance(default, (int, float)):
+    if kind in (int, float):
         try:
-            return type(default)(value)
+            return kind(value)
         except (TypeError, ValueError):
-            kind = "a whole number" if isinstance(default, int) else "a number"
-            raise ConfigError(f"{origin} is {value!r}", f"it must be {kind}") from None
+            raise ConfigError(
+                f"{origin} is {value!r}", f"it must be a {'whole number' if kind is int else 'number'}"
+            ) from None
     return str(value)
 
 
@@ -220,8 +254,21 @@ def validate(s: Settings) -> Settings:
     ):
         if number > longest:
             raise ConfigError(f"{label} {number:g} is longer than ten years", "give a smaller number")
-    if s.model is not None and (not s.model.strip() or (any(c.isspace() for c in s.model) and not is_gguf(s.model))):
-        raise ConfigError(f"{s.model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
+    for model in s.models:
+        if not model.strip() or (any(c.isspace() for c in model) and not is_gguf(model)):
+            raise ConfigError(f"{model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
+    for label, count, least, most in (
+        ("context", s.context, 1, 100_000_000),
+        ("parallel", s.parallel, 1, 256),
+        ("gpu-layers", s.gpu_layers, 0, 10_000),
+        ("threads", s.threads, 1, 1024),
+    ):
+        if count is not None and not least <= count <= most:
+            raise ConfigError(f"{label} {count} is not possible", f"give a number from {least} to {most}")
+    if s.keep_alive is not None and not _PERIOD.fullmatch(s.keep_alive):
+        raise ConfigError(
+            f"keep-alive {s.keep_alive!r} is no time", "write it as in 30s, 5m or 24h; 0 is at once and -1 for ever"
+        )
     if s.domain is not None and not _DOMAIN.fullmatch(s.domain):
         raise ConfigError(f"{s.domain!r} is not a domain", "write the host name alone, as in my-name.ngrok-free.app")
     if s.domain and s.tunnel not in ("auto", "ngrok"):
@@ -234,10 +281,11 @@ def validate(s: Settings) -> Settings:
     ollama_base_url(s.ollama_host)
     changes: dict[str, Any] = {}
     # The supervisor works in another folder: what is relative here must not be read there.
-    for label in ("ollama_models", "ngrok_path", "ngrok_config", "gateway_config", "model"):
-        value = getattr(s, label)
-        if value is not None and (label != "model" or is_gguf(value)):
-            changes[label] = str(Path(value).expanduser().absolute())
+    for label in ("ollama_models", "ngrok_path", "ngrok_config", "gateway_config"):
+        if getattr(s, label) is not None:
+            changes[label] = _absolute(getattr(s, label))
+    changes["model"] = _absolute(s.model) if s.model and is_gguf(s.model) else s.model
+    changes["more_models"] = tuple(_absolute(model) if is_gguf(model) else model for model in s.more_models)
     if "gateway_config" in changes and not os.access(changes["gateway_config"], os.R_OK):
         raise ConfigError(f"{changes['gateway_config']} cannot be read", "give --gateway-config a TOML file")
     if s.public_url:
@@ -245,6 +293,10 @@ def validate(s: Settings) -> Settings:
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):
         raise ConfigError("the API key is not usable", "AVOCADO_API_KEY takes 16 to 512 visible ASCII characters")
     return Settings(**{f.name: changes.get(f.name, getattr(s, f.name)) for f in fields(s)})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def check_name(name: str) -> str:

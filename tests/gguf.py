@@ -1,18 +1,24 @@
-"""Makes a GGUF file that says something else of itself: another chat template, over the same weights."""
+"""Makes a GGUF file that says something else of itself, a chat template for one, over the same weights."""
 
 from __future__ import annotations
 
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 _ALIGNMENT = 32
-_STRING, _ARRAY = 8, 9
+_UINT16, _STRING, _ARRAY = 2, 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def with_template(source: Path, target: Path, template: str) -> Path:
     """Copy `source` to `target` with this chat template; the weights are copied as they are."""
+    return with_metadata(source, target, {"tokenizer.chat_template": template})
+
+
+def with_metadata(source: Path, target: Path, said: Mapping[str, str | int]) -> Path:
+    """Copy `source` to `target` with `said` in place of what it says there: texts, and numbers of 16 bits."""
     with source.open("rb") as file:
         head = file.read(64 << 20)
         at = 4
@@ -24,14 +30,18 @@ def with_template(source: Path, target: Path, template: str) -> Path:
             key, at = _string(head, at)
             (kind,) = struct.unpack_from("<I", head, at)
             at = _skip(head, at + 4, kind)
-            if key != b"tokenizer.chat_template":
+            if key.decode() not in said:
                 kept.append(head[begin:at])
         infos = at
         for _ in range(tensors):
             _, at = _string(head, at)
             (dimensions,) = struct.unpack_from("<I", head, at)
             at += 4 + 8 * dimensions + 4 + 8
-        kept.append(_packed(b"tokenizer.chat_template") + struct.pack("<I", _STRING) + _packed(template.encode()))
+        for name, value in said.items():
+            packed = _packed(value.encode()) if isinstance(value, str) else struct.pack("<H", value)
+            kept.append(
+                _packed(name.encode()) + struct.pack("<I", _STRING if isinstance(value, str) else _UINT16) + packed
+            )
         new = b"GGUF" + struct.pack("<IQQ", version, tensors, len(kept)) + b"".join(kept) + head[infos:at]
         file.seek(_aligned(at))
         with target.open("wb") as out:

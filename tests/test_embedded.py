@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import ollama
 import openai
 import pytest
 import requests
-from conftest import RECORDINGS, free_port, until
+from conftest import free_port, recording, until
 from gateways import embedded_engine
 from gguf import with_template
 
@@ -44,152 +43,6 @@ def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         # Loaded, as the model of the recordings was.
         assert requests.post(f"{url}/api/generate", json={"model": MODEL}, timeout=30).status_code == 200
         yield url
-
-
-# What the first cut answers otherwise than Ollama 0.24, on purpose; each with its reason.
-OTHERWISE = {
-    "generate-image": "images are refused clearly instead of being ignored",
-    "chat-image": "images are refused clearly instead of being ignored",
-    "v1-chat-image-url": "images are refused clearly instead of being ignored",
-    "pull-unreachable": "this engine pulls from the Python registry and knows its models' names",
-    "pull-unreachable-nostream": "this engine pulls from the Python registry and knows its models' names",
-    "show-created": "needs /api/create",
-    "tags-more": "needs /api/copy",
-    "ps-unloaded": "follows an unload in the recording's own order",
-    "generate-num-predict-0": "378 tokens long; num_predict 0 is covered by its own test",
-    "encoded-letter": "only exact spellings are routes: a decoded path could get around an allow-list",
-    "trailing-slash-tags": "only exact spellings are routes, so nothing is redirected",
-    "trailing-slash-chat": "only exact spellings are routes, so nothing is redirected",
-    "double-slash": "only exact spellings are routes, so nothing is redirected",
-    "double-slash-inner": "only exact spellings are routes, so nothing is redirected",
-    "dot-dot": "only exact spellings are routes, so nothing is redirected",
-    "chunked-request": "the recording does not hold what was sent; test_gateway sends chunks",
-    "show-verbose": "the recording's long body is cut",
-    "status": "this engine has no cloud to tell the state of",
-    "me": "this engine has no accounts",
-    "expect-continue": "the recording's body begins with the interim answer; its own test in test_gateway",
-}
-# What llama.cpp cannot do: 501, whatever a real one would have said.
-NOT_SUPPORTED = ("copy", "create", "blob", "delete", "push")
-
-
-def _replayable() -> list[Any]:
-    found = []
-    for path in sorted(RECORDINGS.glob("*.json")):
-        exchange = json.loads(path.read_text("utf-8"))
-        name = exchange["name"]
-        if name not in OTHERWISE and not name.startswith(NOT_SUPPORTED):
-            found.append(pytest.param(exchange, id=exchange["name"]))
-    return found
-
-
-_REQUEST_ID = re.compile(r'"request_id":"req_[0-9a-f]{24}"')
-
-
-# Some of the recordings set no limit, and at its own temperature the model may go on to the end of its context.
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("exchange", _replayable())
-def test_recordings_are_answered_alike(engine: str, exchange: dict[str, Any]) -> None:
-    asked, wanted = exchange["request"], exchange["response"]
-    kept = {k: v for k, v in asked["headers"].items() if k not in ("Content-Length", "Connection", "Transfer-Encoding")}
-    if kept.get("Host", "").startswith("127.0.0.1"):
-        del kept["Host"]
-    body = (asked["body"] or "").encode()
-    got = requests.request(
-        asked["method"], engine + asked["path"], data=body, headers=kept, timeout=200, allow_redirects=False
-    )
-    status = int(wanted["status_line"].split()[1])
-    assert got.status_code == status, got.text
-    kinds = {name.lower(): value for name, value in wanted["headers"]}
-    assert got.headers.get("Content-Type") == kinds.get("content-type")
-    assert got.headers.get("Allow") == kinds.get("allow")
-    if asked["method"] == "HEAD":
-        assert got.content == b""
-    elif status >= 400 or not kinds.get("content-type", "").startswith(
-        ("application/json", "application/x-ndjson", "text/event")
-    ):
-        here, there = (_REQUEST_ID.sub("", text or "").rstrip("\n") for text in (got.text, wanted["body"]))
-        assert here == there
-    else:
-        _same_shape(got.text, wanted["body"], kinds["content-type"])
-
-
-def _same_shape(got: str, wanted: str, kind: str) -> None:
-    """The same members in the same order with the same kinds of values, frame by frame."""
-    if kind.startswith("application/json"):
-        assert got.endswith("\n") == wanted.endswith("\n")
-        _alike(json.loads(got), json.loads(wanted), "")
-        return
-    mark = "data: " if kind.startswith("text/event") else ""
-    here, there = ([line.removeprefix(mark) for line in text.splitlines() if line] for text in (got, wanted))
-    if mark and there[0].startswith("event: "):
-        _same_events(here, there)
-        return
-    if mark:
-        assert here[-1] == there[-1] == "[DONE]"
-        here, there = here[:-1], there[:-1]
-    _alike(json.loads(here[0]), json.loads(there[0]), "first")
-    _alike(json.loads(here[-1]), json.loads(there[-1]), "last")
-    for line in here[1:-1]:
-        json.loads(line)
-
-
-def _same_events(here: list[str], there: list[str]) -> None:
-    """The same events in the same order, each like its counterpart; deltas of text may be more or fewer."""
-    pairs = []
-    for lines in (here, there):
-        events: dict[str, Any] = {}
-        for name, data in zip(lines[::2], lines[1::2], strict=True):
-            events.setdefault(name, json.loads(data))
-        pairs.append(events)
-    assert list(pairs[0]) == list(pairs[1])
-    for name, wanted in pairs[1].items():
-        _alike(pairs[0][name], wanted, name)
-
-
-# Members that depend on the file's own metadata, or that Ollama leaves out when they are zero.
-FREE = ("model_info", "parameters", "license")
-ZERO = ("prompt_eval_duration", "eval_duration", "load_duration")
-
-
-def _alike(got: Any, wanted: Any, where: str) -> None:
-    if isinstance(wanted, dict) and isinstance(got, dict):
-        shown = [[k for k in side if k not in FREE + ZERO] for side in (got, wanted)]
-        assert shown[0] == shown[1], where
-        for key in shown[1]:
-            _alike(got[key], wanted[key], f"{where}.{key}")
-    elif isinstance(wanted, list) and isinstance(got, list):
-        assert bool(got) == bool(wanted), where
-        if got:
-            _alike(got[0], wanted[0], f"{where}[0]")
-    elif wanted is not None:
-        number = (int, float)
-        same = (
-            isinstance(got, number)
-            if isinstance(wanted, number) and not isinstance(wanted, bool)
-            else type(got) is type(wanted)
-        )
-        assert same, f"{where}: {got!r} is not like {wanted!r}"
-
-
-def _not_supported() -> list[Any]:
-    exchanges = [json.loads(path.read_text("utf-8")) for path in sorted(RECORDINGS.glob("*.json"))]
-    paths = tuple(f"/api/{what}" for what in NOT_SUPPORTED)
-    found = [(e["name"], e["request"]) for e in exchanges if e["request"]["path"].startswith(paths)]
-    return [pytest.param(request, id=name) for name, request in found if "wrong-method" not in name]
-
-
-@pytest.mark.parametrize("asked", _not_supported())
-def test_what_llama_cpp_cannot_do_is_a_501_with_any_body(engine: str, asked: dict[str, Any]) -> None:
-    got = requests.request(asked["method"], engine + asked["path"], data=(asked["body"] or "").encode(), timeout=10)
-    assert got.status_code == 501
-    if asked["method"] != "HEAD":
-        assert got.json() == {"error": "not supported by the embedded engine"}
-
-
-def test_every_deviation_is_still_one() -> None:
-    names = {json.loads(path.read_text("utf-8"))["name"] for path in RECORDINGS.glob("*.json")}
-    assert set(OTHERWISE) <= names
 
 
 def test_images_are_refused_clearly(engine: str) -> None:
@@ -251,9 +104,7 @@ def test_durations_and_counts_are_measured(engine: str) -> None:
 
 
 def test_embeddings_are_unit_vectors_like_ollamas(engine: str) -> None:
-    wanted = json.loads(json.loads((RECORDINGS / "131-embed-one.json").read_text())["response"]["body"])["embeddings"][
-        0
-    ]
+    wanted = json.loads(recording("131-embed-one")["response"]["body"])["embeddings"][0]
     got = requests.post(f"{engine}/api/embed", json={"model": MODEL, "input": "hello"}, timeout=30).json()[
         "embeddings"
     ][0]
@@ -649,3 +500,127 @@ def test_calls_in_each_of_the_apis() -> None:
         "message_start", "content_block_start", "content_block_delta", "content_block_stop",
         "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop",
     ]  # fmt: skip
+
+
+def test_a_chat_stream_gives_the_role_once_and_the_reason_in_a_frame_of_its_own(clever: str) -> None:
+    body = {
+        "model": "clever",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 6,
+        "stream": True,
+        "temperature": 0,
+    }
+    answer = requests.post(f"{clever}/v1/chat/completions", json=body, timeout=60)
+    frames = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [frame["choices"][0] for frame in frames]
+    assert [choice["delta"].get("role") for choice in choices] == ["assistant"] + [None] * (len(choices) - 1)
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["length"]
+    assert choices[-1]["delta"] == {}
+    assert all("reasoning" in choice["delta"] for choice in choices[:-1])
+
+
+@pytest.mark.parametrize(
+    ("effort", "think"),
+    [
+        ("minimal", "low"),
+        ("low", "low"),
+        ("xhigh", "max"),
+        ("ultra", "max"),
+        ("max", "max"),
+        ("none", False),
+        (None, None),
+    ],
+)
+def test_reasoning_efforts_are_taken_as_the_nearest_of_ollamas(effort: str | None, think: Any) -> None:
+    from avocado_magic.infer.service import openai, responses
+
+    said = {"model": "m", "messages": [{"role": "user", "content": "x"}], "reasoning_effort": effort}
+    assert openai.chat_request(said).get("think") == think
+    assert responses.chat_request({"model": "m", "input": "x", "reasoning": {"effort": effort}}).get("think") == think
+
+
+def test_an_effort_that_there_is_not_is_refused(clever: str) -> None:
+    for path, body in (
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "reasoning_effort": "a lot"}),
+        ("responses", {"input": "x", "reasoning": {"effort": "a lot"}}),
+    ):
+        answer = requests.post(f"{clever}/v1/{path}", json={"model": "clever", **body}, timeout=30)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == (
+            'invalid reasoning value: "a lot" (must be "minimal", "low", "medium", "high", "xhigh", "ultra", "max", or "none")'
+        )
+
+
+def test_tools_of_a_namespace_carry_its_name_and_web_search_is_left_out(clever: str) -> None:
+    from avocado_magic.infer.service.responses import chat_request
+
+    function = {
+        "type": "function",
+        "name": "create",
+        "description": None,
+        "strict": None,
+        "parameters": {"type": "object"},
+    }
+    tools = [
+        {"type": "namespace", "name": "calendar", "tools": [function, {**function, "name": "calendar.list"},
+         {"type": "namespace", "name": "rooms", "tools": [function]}]},
+        {**function, "name": "plain"}, {"type": "web_search"},
+    ]  # fmt: skip
+    given = {"model": "clever", "input": "Hi", "tools": tools, "max_output_tokens": 4}
+    names = [tool["function"]["name"] for tool in chat_request(given)["tools"]]
+    assert names == ["calendar.create", "calendar.list", "calendar.rooms.create", "plain"]
+    answer = requests.post(f"{clever}/v1/responses", json=given, timeout=60)
+    assert answer.status_code == 200
+    assert [tool["type"] for tool in answer.json()["tools"]] == ["namespace", "function", "web_search"]
+    deep: dict[str, Any] = function
+    for _ in range(20):
+        deep = {"type": "namespace", "name": "n", "tools": [deep]}
+    assert requests.post(f"{clever}/v1/responses", json={**given, "tools": [deep]}, timeout=60).status_code == 400
+
+
+def test_what_was_said_between_a_call_and_its_result_is_of_the_same_turn() -> None:
+    from avocado_magic.infer.service.responses import chat_request
+
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "22"}
+    said = {"role": "assistant", "content": "I look."}
+    messages = chat_request({"model": "m", "input": [{"role": "user", "content": "x"}, call, said, result]})["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    assert (messages[1]["content"], len(messages[1]["tool_calls"])) == ("I look.", 1)
+    other = chat_request({"model": "m", "input": [call, said, {**result, "call_id": "c2"}]})["messages"]
+    assert [message["role"] for message in other] == ["assistant", "assistant", "tool"]
+
+
+def test_a_block_is_closed_before_a_later_one_begins() -> None:
+    from avocado_magic.infer.service.anthropic import Message
+
+    async def blocks(*said: tuple[str, str]) -> list[tuple[str, int | None]]:
+        async def pieces() -> Any:
+            for kind, text in said:
+                message = {
+                    "role": "assistant",
+                    "content": "",
+                    **({"thinking": text} if kind == "t" else {"content": text}),
+                }
+                yield {"message": message, "done": False}
+            yield {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
+
+        found = [event async for _, event in Message("m", 1).stream(pieces())]
+        return [
+            (event["type"].removeprefix("content_block_"), event.get("index"))
+            for event in found
+            if "block" in event["type"]
+        ]
+
+    late = asyncio.run(blocks(("c", "a"), ("t", "b"), ("c", "c"), ("t", "too late")))
+    assert late == [("start", 0), ("delta", 0), ("stop", 0), ("start", 1), ("delta", 1), ("stop", 1),
+                    ("start", 2), ("delta", 2), ("stop", 2)]  # fmt: skip
+
+
+def test_it_answers_as_ollama_0_33(engine: str) -> None:
+    assert requests.get(f"{engine}/api/version", timeout=5).json() == {"version": "0.33.0"}
+    (model,) = requests.get(f"{engine}/api/tags", timeout=5).json()["models"]
+    assert model["capabilities"] == ["completion"]
+    assert (model["details"]["context_length"], model["details"]["embedding_length"]) == (8192, 576)
+    (loaded,) = requests.get(f"{engine}/api/ps", timeout=5).json()["models"]
+    assert loaded["details"] == model["details"]

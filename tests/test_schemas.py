@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import requests
 from gateways import embedded_engine
-from gguf import with_template
+from gguf import with_metadata, with_template
 from pydantic import BaseModel
 
 from avocado_magic.infer.domain.types import InferError
@@ -368,6 +368,26 @@ def test_a_file_that_does_not_load_says_why_once(model_cache: Path, tmp_path: Pa
             timeout=60,
         )
         assert well.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("big-00001-of-00002.gguf", 0, "big-00002-of-00002.gguf is missing or damaged"),
+        ("big-00002-of-00002.gguf", 1, "give the first, with the others beside it"),
+        ("renamed.gguf", 0, "was renamed"),
+    ],
+)
+def test_a_part_of_a_split_file_says_what_is_missing(
+    model_cache: Path, tmp_path: Path, name: str, number: int, words: str
+) -> None:
+    said = {"split.no": number, "split.count": 2, "split.tensors.count": 272}
+    file = with_metadata(next((model_cache / "models").glob("*.gguf")), tmp_path / name, said)
+    with embedded_engine(model_cache, tmp_path / "log", "--model", str(file)) as url:
+        got = requests.post(f"{url}/api/generate", json={"model": file.stem, "prompt": "x"}, timeout=60)
+        assert got.status_code == 500
+        assert "the file is one part of several" in got.json()["error"]
+        assert words in got.json()["error"]
 
 
 def test_the_reason_is_found_in_what_llama_cpp_says() -> None:

@@ -168,23 +168,48 @@ def _embedded(app: FastAPI, settings: InferSettings) -> _Backend:
     from .api import ollama_api, openai_api
     from .api.behind import behind_fastapi
     from .api.errors import add_handlers
-    from .infrastructure.llamacpp.engine import LlamaCppEngine
+    from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
     from .infrastructure.llamacpp.info import LibraryInfo
     from .infrastructure.llamacpp.library import Library
     from .infrastructure.llamacpp.schemas import Llguidance
     from .service.inference import Inference
     from .service.output import capabilities_of
 
+    given = [settings.model] if isinstance(settings.model, str) else settings.model or []
     library = Library(settings.cache or cache_dir(), capabilities_of)
-    engine = LlamaCppEngine()
+    engine = LlamaCppEngine(
+        RunOptions(
+            settings.context, _keep_alive(settings.keep_alive), settings.parallel, settings.gpu_layers, settings.threads
+        )
+    )
     inference = Inference(library, engine, Llguidance())
     app.include_router(ollama_api.router(inference))
     app.include_router(openai_api.router(inference))
     add_handlers(app)
     info = LibraryInfo(library, engine, ollama_api.API_VERSION)
     return _Backend(
-        behind_fastapi(app), info, info, engine.abort, engine.close, lambda: True, lambda: library.have(settings.model)
+        behind_fastapi(app),
+        info,
+        info,
+        engine.abort,
+        engine.close,
+        lambda: True,
+        lambda: library.have(given),
     )
+
+
+def _keep_alive(given: str) -> float:
+    """Seconds, as Ollama reads them from its environment: a bare number is seconds (envconfig.KeepAlive)."""
+    from .domain.types import InferError
+    from .service.validation import keep_alive
+
+    try:
+        seconds = keep_alive(int(given) if given.lstrip("-").isdigit() else given)
+    except InferError:
+        seconds = None
+    if seconds is None:
+        raise ValueError(f"--keep-alive {given!r} is no time: write it as in 30s, 5m or 24h; -1 is for ever")
+    return seconds
 
 
 def _keys(settings: InferSettings) -> Keys | None:

@@ -26,8 +26,23 @@ class InferSettings(BaseSettings):
         "ollama", description="ollama (pass through) or llamacpp (run the model here)."
     )
     upstream: str = Field("http://127.0.0.1:11434", description="URL of the Ollama behind the gateway.")
-    model: str | None = Field(None, description="Model of the llama.cpp backend: a name or a *.gguf path.")
+
+    # how the llama.cpp backend runs models
+    model: str | list[str] | None = Field(
+        None, description="Model of the llama.cpp backend, a name or a *.gguf path; may be repeated."
+    )
     cache: Path | None = Field(None, description="Folder for models of the llama.cpp backend.")
+    context: int = Field(4096, ge=1, description="Tokens of a request, prompt and answer (llama.cpp backend).")
+    keep_alive: str = Field(
+        "5m", description="How long a model stays in memory: 30s, 5m, 24h; -1 is for ever (llama.cpp backend)."
+    )
+    parallel: int = Field(2, ge=1, le=256, description="Requests a model works at side by side (llama.cpp backend).")
+    gpu_layers: int | None = Field(
+        None, ge=0, description="Layers on the GPU; as many as fit by default (llama.cpp backend)."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Threads to compute with; the usable cores by default (llama.cpp backend)."
+    )
 
     # who may do what
     api_key: SecretStr | None = Field(None, description="The API key itself (environment only).")

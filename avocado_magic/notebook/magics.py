@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
-from traitlets import Bool, CFloat, CInt, TraitError, Unicode, validate
+from traitlets import Bool, CFloat, CInt, List, TraitError, Unicode, validate
 
 from .arguments import parse, without_note
 
@@ -23,7 +23,7 @@ _TUNNELS = ("auto", "ngrok", "cloudflared", "none")
 
 
 def _trait(kind: Any, help: str, **more: Any) -> Any:
-    return kind(None, allow_none=True, help=help, **more).tag(config=True)
+    return kind(default_value=None, allow_none=True, help=help, **more).tag(config=True)
 
 
 @magics_class
@@ -31,6 +31,7 @@ class AvocadoMagics(Magics):
     """Serve an LLM from a notebook. A trait that is None leaves the choice to the environment and the default."""
 
     model = _trait(Unicode, "Model to serve: a name, or the path of a *.gguf file (AVOCADO_MODEL).")
+    more_models = _trait(List, "Models to have ready besides it (AVOCADO_MORE_MODELS).", trait=Unicode())
     engine = _trait(Unicode, "What runs the model: auto, ollama or embedded (AVOCADO_ENGINE).")
     tunnel = _trait(Unicode, "How the world reaches it: auto, ngrok, cloudflared or none (AVOCADO_TUNNEL).")
     public_url = _trait(Unicode, "The URL the world uses, when the way in is yours (AVOCADO_PUBLIC_URL).")
@@ -42,6 +43,11 @@ class AvocadoMagics(Magics):
     timeout = _trait(CFloat, "Seconds until %avocado_up gives up (AVOCADO_TIMEOUT).")
     max_lifetime = _trait(CFloat, "Hours a service without an owner lives (AVOCADO_MAX_LIFETIME).")
     url_check = _trait(CFloat, "Seconds between looks at the public URL from outside (AVOCADO_URL_CHECK).")
+    context = _trait(CInt, "Tokens of a request, prompt and answer (AVOCADO_CONTEXT, OLLAMA_CONTEXT_LENGTH).")
+    keep_alive = _trait(Unicode, "How long a model stays in memory (AVOCADO_KEEP_ALIVE, OLLAMA_KEEP_ALIVE).")
+    parallel = _trait(CInt, "Requests a model works at side by side (AVOCADO_PARALLEL, OLLAMA_NUM_PARALLEL).")
+    gpu_layers = _trait(CInt, "Layers on the GPU, 0 for none; with Ollama 0 alone (AVOCADO_GPU_LAYERS).")
+    threads = _trait(CInt, "Threads to compute with; the embedded engine's alone (AVOCADO_THREADS).")
     ollama_host = _trait(Unicode, "Where an Ollama of yours listens (OLLAMA_HOST).")
     ollama_models = _trait(Unicode, "Folder in which Ollama keeps its models (OLLAMA_MODELS).")
     ollama_download = _trait(Unicode, "Mirror to install Ollama from (AVOCADO_OLLAMA_DOWNLOAD).")
@@ -57,7 +63,7 @@ class AvocadoMagics(Magics):
             raise TraitError(f"{proposal['trait'].name} must be one of {', '.join(choices)}, not {proposal['value']!r}")
         return proposal["value"]
 
-    @validate("port", "grace", "timeout", "max_lifetime", "url_check")
+    @validate("port", "grace", "timeout", "max_lifetime", "url_check", "context", "parallel", "gpu_layers", "threads")
     def _not_negative(self, proposal: Any) -> Any:
         if proposal["value"] is not None and proposal["value"] < 0:
             raise TraitError(f"{proposal['trait'].name} must not be negative")
@@ -65,7 +71,7 @@ class AvocadoMagics(Magics):
 
     @line_magic
     @magic_arguments()
-    @argument("model", nargs="?", help="a model's name, or the path of a *.gguf file")
+    @argument("models", nargs="*", metavar="model", help="names, or paths of *.gguf files; the first is loaded")
     @argument("--engine", help="auto (default), ollama or embedded")
     @argument("--tunnel", help="auto (default), ngrok, cloudflared or none")
     @argument("--public-url", metavar="URL", help="what the world calls this service, when the way in is yours")
@@ -73,12 +79,17 @@ class AvocadoMagics(Magics):
     @argument("--name", help="name of the service, for running several")
     @argument("--domain", metavar="D", help="your ngrok domain")
     @argument("--grace", metavar="MINUTES", help="how long it outlives its last notebook, 10 by default")
+    @argument("--context", metavar="N", help="tokens of a request, prompt and answer")
+    @argument("--keep-alive", metavar="TIME", help="how long a model stays in memory: 30s, 5m, 24h; -1 is for ever")
+    @argument("--parallel", metavar="N", help="requests a model works at side by side")
+    @argument("--gpu-layers", metavar="N", help="layers on the GPU, 0 for none; with Ollama 0 alone")
+    @argument("--threads", metavar="N", help="threads to compute with; the embedded engine's alone")
     @argument("--gateway-config", metavar="FILE", help="TOML file for the gateway: presets, aliases, limits, cache")
     @argument("--admin-routes", action="store_const", const=True, help="let admin keys change the engine's models")
     @argument("--no-announce", dest="announce", action="store_const", const=False, help="publish nothing")
     @argument("--timeout", metavar="S", help="seconds until it gives up, 600 by default; a moving download extends it")
     def avocado_up(self, line: str) -> None:
-        """Serve a model at a safe public URL; returns when a request has come back through it.
+        """Serve models at a safe public URL; returns when a request has come back through it.
 
         If the service runs already, this notebook joins it, and another MODEL is pulled into it.
         Ctrl-C undoes what this call began.
@@ -86,6 +97,7 @@ class AvocadoMagics(Magics):
         Examples::
 
             %avocado_up llama3
+            %avocado_up llama3.2 nomic-embed-text --context 8192 --keep-alive 1h
             %avocado_up smollm2:135m --engine embedded --tunnel none
         """
         from ..runtime import client
@@ -95,7 +107,9 @@ class AvocadoMagics(Magics):
 
         args = parse(self.avocado_up, line)
         with _usage_errors():
-            settings = self._settings(vars(args))
+            given = vars(args)
+            first, *more = given.pop("models") or [None]
+            settings = self._settings({**given, "model": first, "more_models": more})
             from ..runtime.owners import Owner
 
             owner = Owner.of(os.getpid(), connection_file())

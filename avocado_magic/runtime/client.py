@@ -268,14 +268,15 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
 def _catch_up(
     folder: ServiceFolder, state: ServiceState, settings: Settings, on_progress: OnProgress
 ) -> tuple[ServiceState, tuple[str, ...]]:
-    """Bring what runs to what was asked: another model is pulled; what only a new start can change is said."""
+    """Bring what runs to what was asked: other models are pulled, the first one loaded; what only a new start can change is said."""
     from ..parts.engine.common import same_model
     from ..parts.engine.embedded import model_name
 
-    if settings.model:
-        wanted = model_name(settings.model) if state.engine.get("kind") == "embedded" else settings.model
-        if state.model is None or not same_model(wanted, state.model):
-            _pull(folder, settings.model, state, on_progress)
+    for number, model in enumerate(settings.models):
+        wanted = model_name(model) if state.engine.get("kind") == "embedded" else model
+        there = [state.model] if number == 0 else state.models
+        if not any(name and same_model(wanted, name) for name in there):
+            _pull(folder, model, number == 0, state, on_progress)
             state = folder.read()
     return state, _not_heard(state, settings)
 
@@ -308,13 +309,13 @@ def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
     return tuple(notices)
 
 
-def _pull(folder: ServiceFolder, model: str, state: ServiceState, on_progress: OnProgress) -> None:
+def _pull(folder: ServiceFolder, model: str, load: bool, state: ServiceState, on_progress: OnProgress) -> None:
     failed: list[BaseException] = []
     call_off = threading.Event()
 
     def work() -> None:
         try:
-            ask(state.socket, "pull", timeout=None, call_off=call_off, model=model)
+            ask(state.socket, "pull", timeout=None, call_off=call_off, model=model, load=load)
         except BaseException as error:  # handed to the waiting thread below
             failed.append(error)
 

@@ -69,7 +69,7 @@ class Commands:
         return {}
 
     def pull(self, request: Request, left: threading.Event) -> Request:
-        """Pull a model into the running engine; called off when the asker leaves."""
+        """Pull a model into the running engine and load it where that is asked; called off when the asker leaves."""
         model = str(request["model"])
         engine = self._supervisor.ready_parts().engine
         context = self._supervisor.context("engine")
@@ -78,9 +78,10 @@ class Commands:
             name = engine.name_of(model)
             if not any(same_model(name, there) for there in engine.api.models()):
                 pull_model(engine.api, model, context)
-            load_model(engine.api, name, context)
-            with self._supervisor.board.change() as state:
-                state.model = name
+            if request.get("load", True):
+                load_model(engine.api, name, context)
+                with self._supervisor.board.change() as state:
+                    state.model = name
         except Cancelled:
             raise AvocadoError(f"pulling {model} was called off") from None
         finally:

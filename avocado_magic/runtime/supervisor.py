@@ -57,8 +57,12 @@ _ASKED = (
     "max_lifetime",
     "gateway_config",
     "admin_routes",
+    "context",
+    "keep_alive",
+    "parallel",
+    "gpu_layers",
+    "threads",
 )
-_NO_KEY_OF_ITS_OWN = "Ollama has no key of its own: other users of this machine can reach it at {url} without one"
 _LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN (or install cloudflared) to get a public URL"
 
 
@@ -176,8 +180,7 @@ class Supervisor:
             state.tunnel_kind = tunnel_kind
             if tunnel_kind == "none" and not tunnel.url:
                 state.notices.append(_LOCAL_ONLY)
-            if engine_kind == "ollama":
-                state.notices.append(_NO_KEY_OF_ITS_OWN.format(url=engine.url))
+            state.notices += engines.notices(engine, settings)
         self._announcer_changed()
         return self.parts
 

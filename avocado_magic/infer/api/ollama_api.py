@@ -16,7 +16,7 @@ from . import wire
 from .streams import Pieces, decoded, json_response, notes_of, streamed
 
 # The version of the API that this backend answers as; clients switch features on by it.
-API_VERSION = "0.24.0"
+API_VERSION = "0.33.0"
 
 
 def router(inference: Inference) -> APIRouter:
@@ -42,7 +42,8 @@ def router(inference: Inference) -> APIRouter:
                         "modified_at": wire.rfc3339(m.modified_at),
                         "size": m.size,
                         "digest": m.digest,
-                        "details": _details(m),
+                        "details": _details(m, sizes=True),
+                        "capabilities": list(m.capabilities),
                     }
                     for m in inference.models()
                 ]
@@ -59,7 +60,7 @@ def router(inference: Inference) -> APIRouter:
                         "model": entry.model.name,
                         "size": entry.size,
                         "digest": entry.model.digest,
-                        "details": _details(entry.model),
+                        "details": _details(entry.model, sizes=True),
                         "expires_at": wire.rfc3339(entry.expires_at),
                         "size_vram": entry.size_vram,
                         "context_length": entry.context_length,
@@ -75,7 +76,7 @@ def router(inference: Inference) -> APIRouter:
         name = body.get("model") or body.get("name") or ""
         if not name:
             raise InferError(400, "model is required")
-        return json_response(_shown(inference.find(name)))
+        return json_response(_shown(inference.find(name, full=True)))
 
     @api.post("/api/generate")
     async def generate(request: Request) -> Response:
@@ -154,7 +155,9 @@ async def _again(first: dict[str, Any], rest: Pieces) -> Pieces:
 _MARKS = ("<|im_start|>", "<|im_end|>")
 
 
-def _details(model: Model) -> dict[str, Any]:
+def _details(model: Model, sizes: bool = False) -> dict[str, Any]:
+    """What a model is, with its `sizes` where a list of models has them (0.33, recordings 039 and 056)."""
+    lengths = {"context_length": model.context_length, "embedding_length": model.embedding_length} if sizes else {}
     return {
         "parent_model": "",
         "format": "gguf",
@@ -162,6 +165,7 @@ def _details(model: Model) -> dict[str, Any]:
         "families": [model.architecture],
         "parameter_size": model.parameter_size,
         "quantization_level": model.quantization,
+        **{name: value for name, value in lengths.items() if value},
     }
 
 

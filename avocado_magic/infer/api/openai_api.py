@@ -27,7 +27,7 @@ def router(inference: Inference) -> APIRouter:
 
     @api.get("/v1/models/{name}")
     async def model(name: str) -> Response:
-        return _json(_listed(inference.find(name)))
+        return _json(_listed(inference.find(name, full=True)))
 
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:

@@ -147,7 +147,7 @@ class Message:
         self._estimated = estimated
         self._index = 0
         self._open = ""  # the kind of the block that is open
-        self._called = self._spoke = False
+        self._called = self._thought = False
 
     def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of a request that did not ask for a stream."""
@@ -182,7 +182,7 @@ class Message:
                 yield _event("message_start", message=message)
             said = piece["message"]
             for kind, text in (("thinking", said.get("thinking")), ("text", said["content"])):
-                if text and not (kind == "thinking" and self._spoke):  # thinking that comes late is dropped
+                if text and not (kind == "thinking" and self._thought):  # a second time of thinking is dropped
                     for event in self._say(kind, text):
                         yield event
             for call in said.get("tool_calls") or []:
@@ -197,7 +197,6 @@ class Message:
                 yield _event("message_stop")
 
     def _say(self, kind: str, text: str) -> Iterator[Event]:
-        self._spoke = self._spoke or kind == "text"
         if self._open != kind:
             yield from self._end_block()
             self._open = kind
@@ -206,7 +205,7 @@ class Message:
 
     def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
         yield from self._end_block()
-        self._called = self._spoke = True
+        self._called = True
         function = call["function"]
         block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
         arguments = dumps(function["arguments"])
@@ -218,6 +217,7 @@ class Message:
 
     def _end_block(self) -> Iterator[Event]:
         if self._open:
+            self._thought = self._thought or self._open == "thinking"
             self._open = ""
             yield _event("content_block_stop", index=self._index)
             self._index += 1

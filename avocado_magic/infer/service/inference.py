@@ -27,7 +27,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_p": 0.0,
     "typical_p": 1.0,
     "repeat_last_n": 64,
-    "repeat_penalty": 1.1,
+    "repeat_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "seed": -1,
@@ -58,11 +58,16 @@ class Inference:
     def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:
         return self._library.pull(name)
 
-    def find(self, name: str, *, pull_hint: bool = False) -> Model:
-        """The model `name`; 404 in the words of the routes that say "try pulling it first" or of those that do not."""
+    def find(self, name: str, *, pull_hint: bool = False, full: bool = False) -> Model:
+        """The model `name`; 404 in the words of the routes that say "try pulling it first" or of those that do not.
+
+        Some name the model in `full`, its tag with it (recordings 046 and 176).
+        """
         model = self._library.find(name) if name else None
         if model is None:
-            words = f'model "{name}" not found, try pulling it first' if pull_hint else f"model '{name}' not found"
+            parsed = ModelName.parse(name) if full else None
+            shown = parsed.short if parsed else name
+            words = f'model "{shown}" not found, try pulling it first' if pull_hint else f"model '{shown}' not found"
             raise InferError(404, words)
         return model
 

@@ -13,6 +13,17 @@ from typing import Any
 from ..domain.types import InferError, RequestError
 from .go_json import dumps
 
+_EFFORTS: Mapping[str, bool | str] = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "max",
+    "ultra": "max",
+    "max": "max",
+    "none": False,
+}
+
 
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """A /v1/chat/completions body as one of /api/chat."""
@@ -34,18 +45,18 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     }
     reasoning = request.get("reasoning")
     effort = request.get("reasoning_effort") if reasoning is None else reasoning.get("effort")
-    think = think_of(effort, quote="'")
+    think = think_of(effort)
     return out if think is None else {**out, "think": think}
 
 
-def think_of(effort: Any, quote: str = '"') -> bool | str | None:
-    """Ollama's `think` for a reasoning effort; RequestError for one that there is not."""
+def think_of(effort: Any) -> bool | str | None:
+    """Ollama's `think` for a reasoning effort, the nearest of its own; RequestError for one that there is not."""
     if not effort:
         return None
-    if effort not in ("high", "medium", "low", "max", "none"):
-        choices = '(must be "high", "medium", "low", "max", or "none")'
-        raise RequestError(400, f"invalid reasoning value: {quote}{effort}{quote} {choices}")
-    return False if effort == "none" else str(effort)
+    if effort not in _EFFORTS:
+        choices = ", ".join(f'"{known}"' for known in list(_EFFORTS)[:-1])
+        raise RequestError(400, f'invalid reasoning value: "{effort}" (must be {choices}, or "none")')
+    return _EFFORTS[effort]
 
 
 def completion_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +187,7 @@ class Completions:
         self._chat = chat
         self._usage = usage
         self._model = model
-        self._called = False
+        self._begun = self._called = False
         self._offset = 0  # characters of a text completion that have gone out
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{random.randint(0, 998)}"
         self._created = int(time.time())
@@ -190,18 +201,38 @@ class Completions:
             "created": self._created,
             "model": self._model,
             "system_fingerprint": "fp_ollama",
-            "choices": [self._choice(answer, "message")],
+            "choices": [self._choice(answer)],
             "usage": _usage(answer),
         }
 
     async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
         """The frames of a stream, the one with the usage last where it was asked for."""
         async for piece in pieces:
-            yield self._frame(
-                [self._choice(piece, "delta")], {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-            )
+            for choice in self._deltas(piece) if self._chat else [self._choice(piece)]:
+                yield self._frame([choice], {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
             if piece["done"] and self._usage:
                 yield self._frame([], _usage(piece), last=True)
+
+    def _deltas(self, piece: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """A piece of a chat: its role once, thoughts before what is said, and the reason for the end in one of its own."""
+        whole = _openai_message(piece["message"])
+        shown = _chat_logprobs(piece)
+        said = {name: value for name, value in whole.items() if name != "role"}
+        self._called = self._called or "tool_calls" in said
+        parts = [said]
+        if said.get("reasoning") and (said["content"] or "tool_calls" in said):
+            parts = [{"reasoning": said.pop("reasoning")}, said]
+        if not piece["done"] or not self._begun or len(said) > 1 or said["content"] or shown:
+            for part in parts:
+                role = {} if self._begun else {"role": "assistant"}
+                self._begun = True
+                yield {"index": 0, "delta": {**role, **part}, "finish_reason": None, **shown}
+                shown = {}
+        if piece["done"]:
+            yield {"index": 0, "delta": {}, "finish_reason": self._reason(piece.get("done_reason") or "stop")}
+
+    def _reason(self, reason: str | None) -> str | None:
+        return "tool_calls" if reason == "stop" and self._called else reason
 
     def _frame(self, choices: list[dict[str, Any]], usage: dict[str, int], last: bool = False) -> dict[str, Any]:
         # The two APIs order their members differently, and text completions carry an empty usage on the way.
@@ -227,15 +258,12 @@ class Completions:
             **shown,
         }
 
-    def _choice(self, piece: Mapping[str, Any], member: str) -> dict[str, Any]:
+    def _choice(self, piece: Mapping[str, Any]) -> dict[str, Any]:
         reason = piece.get("done_reason")
         if self._chat:
-            logprobs = {"logprobs": {"content": piece["logprobs"]}} if piece.get("logprobs") else {}
-            calls = piece["message"].get("tool_calls")
-            self._called = self._called or bool(calls)
-            if reason == "stop" and self._called:
-                reason = "tool_calls"
-            return {"index": 0, member: _openai_message(piece["message"]), "finish_reason": reason, **logprobs}
+            self._called = bool(piece["message"].get("tool_calls"))
+            message = _openai_message(piece["message"])
+            return {"index": 0, "message": message, "finish_reason": self._reason(reason), **_chat_logprobs(piece)}
         shown = {"logprobs": self._text_logprobs(piece["logprobs"])} if piece.get("logprobs") else {}
         return {"text": piece["response"], "index": 0, "finish_reason": reason, **shown}
 
@@ -253,6 +281,10 @@ class Completions:
             ],
             "text_offset": offsets,
         }
+
+
+def _chat_logprobs(piece: Mapping[str, Any]) -> dict[str, Any]:
+    return {"logprobs": {"content": piece["logprobs"]}} if piece.get("logprobs") else {}
 
 
 def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:

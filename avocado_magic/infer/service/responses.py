@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-from ..domain.types import InferError, RequestError
+from ..domain.types import RequestError
 from .go_json import sorted_members
 from .openai import arguments_of, image_of, openai_call, think_of
 
+logger = logging.getLogger(__name__)
 Event = tuple[str, dict[str, Any]]
+_DEEPEST = 8  # namespaces in one another
 
 
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "model": request.get("model", ""),
         "messages": messages,
         "options": options,
-        "tools": [_tool(tool) for tool in request.get("tools") or []],
+        "tools": [made for tool in request.get("tools") or [] for made in _tools(tool)],
         "format": _schema(request),
     }
     think = think_of((request.get("reasoning") or {}).get("effort"))
@@ -49,7 +52,8 @@ def _add_items(items: list[Any], messages: list[dict[str, Any]]) -> None:
             message = _message(item, number)
             if message["role"] == "assistant" and thinking:
                 message["thinking"], thinking = thinking, ""
-            messages.append(message)
+            if not _joined(messages, message, items[number + 1 : number + 2]):
+                messages.append(message)
         elif kind == "function_call":
             arguments = arguments_of(item.get("arguments"), "failed to parse function call arguments")
             call = {"id": item.get("call_id", ""), "function": {"name": item.get("name", ""), "arguments": arguments}}
@@ -72,6 +76,23 @@ def _add_items(items: list[Any], messages: list[dict[str, Any]]) -> None:
             raise RequestError(400, f"input[{number}]: {words}")
     if thinking:
         messages.append({"role": "assistant", "content": "", "thinking": thinking})
+
+
+def _joined(messages: list[dict[str, Any]], message: dict[str, Any], following: list[Any]) -> bool:
+    """True where `message` became part of the last one: said between a call and its result, it is of the same turn."""
+    output = following[0] if following and isinstance(following[0], dict) else {}
+    last = messages[-1] if messages else {}
+    if (
+        message["role"] != "assistant"
+        or last.get("role") != "assistant"
+        or output.get("type") != "function_call_output"
+    ):
+        return False
+    if output.get("call_id") not in [call["id"] for call in last.get("tool_calls", [])]:
+        return False
+    last["content"] = "\n".join(text for text in (last["content"], message["content"]) if text)
+    last.update({name: message[name] for name in ("thinking", "images") if message.get(name)})
+    return True
 
 
 def _message(item: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -103,14 +124,23 @@ def _content(given: Any, where: str) -> tuple[str, list[str]]:
     return text, images
 
 
-def _tool(tool: Any) -> dict[str, Any]:
-    if not isinstance(tool, dict):
+def _tools(tool: Any, within: str = "", deep: int = 0) -> Iterator[dict[str, Any]]:
+    """The functions that `tool` declares: those of a namespace carry its name before their own."""
+    if not isinstance(tool, dict) or deep > _DEEPEST:
         raise RequestError(400, "json: cannot unmarshal into Go struct field ResponsesRequest.tools")
+    name = str(tool.get("name") or "")
+    if within and not name.startswith(f"{within}."):
+        name = f"{within}.{name}"
+    if tool.get("type") == "namespace":
+        for member in tool.get("tools") or []:
+            yield from _tools(member, name if tool.get("name") else within, deep + 1)
+        return
     if str(tool.get("type", "")).startswith("web_search"):
-        raise InferError(501, "web_search is not supported by the embedded engine")
-    function = {"name": tool.get("name", ""), "description": tool.get("description") or "",
-                "parameters": tool.get("parameters") or {}}  # fmt: skip
-    return {"type": tool.get("type", ""), "function": function}
+        # Ollama searches through its cloud when the model asks for it. There is no search here, so no model is told of one.
+        logger.info("a request offers web_search, which the embedded engine does not have: the model answers without")
+        return
+    function = {"name": name, "description": tool.get("description") or "", "parameters": tool.get("parameters") or {}}
+    yield {"type": tool.get("type", ""), "function": function}
 
 
 def _schema(request: Mapping[str, Any]) -> Any:
@@ -258,7 +288,7 @@ class Response:
             "instructions": request.get("instructions") or None,
             "output": output,
             "error": None,
-            "tools": [_shown_tool(tool) for tool in request.get("tools") or []],
+            "tools": [_shown_tool(tool, streamed) for tool in request.get("tools") or []],
             "tool_choice": "auto",
             "truncation": request.get("truncation") or "disabled",
             "parallel_tool_calls": True,
@@ -285,9 +315,12 @@ def _default(value: Any) -> Any:
     return 1 if value is None else value
 
 
-def _shown_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {name: tool.get(name) for name in ("type", "name", "description", "strict")}
-    return {**shown, "parameters": sorted_members(tool.get("parameters"))}
+def _shown_tool(tool: Mapping[str, Any], streamed: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {name: tool.get(name) for name in ("type", "name", "description", "strict")}
+    shown |= {"name": shown["name"] or "", "parameters": sorted_members(tool.get("parameters"))}
+    if tool.get("tools") and not streamed:
+        shown["tools"] = [_shown_tool(member, streamed) for member in tool["tools"]]
+    return shown
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from ...config import Settings, is_gguf
 from ...errors import ConfigError
 from ..base import Part
 from .embedded import Embedded, check_model, installed, knows
-from .ollama import Ollama, check_host, find_ollama, running_ollama
+from .ollama import Ollama, check_host, check_options, find_ollama, not_for_adopted, running_ollama
 from .rest import EngineApi
+
+_NO_KEY_OF_ITS_OWN = "Ollama has no key of its own: other users of this machine can reach it at {url} without one"
 
 
 class EnginePart(Part, Protocol):
@@ -40,17 +42,34 @@ def choose(settings: Settings) -> str:
     `auto`: an Ollama that answers, an ollama program, the embedded engine where it knows the model, a
     fresh Ollama.
     """
-    if settings.engine == "embedded" or (settings.model and is_gguf(settings.model)):
+    if settings.engine == "embedded" or any(map(is_gguf, settings.models)):
         if settings.engine == "ollama":
             raise ConfigError(
                 "a *.gguf file is for the embedded engine", "leave --engine away, or use --engine embedded"
             )
-        check_model(settings.model)
+        for model in settings.models or (None,):
+            check_model(model)
         return "embedded"
     check_host(settings)
-    if settings.engine == "ollama" or running_ollama(settings) or find_ollama():
+    if (
+        settings.engine == "ollama"
+        or running_ollama(settings)
+        or find_ollama()
+        or not (installed() and all(map(knows, settings.models)))
+    ):
+        check_options(settings)
         return "ollama"
-    return "embedded" if installed() and knows(settings.model) else "ollama"
+    return "embedded"
+
+
+def notices(engine: EnginePart, settings: Settings) -> list[str]:
+    """What a user should know of the engine that was chosen."""
+    if engine.kind != "ollama":
+        return []
+    return [
+        *(not_for_adopted(settings, engine.url) if engine.adopted else []),
+        _NO_KEY_OF_ITS_OWN.format(url=engine.url),
+    ]
 
 
 def make(kind: str, settings: Settings, folder: Path, log: Path) -> EnginePart:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import requests
@@ -35,12 +35,13 @@ def _complete(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
-def ensure_model(api: EngineApi, model: str, context: StartContext) -> None:
-    """Have `model` at the engine and in memory. Raises StartError or Cancelled."""
-    if not any(same_model(model, there) for there in api.models()):
-        pull_model(api, model, context)
-    context.report(f"loading {model}")
-    load_model(api, model, context)
+def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext) -> None:
+    """Have `models` at the engine, the first of them in memory. Raises StartError or Cancelled."""
+    for model in models:
+        if not any(same_model(model, there) for there in api.models()):
+            pull_model(api, model, context)
+    context.report(f"loading {models[0]}")
+    load_model(api, models[0], context)
 
 
 def load_model(api: EngineApi, model: str, context: StartContext) -> None:

@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...process import SocketPlace, without_variables
 from ..base import ProcessPart, StartContext, part_error
 from ..local_http import UNIX
-from .common import ensure_model, placement, same_model
+from .common import ensure_models, placement, same_model
 from .rest import EngineApi
 
 # Names the llama.cpp backend can fetch; the catalog itself is the backend's (a test holds them together).
@@ -75,8 +75,9 @@ class Embedded(ProcessPart):
     adopted = False
 
     def __init__(self, settings: Settings, folder: Path, log: Path) -> None:
-        self._given = settings.model or KNOWN_MODELS[0]
-        self.model: str | None = model_name(self._given)
+        self._settings = settings
+        self._given = settings.models or KNOWN_MODELS[:1]
+        self.model: str | None = model_name(self._given[0])
         self.log = log
         self._place = SocketPlace(folder, "engine.sock")
         self.url = UNIX + self._place.path
@@ -96,8 +97,12 @@ class Embedded(ProcessPart):
             "--socket",
             self._place.path,
         ]
-        if is_gguf(self._given):
-            argv += ["--model", str(gguf_path(self._given))]
+        for model in filter(is_gguf, self._given):
+            argv += ["--model", str(gguf_path(model))]
+        for flag in ("context", "keep_alive", "parallel", "gpu_layers", "threads"):
+            value = getattr(self._settings, flag)
+            if value is not None:
+                argv += [f"--{flag.replace('_', '-')}", str(value)]
         self._launch(argv, without_variables("AVOCADO_INFER_"))
 
         def answers() -> bool:
@@ -113,7 +118,7 @@ class Embedded(ProcessPart):
         # No shorter limit than the whole: a large file of the user's is read once before it answers.
         context.wait_until(answers, "starting the embedded engine", self.name, self.log)
         self.version = metadata.version("xllamacpp")
-        ensure_model(self.api, model_name(self._given), context)
+        ensure_models(self.api, [model_name(model) for model in self._given], context)
         self.where = placement(self.api)
 
     def release(self) -> None:

@@ -15,13 +15,14 @@ from ...errors import ConfigError
 from ...process import Identity, belongs_to_a_service
 from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from ..ports import free_port, is_free, listener
-from .common import ensure_model, placement, require_some_model
+from .common import ensure_models, placement, require_some_model
 from .install import install_ollama
 from .rest import EngineApi
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Colab mounts the driver's libraries here, outside the loader's path; without it Ollama sees no GPU.
 _COLAB_DRIVER = "/usr/lib64-nvidia"
+_GPU_IDS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
 
 def running_ollama(settings: Settings) -> EngineApi | None:
@@ -60,6 +61,44 @@ def check_host(settings: Settings) -> None:
         )
 
 
+def check_options(settings: Settings) -> None:
+    """ConfigError for what no `ollama serve` can be told at its start, nor one that runs already."""
+    if settings.threads is not None:
+        raise ConfigError(
+            "Ollama takes a number of threads with each request alone",
+            'send "options": {"num_thread": N}, or use --engine embedded',
+        )
+    if settings.gpu_layers:
+        raise ConfigError(
+            "Ollama takes a number of GPU layers with each request alone",
+            'send "options": {"num_gpu": N}, or use --engine embedded; --gpu-layers 0 keeps Ollama off the GPU',
+        )
+
+
+def not_for_adopted(settings: Settings, url: str) -> list[str]:
+    """A sentence on what was asked of an Ollama that runs already, and has its own; empty where nothing was."""
+    asked = [
+        name for name in ("context", "keep_alive", "parallel", "gpu_layers") if getattr(settings, name) is not None
+    ]
+    if not asked:
+        return []
+    names = ", ".join(name.replace("_", "-") for name in asked)
+    return [f"your Ollama at {url} runs already and keeps its own {names}: stop it to have one started with yours"]
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What Ollama reads at its start (envconfig); GPUs are hidden by an id that does not exist (its docs/gpu.md)."""
+    given = {
+        "OLLAMA_CONTEXT_LENGTH": settings.context,
+        "OLLAMA_KEEP_ALIVE": settings.keep_alive,
+        "OLLAMA_NUM_PARALLEL": settings.parallel,
+    }
+    found = {name: str(value) for name, value in given.items() if value is not None}
+    if settings.gpu_layers == 0:
+        found |= dict.fromkeys(_GPU_IDS, "-1")
+    return found
+
+
 class Ollama(ProcessPart):
     """Part `engine`, by Ollama. Adopted engines are used and never stopped."""
 
@@ -81,8 +120,8 @@ class Ollama(ProcessPart):
         if not self.adopted:
             self._serve(context)
         self.version = self.api.version()
-        if context.settings.model:
-            ensure_model(self.api, context.settings.model, context)
+        if context.settings.models:
+            ensure_models(self.api, context.settings.models, context)
         else:
             require_some_model(self.api, None if self.adopted else self.log)
         self.where = placement(self.api)
@@ -94,6 +133,7 @@ class Ollama(ProcessPart):
         if os.path.isdir(_COLAB_DRIVER) and _COLAB_DRIVER not in libraries.split(":"):
             libraries = f"{_COLAB_DRIVER}:{libraries}".rstrip(":")
         environment = {
+            **_environment(self._settings),
             "OLLAMA_HOST": self.url.removeprefix("http://"),
             "OLLAMA_MODELS": self._settings.ollama_models,
             "LD_LIBRARY_PATH": libraries or None,

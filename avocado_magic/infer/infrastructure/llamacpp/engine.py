@@ -10,25 +10,34 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ...domain.types import Embedding, InferError, Loaded, Model, Piece, UpstreamError
 from ..http_client import Answer, HttpClient
 from .loading import LoadError, StderrTail, why
+from .threads import load_llama, usable_threads
 
 logger = logging.getLogger(__name__)
-DEFAULT_CONTEXT = 4096
-DEFAULT_KEEP_ALIVE = 300.0
 _FOREVER = timedelta(days=365 * 292)  # what Ollama shows for keep_alive -1: its longest duration
-# Requests that run side by side; the others wait inside llama.cpp.
-PARALLEL = 2
 # llama.cpp pads a context to this, and aborts the process on one of a single token.
 SMALLEST_CONTEXT = 256
 # Tokens of the beginning that a full context keeps (Ollama's num_keep).
 KEPT = 4
 _SERVER_NAMES = {"num_predict": "n_predict"}
 _DURATION = 1_000_000  # nanoseconds in one of llama.cpp's milliseconds
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How models run where a request does not say otherwise."""
+
+    context: int = 4096  # tokens of a request, prompt and answer
+    keep_alive: float = 300.0  # seconds in memory after the last use; negative for ever
+    parallel: int = 2  # requests side by side; the others wait inside llama.cpp
+    gpu_layers: int | None = None  # layers on the GPU; None is as many as fit
+    threads: int | None = None  # None is the cores this process may use
 
 
 class LlamaSession:
@@ -96,7 +105,8 @@ class LlamaCppEngine:
     the running ones are done, and the ones behind it wait with it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: RunOptions) -> None:
+        self._options = options
         self._changed = asyncio.Condition()
         self._queue: deque[object] = deque()
         self._server: Any = None
@@ -105,7 +115,7 @@ class LlamaCppEngine:
         self._model: Model | None = None
         self._context = 0
         self._active = 0
-        self._keep_alive = DEFAULT_KEEP_ALIVE
+        self._keep_alive = options.keep_alive
         self._expires = datetime.now(timezone.utc)
         self._timer: asyncio.TimerHandle | None = None
         self._use = 0  # counts sessions: a timer that was set before the last one means nothing
@@ -114,14 +124,14 @@ class LlamaCppEngine:
     def loaded(self) -> Sequence[Loaded]:
         if self._server is None or self._model is None:
             return []
-        size = self._model.size + _cache_bytes(self._model, self._context * PARALLEL)
+        size = self._model.size + _cache_bytes(self._model, self._context * self._options.parallel)
         return [Loaded(self._model, self._context, size, size if _has_gpu() else 0, self._expires)]
 
     @asynccontextmanager
     async def session(self, model: Model, context: int | None, keep_alive: float | None) -> AsyncIterator[LlamaSession]:
         begin = time.perf_counter_ns()
-        limit = model.context_length or DEFAULT_CONTEXT
-        wanted = max(SMALLEST_CONTEXT, min(context or DEFAULT_CONTEXT, limit))
+        limit = model.context_length or self._options.context
+        wanted = max(SMALLEST_CONTEXT, min(context or self._options.context, limit))
         await self._admit(model, wanted)
         try:
             if keep_alive is not None:
@@ -190,7 +200,7 @@ class LlamaCppEngine:
         await self._unload()
         key = secrets.token_hex(16)
         try:
-            self._server = await asyncio.to_thread(_start_server, model.path, context, key)
+            self._server = await asyncio.to_thread(_start_server, model.path, context, key, self._options)
         except ModuleNotFoundError:
             hint = "pip install 'avocado-magic[embedded]'"
             raise InferError(501, f"the embedded engine is not installed ({hint})") from None
@@ -199,7 +209,7 @@ class LlamaCppEngine:
         # Not used again: llama.cpp closes a connection after a number of requests, without a word before.
         self._client = HttpClient(self._server.listening_address, max_idle=0)
         self._model, self._context, self._key = model, context, key
-        self._keep_alive = DEFAULT_KEEP_ALIVE
+        self._keep_alive = self._options.keep_alive
 
     async def _unload(self) -> None:
         if self._client:
@@ -245,14 +255,20 @@ def _cache_bytes(model: Model, tokens: int) -> int:
     return 2 * 2 * tokens * model.of_architecture("block_count") * model.embedding_length // heads * shared
 
 
-def _start_server(path: str, context: int, key: str) -> Any:
-    import xllamacpp
-
+def _start_server(path: str, context: int, key: str, options: RunOptions) -> Any:
+    xllamacpp = load_llama()
     params = xllamacpp.CommonParams()
     params.model.path = path
     # As with Ollama, every request may use the whole of its context: llama.cpp divides what it is given.
-    params.n_parallel = PARALLEL
-    params.n_ctx = context * PARALLEL
+    params.n_parallel = options.parallel
+    params.n_ctx = context * options.parallel
+    threads = options.threads or usable_threads()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    if options.gpu_layers is not None:
+        params.n_gpu_layers = options.gpu_layers
+    logger.info(
+        "loading %s: context %d, %d requests side by side, %d threads", path, context, options.parallel, threads
+    )
     params.kv_unified = False
     # Past a full context Ollama goes on; what must not is given a limit by the service.
     params.ctx_shift = True
@@ -274,9 +290,7 @@ def _start_server(path: str, context: int, key: str) -> Any:
 
 
 def _has_gpu() -> bool:
-    import xllamacpp
-
-    return any("GPU" in str(device.get("type", "")) for device in xllamacpp.get_device_info())
+    return any("GPU" in str(device.get("type", "")) for device in load_llama().get_device_info())
 
 
 def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:

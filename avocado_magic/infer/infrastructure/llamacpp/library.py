@@ -96,13 +96,13 @@ class Library:
         yield {"status": "verifying sha256 digest"}
         yield {"status": "success"}
 
-    async def have(self, model: str | None) -> None:
-        """See to it that `model` is there, the file or the name; None is anything. Raises InferError."""
-        if model is None or (not model.lower().endswith(".gguf") and self.find(model) is not None):
-            return
-        async for progress in self.pull(model):
-            logger.debug("%s", progress)
-        logger.info("the model %s is there", model)
+    async def have(self, models: Sequence[str]) -> None:
+        """See to it that `models` are there, each a name or the path of a file. Raises InferError."""
+        for model in models:
+            if model.lower().endswith(".gguf") or self.find(model) is None:
+                async for progress in self.pull(model):
+                    logger.debug("%s", progress)
+            logger.info("the model %s is there", model)
 
     async def _fetch(self, entry: CatalogEntry) -> AsyncIterator[int]:
         target = self._path(entry)

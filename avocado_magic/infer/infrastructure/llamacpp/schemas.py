@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ...domain.types import InferError
+from .threads import load_llama
 
 _REASON = re.compile(r"failed to compile JSON schema: (.*?)\s*\n +\d+ \| %llguidance", re.DOTALL)
 _LONGEST_REASON = 300
@@ -25,7 +26,8 @@ class Llguidance:
         """Why no answer can be held to `schema`; None where it can. Raises InferError 501 where there is no compiler."""
         try:
             from llguidance import LLMatcher
-            from xllamacpp import json_schema_to_grammar
+
+            json_schema_to_grammar = load_llama().json_schema_to_grammar
         except ModuleNotFoundError as error:
             hint = "pip install 'avocado-magic[embedded]'"
             raise InferError(501, f"answers in a JSON schema need {error.name} ({hint})") from None

@@ -1,5 +1,7 @@
 # Two commands are enough: `make demo` and `make test`. Everything lives in .venv.
 PYTHON ?= python3
+# What does not wait for one another is installed side by side.
+MAKEFLAGS += --jobs=4
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -55,7 +57,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(VENV)/.test debian lint
+.venv-lowest/.done: pyproject.toml tests/lowest_versions.py
+	PYTHON=$(PYTHON) sh tests/lowest.sh --prepare
+
+test: $(VENV)/.test debian lint .venv-lowest/.done
 	$(BIN)/python -m pytest
 	PYTHON=$(PYTHON) sh tests/lowest.sh
 

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The part of the suite marked `lowest`, at the lowest versions pyproject.toml allows: the hosts people have.
+# With --prepare, only what it needs is installed.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.venv-lowest
@@ -11,4 +12,5 @@ if [ ! -e "$venv/.done" ] || [ pyproject.toml -nt "$venv/.done" ]; then
     --editable . ipykernel xllamacpp llguidance nbclient nbformat jupyter_client ollama openai hypothesis pytest pytest-timeout setuptools
   touch "$venv/.done"
 fi
+[ "${1:-}" != --prepare ] || exit 0
 exec "$venv/bin/python" -m pytest -m lowest -W default -p no:cacheprovider

@@ -103,6 +103,7 @@ CAN: list[tuple[str, Any]] = [
 def test_an_answer_is_what_its_schema_says(engine: str, name: str, schema: Any) -> None:
     got = ask(engine, schema).json()
     assert got["done_reason"] == "stop", got
+    assert "\n" not in got["message"]["content"], "white space that a model may choose has no end"
     value = json.loads(got["message"]["content"])
     jsonschema.validate(value, {key: v for key, v in schema.items() if name != "letters"})
 

@@ -16,8 +16,9 @@ Schema = Any  # a mapping, or a boolean
 _DEEPEST = 64
 # Schemas that are looked at for one request: references can make many of few.
 _MOST = 20_000
-# White space between the parts of an answer: without a bound a model may write nothing else.
-WHITE_SPACE = {"x-guidance": {"whitespace_pattern": r"( |\n[ \t]{0,20})?"}}
+# White space stands after commas and colons alone: where a model may choose, it may write nothing else (the compiler's
+# whitespace_pattern bounds one run of it, and takes any number of runs).
+WHITE_SPACE = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "id",
      "contentEncoding", "contentMediaType", "nullable", "discriminator",

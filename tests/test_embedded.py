@@ -578,6 +578,24 @@ def test_tools_of_a_namespace_carry_its_name_and_web_search_is_left_out(clever: 
     assert requests.post(f"{clever}/v1/responses", json={**given, "tools": [deep]}, timeout=60).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"tools": [{"type": "namespace", "tools": 5}]}, "ResponsesRequest.tools"),
+        ({"tools": [{"type": "namespace", "tools": ["x"]}]}, "ResponsesRequest.tools"),
+        ({"tools": [{"type": "function", "name": ["x"]}]}, "ResponsesRequest.tools"),
+        ({"tools": [{"type": "namespace", "name": "n" * 300, "tools": []}]}, "longer than 256 characters"),
+        ({"tools": [{"type": "namespace", "name": "n" * 250, "tools": [{}] * 9000}]}, "longer than 1000000 characters in all"),
+        ({"reasoning": {"effort": ["high"]}}, "invalid reasoning value"),
+        ({"reasoning": {"effort": 5}}, "invalid reasoning value"),
+    ],
+)  # fmt: skip
+def test_what_a_request_may_have_written_for_it_is_bounded(engine: str, more: dict[str, Any], words: str) -> None:
+    answer = requests.post(f"{engine}/v1/responses", json={"model": MODEL, "input": "x", **more}, timeout=30)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
 def test_what_was_said_between_a_call_and_its_result_is_of_the_same_turn() -> None:
     from avocado_magic.infer.service.responses import chat_request
 
@@ -624,3 +642,18 @@ def test_it_answers_as_ollama_0_33(engine: str) -> None:
     assert (model["details"]["context_length"], model["details"]["embedding_length"]) == (8192, 576)
     (loaded,) = requests.get(f"{engine}/api/ps", timeout=5).json()["models"]
     assert loaded["details"] == model["details"]
+
+
+@pytest.mark.timeout(30)
+def test_results_find_their_calls_in_any_number_of_messages() -> None:
+    from avocado_magic.infer.service.openai import chat_request
+
+    def call(name: str) -> dict[str, Any]:
+        return {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": name, "arguments": "{}"}}]}
+
+    result = {"role": "tool", "content": "22", "tool_call_id": "c1"}
+    made = chat_request({"model": "m", "messages": [call("old"), call("new"), *[result] * 200_000]})["messages"]
+    assert {message["tool_name"] for message in made[2:]} == {"new"}
+    assert (
+        "tool_name" not in chat_request({"model": "m", "messages": [{**result, "tool_call_id": "c9"}]})["messages"][0]
+    )

@@ -338,6 +338,13 @@ def test_a_prompt_that_the_context_cuts_is_said(engine: str, stream: bool) -> No
         assert "X-Avocado-Prompt-Cut" not in well.headers
 
 
+@pytest.mark.timeout(30)
+def test_many_turns_are_put_together_in_one_go() -> None:
+    (turn_,) = alternating([{"role": "user", "content": "x" * 100}] * 200_000)
+    assert len(turn_["content"]) == 200_000 * 102 - 2
+    assert len(alternating([{"role": role, "content": "x"} for role in ("user", "assistant") * 100_000])) == 200_000
+
+
 # files that do not load
 
 

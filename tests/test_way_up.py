@@ -205,5 +205,7 @@ def test_it_computes_in_the_runtime_that_leaves_cores_to_others(model_cache: Pat
         requests.post(f"{url}/api/generate", json=body, timeout=30).raise_for_status()
         (process,) = [p for p in psutil.Process().children() if "llamacpp" in p.cmdline()]
         mapped = {Path(each.path).name for each in process.memory_maps()}
+        process.kill()
+        assert not list(Path("/dev/shm").glob(f"*_{process.pid}_*")), "a killed engine leaves the runtime's mark behind"
     assert "libiomp5.so" in mapped
     assert "computing with" in (tmp_path / "log").read_text()

@@ -28,10 +28,11 @@ _EFFORTS: Mapping[str, bool | str] = {
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """A /v1/chat/completions body as one of /api/chat."""
     messages: list[dict[str, Any]] = []
+    names = _names_of_calls(request.get("messages", []))
     for message in request.get("messages", []):
         if not isinstance(message, dict):
             raise RequestError(400, "invalid message format")
-        messages += _messages(message, request["messages"])
+        messages += _messages(message, names)
     if not messages:
         raise RequestError(400, "[] is too short - 'messages'")
     out = {
@@ -53,7 +54,7 @@ def think_of(effort: Any) -> bool | str | None:
     """Ollama's `think` for a reasoning effort, the nearest of its own; RequestError for one that there is not."""
     if not effort:
         return None
-    if effort not in _EFFORTS:
+    if not isinstance(effort, str) or effort not in _EFFORTS:
         choices = ", ".join(f'"{known}"' for known in list(_EFFORTS)[:-1])
         raise RequestError(400, f'invalid reasoning value: "{effort}" (must be {choices}, or "none")')
     return _EFFORTS[effort]
@@ -72,13 +73,13 @@ def completion_request(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _messages(message: Mapping[str, Any], all_messages: Any) -> Iterator[dict[str, Any]]:
+def _messages(message: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     role, content = message.get("role", ""), message.get("content")
     calls = tool_calls(message.get("tool_calls") or [])
     more: dict[str, Any] = {"thinking": message.get("reasoning"), "tool_calls": calls}
     more["tool_call_id"] = message.get("tool_call_id")
     if str(role).lower() == "tool":
-        more["tool_name"] = message.get("name") or _name_of_call(all_messages, message.get("tool_call_id"))
+        more["tool_name"] = message.get("name") or names.get(str(message.get("tool_call_id")), "")
     more = {name: value for name, value in more.items() if value}
     if isinstance(content, str) or (content is None and (calls or "tool_calls" in message)):
         yield {"role": role, "content": content or "", **more}
@@ -142,12 +143,15 @@ def arguments_of(text: Any, words: str) -> dict[str, Any]:
     return value
 
 
-def _name_of_call(messages: Any, identity: Any) -> str:
-    for message in reversed(messages):
-        for call in (message.get("tool_calls") or []) if isinstance(message, dict) else []:
-            if isinstance(call, dict) and call.get("id") == identity:
-                return str((call.get("function") or {}).get("name", ""))
-    return ""
+def _names_of_calls(messages: Any) -> dict[str, str]:
+    """The functions that were called, by the ids of the calls; the first of the last message that has an id counts."""
+    names: dict[str, str] = {}
+    for message in messages:
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        for call in reversed(calls) if isinstance(calls, list) else ():
+            if isinstance(call, dict) and isinstance(call.get("function"), dict):
+                names[str(call.get("id"))] = str(call["function"].get("name", ""))
+    return names
 
 
 def _options(request: Mapping[str, Any]) -> dict[str, Any]:

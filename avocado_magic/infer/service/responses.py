@@ -14,7 +14,9 @@ from .openai import arguments_of, image_of, openai_call, think_of
 
 logger = logging.getLogger(__name__)
 Event = tuple[str, dict[str, Any]]
-_DEEPEST = 8  # namespaces in one another
+# A namespace writes its name before those of all its tools: what may be written so, in levels, characters and characters in all.
+_DEEPEST, _LONGEST_NAME, _NAMES = 8, 256, 1_000_000
+_NOT_TOOLS = "json: cannot unmarshal into Go struct field ResponsesRequest.tools"
 
 
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         "model": request.get("model", ""),
         "messages": messages,
         "options": options,
-        "tools": [made for tool in request.get("tools") or [] for made in _tools(tool)],
+        "tools": _all_tools(request.get("tools") or []),
         "format": _schema(request),
     }
     think = think_of((request.get("reasoning") or {}).get("effort"))
@@ -124,21 +126,39 @@ def _content(given: Any, where: str) -> tuple[str, list[str]]:
     return text, images
 
 
+def _all_tools(given: list[Any]) -> list[dict[str, Any]]:
+    """The functions that a request declares. Raises RequestError 400 where they are none, or too much to write down."""
+    found: list[dict[str, Any]] = []
+    written = 0
+    for tool in given:
+        for made in _tools(tool):
+            written += len(made["function"]["name"])
+            if written > _NAMES:
+                raise RequestError(400, f"the names of these tools are longer than {_NAMES} characters in all")
+            found.append(made)
+    if any(str(tool.get("type", "")).startswith("web_search") for tool in given):
+        logger.info("a request offers web_search, which the embedded engine does not have: the model answers without")
+    return found
+
+
 def _tools(tool: Any, within: str = "", deep: int = 0) -> Iterator[dict[str, Any]]:
     """The functions that `tool` declares: those of a namespace carry its name before their own."""
-    if not isinstance(tool, dict) or deep > _DEEPEST:
-        raise RequestError(400, "json: cannot unmarshal into Go struct field ResponsesRequest.tools")
-    name = str(tool.get("name") or "")
+    name = tool.get("name") or "" if isinstance(tool, dict) else None
+    if not isinstance(name, str) or deep > _DEEPEST:
+        raise RequestError(400, _NOT_TOOLS)
     if within and not name.startswith(f"{within}."):
         name = f"{within}.{name}"
+    if len(name) > _LONGEST_NAME:
+        raise RequestError(400, f"the name of a tool is longer than {_LONGEST_NAME} characters")
     if tool.get("type") == "namespace":
-        for member in tool.get("tools") or []:
+        members = tool.get("tools") or []
+        if not isinstance(members, list):
+            raise RequestError(400, _NOT_TOOLS)
+        for member in members:
             yield from _tools(member, name if tool.get("name") else within, deep + 1)
         return
     if str(tool.get("type", "")).startswith("web_search"):
-        # Ollama searches through its cloud when the model asks for it. There is no search here, so no model is told of one.
-        logger.info("a request offers web_search, which the embedded engine does not have: the model answers without")
-        return
+        return  # Ollama searches through its cloud when the model asks for it; there is no search here, so no model is told
     function = {"name": name, "description": tool.get("description") or "", "parameters": tool.get("parameters") or {}}
     yield {"type": tool.get("type", ""), "function": function}
 

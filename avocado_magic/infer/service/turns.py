@@ -15,16 +15,18 @@ def alternating(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     What a tool answered is the user's turn, what was called the assistant's, a later system turn the user's; neighbours
     of one role are one turn, and a user begins.
     """
-    out: list[dict[str, Any]] = []
+    out: list[tuple[str, list[str]]] = []  # put together at the end: a text that grows turn by turn is copied each time
+    begun = False
     for turn in turns:
         role, content = _plain(turn, first=not out)
-        if out and out[-1]["role"] == role:
-            out[-1]["content"] = "\n\n".join(filter(None, (out[-1]["content"], content)))
+        if out and out[-1][0] == role:
+            out[-1][1].append(content)
             continue
-        if role == "assistant" and not any(other["role"] == "user" for other in out):
-            out.append({"role": "user", "content": ""})
-        out.append({"role": role, "content": content})
-    return out
+        if role == "assistant" and not begun:
+            out.append(("user", []))
+        begun = begun or role != "system"
+        out.append((role, [content]))
+    return [{"role": role, "content": "\n\n".join(filter(None, said))} for role, said in out]
 
 
 def without_system(turns: Sequence[Turn]) -> list[dict[str, Any]]:

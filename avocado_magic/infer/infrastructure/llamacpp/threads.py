@@ -48,11 +48,21 @@ def load_llama() -> Any:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
-            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(path, ctypes.RTLD_GLOBAL).omp_get_max_threads()
+            _take_mark_away()
             logger.info("computing with %s, in as many threads as find a core", path)
         except OSError as error:
             logger.warning("the OpenMP runtime %s cannot be used: %s", path, error)
     return importlib.import_module("xllamacpp")
+
+
+def _take_mark_away() -> None:
+    """Remove the file by which the runtime would find a second one in this process; it has just begun, and written it.
+
+    It removes the file itself where the process ends in peace; one that is killed would leave it in memory for good.
+    """
+    for folder in ("/dev/shm", "/tmp"):
+        Path(f"{folder}/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}").unlink(missing_ok=True)
 
 
 def _runtimes() -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from avocado_magic.config import SECRET_VARIABLES
 from avocado_magic.process import INSTANCE_VARIABLE
@@ -80,6 +81,16 @@ def model_cache() -> Path:
 
         asyncio.run(fetch())
     return CACHE
+
+
+@pytest.fixture(scope="module")
+def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an embedded engine, without a key as the supervisor runs it, with the demo model in memory."""
+    from gateways import embedded_engine  # which needs what is above
+
+    with embedded_engine(model_cache, tmp_path_factory.mktemp("engine") / "log") as url:
+        assert requests.post(f"{url}/api/generate", json={"model": "smollm2:135m"}, timeout=30).status_code == 200
+        yield url
 
 
 @pytest.fixture

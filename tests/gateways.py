@@ -13,6 +13,7 @@ from pathlib import Path
 
 import requests
 from conftest import DOUBLES, free_port, trace_of, until
+from gguf import with_template
 
 KEY = "avo-test-key-0123456789abcdef"
 ADMIN = "avo-admin-key-0123456789abcdef"
@@ -117,6 +118,14 @@ def running(folder: Path, *arguments: str, **more: object) -> Iterator[Gateway]:
         yield gateway
     finally:
         stop_gateway(gateway)
+
+
+@contextmanager
+def templated_engine(cache: Path, folder: Path, name: str, template: str) -> Iterator[str]:
+    """URL of an embedded engine that has the demo model's weights under `name`, with this chat template."""
+    file = with_template(next((cache / "models").glob("*.gguf")), folder / f"{name}.gguf", template)
+    with embedded_engine(cache, folder / "log", "--model", str(file)) as url:
+        yield url
 
 
 @contextmanager

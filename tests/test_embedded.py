@@ -21,8 +21,7 @@ import openai
 import pytest
 import requests
 from conftest import free_port, recording, until
-from gateways import embedded_engine
-from gguf import with_template
+from gateways import templated_engine
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError
@@ -34,15 +33,6 @@ from avocado_magic.parts.engine import embedded
 from avocado_magic.runtime import client
 
 MODEL = "smollm2:135m"
-
-
-@pytest.fixture(scope="module")
-def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a running embedded engine, without a key as the supervisor runs it."""
-    with embedded_engine(model_cache, tmp_path_factory.mktemp("engine") / "log") as url:
-        # Loaded, as the model of the recordings was.
-        assert requests.post(f"{url}/api/generate", json={"model": MODEL}, timeout=30).status_code == 200
-        yield url
 
 
 def test_images_are_refused_clearly(engine: str) -> None:
@@ -392,9 +382,7 @@ TOOLS = [
 @pytest.fixture(scope="module")
 def clever(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An engine whose model has a template with tools and thinking; its weights are the demo model's."""
-    folder = tmp_path_factory.mktemp("clever")
-    file = with_template(next((model_cache / "models").glob("*.gguf")), folder / "clever.gguf", TEMPLATE)
-    with embedded_engine(model_cache, folder / "log", "--model", str(file)) as url:
+    with templated_engine(model_cache, tmp_path_factory.mktemp("clever"), "clever", TEMPLATE) as url:
         yield url
 
 

@@ -5,24 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from conftest import RECORDINGS
-from gateways import embedded_engine
 
 MODEL = "smollm2:135m"
-
-
-@pytest.fixture(scope="module")
-def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a running embedded engine, without a key as the supervisor runs it."""
-    with embedded_engine(model_cache, tmp_path_factory.mktemp("engine") / "log") as url:
-        # Loaded, as the model of the recordings was.
-        assert requests.post(f"{url}/api/generate", json={"model": MODEL}, timeout=30).status_code == 200
-        yield url
 
 
 # What the embedded engine answers otherwise, on purpose; each with its reason.

@@ -12,8 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 import requests
-from gateways import embedded_engine
-from gguf import with_metadata, with_template
+from gateways import embedded_engine, templated_engine
+from gguf import with_metadata
 from pydantic import BaseModel
 
 from avocado_magic.infer.domain.types import InferError
@@ -24,12 +24,6 @@ from avocado_magic.infer.service.turns import alternating, without_system
 
 MODEL = "smollm2:135m"
 COMPILER = Llguidance()
-
-
-@pytest.fixture(scope="module")
-def engine(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with embedded_engine(model_cache, tmp_path_factory.mktemp("schemas") / "log") as url:
-        yield url
 
 
 def ask(
@@ -219,9 +213,7 @@ NEVER = "{{ raise_exception('This model answers nobody') }}"
 
 @pytest.fixture(scope="module")
 def strict(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("strict")
-    file = with_template(next((model_cache / "models").glob("*.gguf")), folder / "strict.gguf", STRICT)
-    with embedded_engine(model_cache, folder / "log", "--model", str(file)) as url:
+    with templated_engine(model_cache, tmp_path_factory.mktemp("strict"), "strict", STRICT) as url:
         yield url
 
 
@@ -258,8 +250,7 @@ def test_nothing_that_was_said_is_left_out() -> None:
 def test_a_template_that_refuses_a_conversation_in_every_form_is_one_clear_sentence(
     model_cache: Path, tmp_path: Path
 ) -> None:
-    file = with_template(next((model_cache / "models").glob("*.gguf")), tmp_path / "taboo.gguf", TABOO)
-    with embedded_engine(model_cache, tmp_path / "log", "--model", str(file)) as url:
+    with templated_engine(model_cache, tmp_path, "taboo", TABOO) as url:
         body = {"model": "taboo", "messages": [turn("user", "taboo")], "stream": False}
         for path in ("/api/chat", "/v1/chat/completions"):
             got = requests.post(url + path, json=body, timeout=60)
@@ -269,8 +260,7 @@ def test_a_template_that_refuses_a_conversation_in_every_form_is_one_clear_sente
 
 
 def test_a_template_that_works_for_nobody_is_said_when_the_model_loads(model_cache: Path, tmp_path: Path) -> None:
-    file = with_template(next((model_cache / "models").glob("*.gguf")), tmp_path / "never.gguf", NEVER)
-    with embedded_engine(model_cache, tmp_path / "log", "--model", str(file)) as url:
+    with templated_engine(model_cache, tmp_path, "never", NEVER) as url:
         got = requests.post(f"{url}/api/chat", json={"model": "never", "messages": [turn("user", "a")]}, timeout=60)
         assert got.status_code == 500
         assert "the chat template in the file does not work: This model answers nobody" in got.json()["error"]

@@ -123,7 +123,9 @@ def _said(answer: requests.Response) -> str:
 def pull_error(model: str, said: str) -> StartError:
     """What the engine said while it pulled, as a sentence with a remedy."""
     low = said.lower()
-    if "file does not exist" in low or "not found" in low or "does not know the model" in low:
+    if "does not know the model" in low:
+        return StartError(said, "name one of those, or use --engine ollama", part="engine")
+    if "file does not exist" in low or "not found" in low:
         return StartError(
             f"there is no model {model!r}: {said}",
             "check the spelling; ollama.com/library lists the names",

@@ -60,7 +60,19 @@ lint: $(VENV)/.test
 .venv-lowest/.done: pyproject.toml tests/lowest_versions.py
 	PYTHON=$(PYTHON) sh tests/lowest.sh --prepare
 
-test: $(VENV)/.test debian lint .venv-lowest/.done
+# Other people's clients, which must not decide with what versions the rest is tested; those in JavaScript where npm is.
+.venv-clients/.done: tests/clients/requirements.txt tests/clients/package.json
+	rm -rf .venv-clients
+	$(PYTHON) -m venv .venv-clients
+	cp tests/clients/package.json .venv-clients/
+	if command -v npm >/dev/null; then \
+	  (cd .venv-clients && npm install --silent --no-package-lock --no-audit --no-fund --ignore-scripts) & npm=$$!; \
+	fi; \
+	.venv-clients/bin/python -m pip --quiet --disable-pip-version-check install -r tests/clients/requirements.txt && \
+	{ [ -z "$$npm" ] || wait $$npm; }
+	@touch $@
+
+test: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done
 	$(BIN)/python -m pytest
 	PYTHON=$(PYTHON) sh tests/lowest.sh
 
@@ -70,4 +82,4 @@ fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 clean:
-	rm -rf $(VENV) .venv-lowest
+	rm -rf $(VENV) .venv-lowest .venv-clients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,9 +15,10 @@ from typing import Any
 
 import ollama
 import openai
+import psutil
 import pytest
 import requests
-from gateways import BEARER, KEY, Gateway, embedded_engine, running
+from gateways import BEARER, KEY, Gateway, embedded_engine, running, templated_engine
 
 MODEL = "smollm2:135m"
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
@@ -161,6 +163,120 @@ def test_curl(gateway: Gateway) -> None:
     assert json.loads(subprocess.run(["curl", "-sS", "--max-time", "30", "-H", header, "-d", "@-", f"{gateway.url}/api/chat"],
                                      input=large, capture_output=True, text=True, timeout=40, check=True).stdout)["done_reason"] == "load"  # fmt: skip
     assert "401" in curl("/api/tags", "-o", os.devnull, "-w", "%{http_code}")
+
+
+# those that live in an environment of their own
+
+OTHERS = Path(__file__).parent / "clients"
+ENVIRONMENT = OTHERS.parent.parent / ".venv-clients"
+AGENT = """{%- for message in messages if message.role == 'user' %}<|im_start|>user
+{{ message.content }}<|im_end|>
+{% endfor %}{% if tools %}{% endif %}<|im_start|>assistant
+"""
+IN_PYTHON, IN_JAVASCRIPT = ("litellm", "llama-index", "pydantic-ai", "llm"), ("ollama-js", "AI SDK")
+needs_python_clients = pytest.mark.skipif(
+    not (ENVIRONMENT / "bin" / "llm").exists(), reason="needs the other clients: make .venv-clients/.done"
+)
+needs_node_clients = pytest.mark.skipif(
+    not (ENVIRONMENT / "node_modules").exists(), reason="needs npm and node: make .venv-clients/.done"
+)
+
+
+def ask(gateway: Gateway, folder: Path, *argv: str, model: str = MODEL, script: Path | None = None) -> str:
+    """What a client prints, which has a home of its own and is told where the service is."""
+    told = {"URL": gateway.url, "KEY": KEY, "MODEL": model, "PROMPT": "Say hello.", "HOME": str(folder)}
+    ran = subprocess.run(
+        argv, env={**os.environ, **told, "CONTINUE_TELEMETRY_ENABLED": "0"}, cwd=ENVIRONMENT, capture_output=True, text=True,
+        input=script.read_text("utf-8") if script else "", timeout=100, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        *(pytest.param(name, marks=needs_python_clients) for name in IN_PYTHON),
+        *(pytest.param(name, marks=needs_node_clients) for name in IN_JAVASCRIPT),
+    ],
+)
+def test_other_clients(gateway: Gateway, tmp_path: Path, client: str) -> None:
+    """Whole and streamed, each is answered as Ollama's own client is."""
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "options": OPTIONS,
+        "stream": False,
+    }
+    expected = gateway.post("/api/chat", body).json()["message"]["content"]
+    if client in IN_PYTHON:
+        printed = ask(gateway, tmp_path, "bin/python", str(OTHERS / "ask.py"), client)
+    else:
+        printed = ask(gateway, tmp_path, "node", "--input-type=module", "-", client, script=OTHERS / "ask.mjs")
+    answers = json.loads(printed)
+    assert answers
+    assert set(answers) == {expected}
+
+
+@pytest.fixture(scope="module")
+def agents(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway before a model that is offered tools, and reads no more than what the user said: agents send 10,000 tokens of their own."""
+    folder = tmp_path_factory.mktemp("agents")
+    (folder / "gateway.toml").write_text(
+        '[presets.agent]\nmodel = "agent"\noptions = {num_predict = 64, temperature = 0, stop = ["e"]}\n'
+    )
+    with (
+        templated_engine(model_cache, folder, "agent", AGENT) as url,
+        running(
+            folder,
+            "--sse-comments",
+            "0.1",
+            "--config",
+            str(folder / "gateway.toml"),
+            upstream=int(url.rpartition(":")[2]),
+        ) as gateway,
+    ):
+        yield gateway
+
+
+@needs_node_clients
+def test_continue(agents: Gateway, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "name: Avocado\nversion: 1.0.0\nschema: v1\nmodels:\n  - name: Avocado\n    provider: openai\n"
+        f"    model: preset/agent\n    apiBase: {agents.url}/v1\n    apiKey: {KEY}\n"
+    )
+    said = ask(agents, tmp_path, "node_modules/.bin/cn", "-p", "Say hello.", "--config", str(config))
+    assert said.strip()
+    assert "error" not in said
+
+
+@needs_node_clients
+def test_cline(agents: Gateway, tmp_path: Path) -> None:
+    cline = "node_modules/.bin/cline"
+    try:
+        ask(
+            agents,
+            tmp_path,
+            cline,
+            "auth",
+            "openai-compatible",
+            "-k",
+            KEY,
+            "-m",
+            "preset/agent",
+            "-b",
+            f"{agents.url}/v1",
+        )
+        lines = ask(agents, tmp_path, cline, "-p", "Say hello.", "--json", "--retries", "1", "-t", "60").splitlines()
+    finally:
+        for process in psutil.process_iter():  # it leaves a daemon behind, in the home that it was given
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("HOME") == str(tmp_path):
+                    process.kill()
+    result = next(event for event in map(json.loads, lines) if event["type"] == "run_result")
+    assert result["text"]
+    assert result["finishReason"] != "error"
 
 
 def test_a_prompt_that_is_cut_is_said_through_the_gateway_too(gateway: Gateway) -> None:

@@ -254,6 +254,23 @@ def test_every_request_has_the_whole_context(engine: str) -> None:
     assert [answer.status_code for answer in done] == [200] * 5
 
 
+def test_an_answer_without_an_end_is_bounded() -> None:
+    """As Ollama bounds it: ten full contexts; not run, for the smallest there is are 2,560 tokens."""
+    from avocado_magic.infer.service.inference import _Run
+
+    for wanted, bounded in ((-1, 2560), (None, 2560), (5000, 2560), (7, 7)):
+        run = _Run({"options": {} if wanted is None else {"num_predict": wanted}})
+        run.fit([1] * 10, context=256)
+        assert run.sampling["num_predict"] == bounded
+
+
+@pytest.mark.parametrize("member", ["max_tokens", "max_completion_tokens"])
+def test_both_words_for_the_length_of_a_chat_are_kept(engine: str, member: str) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Count to one hundred."}], member: 3}
+    answer = requests.post(f"{engine}/v1/chat/completions", json=body, timeout=60).json()
+    assert answer["usage"]["completion_tokens"] == 3
+
+
 def test_unloading_does_not_wait_for_other_peoples_streams(engine: str) -> None:
     long = {"model": MODEL, "prompt": "Tell me a very long story.", "options": {"num_predict": 300}}
     with requests.post(f"{engine}/api/generate", json=long, stream=True, timeout=30) as stream:

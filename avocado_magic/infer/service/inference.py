@@ -34,6 +34,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "num_predict": -1,
 }
 _NOT_SAMPLING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep")
+_OPEN_ENDED = 10  # full contexts that an answer without an end may be long, as with Ollama (llm/llama_server.go)
 _KEPT = 4  # tokens kept of the beginning when a prompt is cut (num_keep)
 # The header field that says so.
 PROMPT_CUT = "x-avocado-prompt-cut"
@@ -271,7 +272,10 @@ class _Run:
             self.sampling["n_probs"] = max(self.top_logprobs, 1)
 
     def fit(self, tokens: list[int], context: int, notes: dict[str, str] | None = None) -> list[int]:
-        """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; 400 where that was forbidden."""
+        """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; 400 where that was forbidden.
+
+        What may be generated is bounded too: a model that finds no end would hold its slot for ever.
+        """
         if len(tokens) >= context:
             if not self._truncate:
                 raise InferError(400, "the input length exceeds the context length")
@@ -281,10 +285,9 @@ class _Run:
             if notes is not None:
                 notes[PROMPT_CUT] = said
             tokens = tokens[:_KEPT] + tokens[-room:]
-        if not self._shift:
-            # Otherwise the engine goes on past a full context, as Ollama does, and forgets the older half of it.
-            left, wanted = context - len(tokens), self.sampling["num_predict"]
-            self.sampling["num_predict"] = left if wanted < 0 else min(wanted, left)
+        # With shift, the engine goes on past a full context, as Ollama does, and forgets the older half of it.
+        most, wanted = _OPEN_ENDED * context if self._shift else context - len(tokens), self.sampling["num_predict"]
+        self.sampling["num_predict"] = most if wanted < 0 else min(wanted, most)
         return tokens
 
 

@@ -162,7 +162,8 @@ def _options(request: Mapping[str, Any]) -> dict[str, Any]:
     # OpenAI's defaults, not Ollama's, as Ollama does it.
     options["temperature"] = 1.0 if options["temperature"] is None else options["temperature"]
     options["top_p"] = 1.0 if options["top_p"] is None else options["top_p"]
-    options["num_predict"] = request.get("max_tokens")
+    newer = request.get("max_completion_tokens")
+    options["num_predict"] = request.get("max_tokens") if newer is None else newer
     options["stop"] = [stop] if isinstance(stop, str) else stop
     return {name: value for name, value in options.items() if value is not None}
 

@@ -121,6 +121,7 @@ OPENAI_CHAT = Struct(
         "stream": "bool",
         "stream_options": "object",
         "max_tokens": "int",
+        "max_completion_tokens": "int",  # an Ollama does not read it; OpenAI's clients send it in place of the other
         "seed": "int",
         "stop": "any",
         "temperature": "number",

@@ -16,7 +16,7 @@ import typer
 
 from . import __version__, keyring
 from .config import Settings, resolve, service_name
-from .errors import AvocadoError, ConfigError, StoppedByUser
+from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
 from .notebook.panel import progress, text
 from .runtime import client
 from .runtime.owners import Owner
@@ -35,7 +35,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except AvocadoError as error:
-        print(f"avocado: {error.sentence()}", file=sys.stderr)
+        print(f"avocado: {worded(error.sentence(), in_shell)}", file=sys.stderr)
         if error.log_file:
             print(f"avocado: log: {error.log_file}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
@@ -45,7 +45,7 @@ def _one_sentence() -> Iterator[None]:
 
 
 def _print(state: ServiceState, as_json: bool) -> None:
-    print(json.dumps(state.public(), indent=2) if as_json else text(state))
+    print(json.dumps(state.public(), indent=2) if as_json else text(state, in_shell))
 
 
 @app.command()
@@ -101,7 +101,7 @@ def up(
         result = _up(settings, owner)
         _print(result.state, as_json)
         for notice in (*(result.state.notices if as_json else ()), *result.notices):
-            print(f"note: {notice}", file=sys.stderr)
+            print(f"note: {worded(notice, in_shell)}", file=sys.stderr)
         if owner is None and not result.attached:
             print(
                 f"note: nobody owns this service: it lives until `avocado down`, {settings.max_lifetime:g} h at most",

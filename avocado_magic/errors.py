@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+# What of ours a hint tells the reader to run: "{logs engine}". Each front end says it in its own way.
+_COMMAND = re.compile(r"\{((?:up|down|status|logs)(?: [^{}]*)?)\}")
+
+
+def in_shell(command: str) -> str:
+    return f"`avocado {command}`"
+
+
+def in_notebook(command: str) -> str:
+    return f"%avocado_{command}"
+
+
+def worded(text: str, front_end: Callable[[str], str]) -> str:
+    """`text` with its commands as `front_end` writes them."""
+    return _COMMAND.sub(lambda match: front_end(match[1]), text)
 
 
 class AvocadoError(Exception):
     """One sentence that says what happened, in which part, and what to do about it.
 
-    `hint` is the remedy, `part` the part of the service it happened in, `log` the last lines of
+    `hint` is the remedy, in which a command of ours is written ``{up}`` and ``{logs engine}`` (see `worded`), `part` the part of the service it happened in, `log` the last lines of
     that part's log and `log_file` where the whole of it is. Nothing in here may hold a secret.
     """
 
@@ -46,7 +62,7 @@ class AvocadoError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         # IPython shows this list in place of a traceback (7.x to 9.x).
-        return ["\n".join(self.lines())]
+        return [worded("\n".join(self.lines()), in_notebook)]
 
     def to_dict(self) -> dict[str, object]:
         """A JSON object that `from_dict` turns back, for the way from the supervisor to the kernel."""

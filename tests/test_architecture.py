@@ -85,6 +85,18 @@ def test_the_domain_is_standard_library_only() -> None:
                 assert (node.module or "").split(".")[0] in sys.stdlib_module_names, path
 
 
+def test_only_front_ends_say_how_a_command_is_typed() -> None:
+    """Below them a hint names it in braces, which a notebook and a shell write in their own ways."""
+    typed = re.compile(r"%avocado_|avocado (up|down|status|logs)\b")
+    for folder in ("runtime", "parts", "discovery"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            tree = ast.parse(path.read_text("utf-8"))
+            documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                    assert not typed.search(node.value), (path, node.value)
+
+
 @pytest.mark.lowest
 def test_loading_imports_nothing_heavy() -> None:
     code = (

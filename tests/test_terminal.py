@@ -82,13 +82,15 @@ def test_status_of_nothing(home: Path) -> None:
         (["up", "--name", "a/b"], "is not a service name"),
         (["up", "--grace", "-1"], "grace -1 is not possible"),
         (["logs", "kitchen"], "there is no log of 'kitchen'"),
-        (["restart", "engine"], "does not run"),
+        (["restart", "engine"], "does not run — `avocado up` starts it"),
+        (["announce"], "does not run — `avocado up` starts it"),
     ],
 )
 def test_errors_are_one_sentence_and_a_non_zero_exit(home: Path, arguments: list[str], words: str) -> None:
     done = avocado(*arguments)
     assert done.returncode in (1, 2)
     assert words in done.stderr
+    assert "%avocado" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert not list((home / "services").glob("*/instance"))

@@ -100,6 +100,7 @@ class AvocadoMagics(Magics):
             %avocado_up llama3.2 nomic-embed-text --context 8192 --keep-alive 1h
             %avocado_up smollm2:135m --engine embedded --tunnel none
         """
+        from ..errors import in_notebook, worded
         from ..runtime import client
         from . import panel
         from .host import connection_file
@@ -121,7 +122,7 @@ class AvocadoMagics(Magics):
             progress.replace(result.state)
             panel.show(self.shell, result.state, with_line=False)
             for notice in result.notices:
-                print(f"note: {notice}")
+                print(f"note: {worded(notice, in_notebook)}")
 
     @line_magic
     @magic_arguments()
@@ -299,12 +300,12 @@ def _count(text: str | None, flag: str) -> int | None:
 @contextmanager
 def _usage_errors() -> Iterator[None]:
     """Bad input becomes a plain UsageError, which IPython prints as one line."""
-    from ..errors import ConfigError
+    from ..errors import ConfigError, in_notebook, worded
 
     try:
         yield
     except ConfigError as error:
-        raise UsageError(error.sentence()) from None
+        raise UsageError(worded(error.sentence(), in_notebook)) from None
 
 
 def register(shell: Any) -> None:

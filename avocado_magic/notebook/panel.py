@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..errors import AvocadoError
+from ..errors import AvocadoError, in_notebook, worded
 from ..runtime import client
 from ..runtime.state import PARTS, ServiceState
 from .host import enable_widgets, in_kernel
@@ -28,7 +29,7 @@ _CALM = ("off", "not configured", "stopped")
 
 
 def lines(state: ServiceState) -> list[str]:
-    """The service as plain text."""
+    """The service as plain text, the commands in it still to be worded."""
     out = [f"avocado {state.name}: {state.state}"]
     if state.url:
         out.append(f"  url        {state.url}")
@@ -38,7 +39,7 @@ def lines(state: ServiceState) -> list[str]:
         part = state.parts[name]
         out.append(f"  {name:<10} {_told(state, name)}")
         if part.error and part.error not in out[-1]:
-            out.append(f"             {part.error} (%avocado_logs {name})")
+            out.append(f"             {part.error} ({{logs {name}}})")
     if state.models:
         out.append(f"  models     {', '.join(state.models)}")
     if state.announced:
@@ -52,8 +53,8 @@ def lines(state: ServiceState) -> list[str]:
     return out + [f"  note       {notice}" for notice in state.notices if state.state in ("ready", "degraded")]
 
 
-def text(state: ServiceState) -> str:
-    return "\n".join(lines(state))
+def text(state: ServiceState, front_end: Callable[[str], str] = in_notebook) -> str:
+    return worded("\n".join(lines(state)), front_end)
 
 
 def progress(state: ServiceState) -> str:
@@ -89,9 +90,10 @@ def html(state: ServiceState) -> str:
     error = ""
     if state.error and state.state == "failed":
         error = f"<br><small>{escape(AvocadoError.from_dict(state.error).sentence())}</small>"
-    return (
+    return worded(
         f"<div><b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "
-        f"<small>as of {stamp}; <code>%avocado_status</code> shows a live panel</small>{error}</div>"
+        f"<small>as of {stamp}; <code>%avocado_status</code> shows a live panel</small>{error}</div>",
+        in_notebook,
     )
 
 
@@ -144,13 +146,14 @@ def _widget(shell: Any, state: ServiceState) -> Any:
 
 def view_of(state: ServiceState) -> dict[str, Any]:
     """What the page is given; it is saved with the notebook, so nothing in it is secret."""
+    problem = AvocadoError.from_dict(state.error).sentence() if state.error and state.state == "failed" else ""
     return {
-        **state.public(),
+        **state.public(in_notebook),
         "url": state.url,
         "details": {name: _told(state, name) for name in PARTS},
-        "notices": state.notices,
+        "notices": [worded(notice, in_notebook) for notice in state.notices],
         "ends_at": state.ends_at,
-        "problem": AvocadoError.from_dict(state.error).sentence() if state.error and state.state == "failed" else "",
+        "problem": worded(problem, in_notebook),
     }
 
 

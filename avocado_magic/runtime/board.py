@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import AvocadoError, redact
+from ..errors import AvocadoError, in_shell, redact, worded
 from ..process import Identity
 from .state import ServiceFolder, ServiceState, utc_now
 
@@ -71,7 +71,7 @@ class Board:
         """Note why the service failed, without secrets."""
         data = {key: redact(v, self._secrets) if isinstance(v, str) else v for key, v in error.to_dict().items()}
         data["log"] = [redact(line, self._secrets) for line in error.log]
-        logger.error("%s", redact(error.sentence(), self._secrets))
+        logger.error("%s", worded(redact(error.sentence(), self._secrets), in_shell))
         with self.change() as service:
             service.error = data
 

@@ -82,7 +82,7 @@ def status(name: str = "default") -> ServiceState:
     if state.state in RUNNING and not state.live():
         crashed = {
             "message": "its supervisor is gone",
-            "hint": "%avocado_up starts it again, %avocado_down clears it away",
+            "hint": "{up} starts it again, {down} clears it away",
             "part": "supervisor",
         }
         state = replace(state, state="failed", url=None, owners=[], error=state.error or crashed)
@@ -169,7 +169,7 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
         raise AvocadoError(f"there is no log of {part!r}", f"choose one of {', '.join(LOGS)}")
     folder = ServiceFolder(name).check()
     if not folder.logs.is_dir():
-        raise NotRunningError(f"there is no service {name!r}", "%avocado_up starts one")
+        raise NotRunningError(f"there is no service {name!r}", "{up} starts one")
     return tail(folder.log(part), lines)
 
 
@@ -206,7 +206,7 @@ def connection(name: str = "default") -> Connection:
     """The way to a running service. Raises NotRunningError."""
     state = status(name)
     if state.state not in ("ready", "degraded") or not state.local_url:
-        raise NotRunningError(f"the service {name!r} is {state.state}", "%avocado_up starts it")
+        raise NotRunningError(f"the service {name!r} is {state.state}", "{up} starts it")
     return Connection(name, state.url or state.local_url, state.local_url, tuple(state.models), api_key(state))
 
 
@@ -214,7 +214,7 @@ def command(name: str, what: str, **arguments: Any) -> dict[str, Any]:
     """Send one command to a running service. Raises NotRunningError if it does not run."""
     state = status(name)
     if not state.live():
-        raise NotRunningError(f"the service {name!r} does not run", "%avocado_up starts it")
+        raise NotRunningError(f"the service {name!r} does not run", "{up} starts it")
     return ask(state.socket, what, **arguments)
 
 
@@ -250,7 +250,7 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
             raise AvocadoError.from_dict(state.error)
         if state.state in ("stopped", "failed"):
             wait_gone(folder.name, state)
-            raise StartError("the service was stopped while it started", "run %avocado_up again")
+            raise StartError("the service was stopped while it started", "run {up} again")
         if not state.live():
             reap(folder.name)
             log = folder.log("supervisor")
@@ -293,9 +293,9 @@ def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
 
     notices = []
     if state.tunnel_kind == "none" and settings.tunnel == "auto" and tunnel.choose(settings) != "none":
-        notices.append("the tunnel you can have now is opened by the next start; %avocado_down first")
+        notices.append("the tunnel you can have now is opened by the next start; {down} first")
     if settings.broker_url and state.parts["announcer"].state == "not configured":
-        notices.append("the broker you set now is used from the next start on; %avocado_down first")
+        notices.append("the broker you set now is used from the next start on; {down} first")
     for f in fields(Settings):
         wanted = getattr(settings, f.name)
         if (
@@ -305,7 +305,7 @@ def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
             and not (f.name == "port" and wanted == 0)
         ):
             flag = f.name.replace("_", "-")
-            notices.append(f"{flag} {wanted} has no effect on a running service; %avocado_down first")
+            notices.append(f"{flag} {wanted} has no effect on a running service; {{down}} first")
     return tuple(notices)
 
 

@@ -45,7 +45,7 @@ class Commands:
     def join(self, request: Request, left: threading.Event) -> Request:
         owner = Owner.from_dict(request.get("owner"))
         if self._supervisor.stopping.is_set():
-            raise AvocadoError("the service is stopping", "run %avocado_up again")
+            raise AvocadoError("the service is stopping", "run {up} again")
         if owner is None:
             return {"new": False}
         new = self._supervisor.lifetime.join(owner)

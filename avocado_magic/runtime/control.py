@@ -130,14 +130,14 @@ def ask(
     the supervisor calls the command off; the answer is then empty.
     """
     if not path:
-        raise NotRunningError("the service does not listen", "%avocado_up starts it")
+        raise NotRunningError("the service does not listen", "{up} starts it")
     deadline = None if timeout is None else time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         try:
             connection.connect(path)
             if _peer_uid(connection) not in (None, os.getuid()):
-                raise AvocadoError(f"the socket {path} belongs to somebody else", "remove it, then %avocado_up")
+                raise AvocadoError(f"the socket {path} belongs to somebody else", "remove it, then {up}")
             connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
             while not select.select([connection], [], [], 0.1)[0]:
                 if call_off is not None and call_off.is_set():
@@ -148,18 +148,14 @@ def ask(
         except TimeoutError:
             raise AvocadoError(
                 f"the supervisor did not answer {command!r} within {timeout:g} s",
-                "%avocado_logs supervisor may say why",
+                "{logs supervisor} may say why",
             ) from None
         except OSError as error:
-            raise NotRunningError(
-                f"the supervisor cannot be reached ({error.strerror})", "%avocado_up starts it"
-            ) from None
+            raise NotRunningError(f"the supervisor cannot be reached ({error.strerror})", "{up} starts it") from None
     try:
         answer: dict[str, Any] = json.loads(data)
     except ValueError:
-        raise NotRunningError(
-            "the supervisor ended while it was asked", "%avocado_logs supervisor may say why"
-        ) from None
+        raise NotRunningError("the supervisor ended while it was asked", "{logs supervisor} may say why") from None
     if not answer.get("ok"):
         raise AvocadoError.from_dict(answer.get("error") or {})
     return answer

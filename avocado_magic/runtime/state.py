@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..config import check_name, services_dir
-from ..errors import AvocadoError
+from ..errors import AvocadoError, in_shell, worded
 from ..process import Identity, host_name, replace_file
 
 PARTS = ("engine", "gateway", "tunnel", "announcer")
@@ -46,8 +46,9 @@ class PartState:
     about: dict[str, Any] = field(default_factory=dict)  # what the part says of itself
     identity: dict[str, Any] | None = None
 
-    def public(self) -> dict[str, Any]:
-        return {"state": self.state, "pid": self.pid, "since": self.since, "error": self.error}
+    def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
+        error = self.error and worded(self.error, front_end)
+        return {"state": self.state, "pid": self.pid, "since": self.since, "error": error}
 
 
 @dataclass
@@ -76,7 +77,7 @@ class ServiceState:
     asked: dict[str, Any] = field(default_factory=dict)  # settings that only a new start can change
     ends_at: str | None = None
 
-    def public(self) -> dict[str, Any]:
+    def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
         """The object that scripts rely on (`avocado status --json`)."""
         return {
             "name": self.name,
@@ -86,7 +87,7 @@ class ServiceState:
             "api_key_file": self.api_key_file,
             "engine": {key: self.engine.get(key) for key in ("kind", "version", "adopted")},
             "models": self.models,
-            "parts": {name: self.parts[name].public() for name in PARTS},
+            "parts": {name: self.parts[name].public(front_end) for name in PARTS},
             "owners": self.owners,
             "started_at": self.started_at,
             "announced": self.announced,
@@ -209,7 +210,7 @@ class ServiceFolder:
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptState(
                 f"{self.state_file} is unreadable ({type(error).__name__})",
-                "a running service rewrites it within 10 s; %avocado_up and %avocado_down set it aside",
+                "a running service rewrites it within 10 s; {up} and {down} set it aside",
             ) from None
         except OSError as error:
             raise AvocadoError(

@@ -243,7 +243,7 @@ class Supervisor:
             except NotProved as error:
                 if context.left() < 0:
                     own = f"check that it leads to {parts.gateway.url}"
-                    hint = own if self.settings.public_url else "%avocado_logs tunnel may say why"
+                    hint = own if self.settings.public_url else "{logs tunnel} may say why"
                     message = f"{url} does not lead to this service: {error}"
                     raise part_error("tunnel", message, hint, self.folder.log("tunnel")) from None
                 context.report(f"proving the URL: {error}")

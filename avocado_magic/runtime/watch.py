@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from ..errors import AvocadoError
+from ..errors import AvocadoError, in_shell, worded
 from ..parts.base import Cancelled, Part
 from .proof import answers
 
@@ -128,7 +128,9 @@ class Watcher:
             said = (
                 error.sentence() if isinstance(error, AvocadoError) else f"restarting failed ({type(error).__name__})"
             )
-            logger.error("restarting %s: %s", name, said, exc_info=not isinstance(error, AvocadoError))
+            logger.error(
+                "restarting %s: %s", name, worded(said, in_shell), exc_info=not isinstance(error, AvocadoError)
+            )
             board.part(name, "unhealthy", said, part.identity())
             return False
         supervisor.note(name)

@@ -115,6 +115,4 @@ def placement(api: EngineApi) -> str:
 def require_some_model(api: EngineApi, log: Path | None) -> None:
     """A service without any model is of no use: say so before it is announced."""
     if not api.models():
-        raise part_error(
-            "engine", "no model was named and the engine has none", "name one, as in %avocado_up llama3.2", log
-        )
+        raise part_error("engine", "no model was named and the engine has none", "name one, as in {up llama3.2}", log)

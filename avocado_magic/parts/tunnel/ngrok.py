@@ -49,7 +49,7 @@ _ERRORS: Mapping[str, tuple[str, str]] = {
         "the ngrok endpoint is already online somewhere else",
         "stop it there (dashboard.ngrok.com/endpoints), or use another --domain",
     ),
-    "3200": ("the ngrok endpoint is offline", "run %avocado_up again"),
+    "3200": ("the ngrok endpoint is offline", "run {up} again"),
     "4018": (
         "ngrok wants a verified account and an authtoken",
         f"sign up, verify the e-mail, then set NGROK_AUTHTOKEN from {_TOKEN_PAGE}",
@@ -58,7 +58,7 @@ _ERRORS: Mapping[str, tuple[str, str]] = {
         "the plan of this ngrok account does not allow this",
         "see dashboard.ngrok.com/billing, or leave --domain away",
     ),
-    "8012": ("ngrok cannot reach the gateway", "%avocado_logs gateway says why"),
+    "8012": ("ngrok cannot reach the gateway", "{logs gateway} says why"),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, keyring
+from . import __version__, api_keys
 from .config import Settings, resolve, service_name
 from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
 from .notebook.panel import progress, text
@@ -227,7 +227,7 @@ KeysFile = Annotated[
 def key_create(
     key_name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")],
     role: Annotated[
-        str, typer.Option(help=", ".join(keyring.ROLES), autocompletion=lambda: list(keyring.ROLES))
+        str, typer.Option(help=", ".join(api_keys.ROLES), autocompletion=lambda: list(api_keys.ROLES))
     ] = "inference",
     models: Annotated[str, typer.Option(help="Models it may use, separated by commas; all by default.")] = "",
     requests_per_minute: Annotated[int | None, typer.Option(help="Requests per minute.")] = None,
@@ -240,7 +240,7 @@ def key_create(
 ) -> None:
     """Make a key and print it, this once: only its hash is kept."""
     with _one_sentence():
-        entry, key = keyring.create(
+        entry, key = api_keys.create(
             _keys_file(name, keys_file), key_name, role=role, models=[m.strip() for m in models.split(",") if m.strip()],
             requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day, parallel=parallel, expires=expires,
         )  # fmt: skip
@@ -253,8 +253,8 @@ def key_create(
 def key_list(name: Name = None, keys_file: KeysFile = None, as_json: Json = False) -> None:
     """List the keys, without what opens anything."""
     with _one_sentence():
-        found = keyring.entries(_keys_file(name, keys_file))
-    print(json.dumps([entry.public() for entry in found], indent=2) if as_json else keyring.table(found))
+        found = api_keys.entries(_keys_file(name, keys_file))
+    print(json.dumps([entry.public() for entry in found], indent=2) if as_json else api_keys.table(found))
 
 
 @keys.command("revoke")
@@ -265,7 +265,7 @@ def key_revoke(
 ) -> None:
     """Take a key away; it opens nothing from now on."""
     with _one_sentence():
-        keyring.revoke(_keys_file(name, keys_file), key_name)
+        api_keys.revoke(_keys_file(name, keys_file), key_name)
     print(f"the key {key_name!r} is revoked")
 
 

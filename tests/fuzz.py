@@ -26,7 +26,7 @@ import reference_http
 import requests
 from gateways import KEY, Gateway, running
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 
 OPEN = ("/healthz", "/readyz")
 ENGINE = {"/api/generate": "POST", "/api/chat": "POST", "/v1/chat/completions": "POST", "/api/embed": "POST", "/api/show": "POST",
@@ -349,8 +349,8 @@ def _healthy(gateway: Gateway) -> bool:
 @contextmanager
 def _gateway(folder: Path, upstream: int) -> Iterator[Gateway]:
     listed = [
-        {"name": "metrics", "role": "metrics", "sha256": keyring.hash_of(KEYS["metrics"].encode())},
-        {"name": "second", "tokens_per_day": 10**9, "sha256": keyring.hash_of(KEYS["second"].encode())},
+        {"name": "metrics", "role": "metrics", "sha256": api_keys.hash_of(KEYS["metrics"].encode())},
+        {"name": "second", "tokens_per_day": 10**9, "sha256": api_keys.hash_of(KEYS["second"].encode())},
     ]
     (folder / "keys.json").write_text(json.dumps({"keys": listed}))
     with running(folder, upstream=upstream) as gateway:

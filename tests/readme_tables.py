@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from avocado_magic.infer.api.heads import Refused, check_role
+from avocado_magic.infer.api.headers import Refused, check_role
 from avocado_magic.infer.api.routes import ROUTES, Access, Route, Serves
 from avocado_magic.infer.domain.keys import ApiKey, Role
 from avocado_magic.infer.service.access import AccessPolicy

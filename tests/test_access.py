@@ -16,7 +16,7 @@ import requests
 from conftest import trace_of, until
 from gateways import ADMIN, BEARER, KEY, Gateway, bearer, running
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 from avocado_magic.errors import ConfigError
 from avocado_magic.infer.api.routes import ROUTES, Access, Serves
 
@@ -48,11 +48,11 @@ def keys(gateway: Gateway) -> dict[str, str]:
     """A key of each kind; the one over its limit has used it up."""
     file = gateway.folder / "keys.json"
     made = {
-        "inference": keyring.create(file, "i")[1],
-        "admin": keyring.create(file, "a", role="admin")[1],
-        "metrics": keyring.create(file, "m", role="metrics")[1],
-        "expired": keyring.create(file, "e", role="admin", expires="1h")[1],
-        "over": keyring.create(file, "o", role="admin", requests_per_minute=1)[1],
+        "inference": api_keys.create(file, "i")[1],
+        "admin": api_keys.create(file, "a", role="admin")[1],
+        "metrics": api_keys.create(file, "m", role="metrics")[1],
+        "expired": api_keys.create(file, "e", role="admin", expires="1h")[1],
+        "over": api_keys.create(file, "o", role="admin", requests_per_minute=1)[1],
     }
     listed = json.loads(file.read_text())
     past = (datetime.now(timezone.utc) - timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -161,9 +161,9 @@ def test_an_address_proves_nothing(gateway: Gateway) -> None:
 def test_keys_count_at_once_and_are_gone_at_once(gateway: Gateway, keys: dict[str, str]) -> None:
     file = gateway.folder / "keys.json"
     for number in range(3):
-        _, key = keyring.create(file, f"short-lived-{number}")
+        _, key = api_keys.create(file, f"short-lived-{number}")
         assert gateway.get("/api/version", key).status_code == 200
-        keyring.revoke(file, f"short-lived-{number}")
+        api_keys.revoke(file, f"short-lived-{number}")
         assert gateway.get("/api/version", key).status_code == 401
     assert gateway.get("/api/version", keys["inference"]).status_code == 200
 
@@ -190,7 +190,7 @@ def test_keys_are_hashed_at_rest_and_in_no_log(gateway: Gateway, keys: dict[str,
 
 def test_a_key_for_some_models_sees_and_uses_those_alone(tmp_path: Path) -> None:
     with running(tmp_path, environment={"FAKE_OLLAMA_MODELS": "llama3:latest,phi3:latest"}) as gateway:
-        _, key = keyring.create(tmp_path / "keys.json", "one", models=["phi3"])
+        _, key = api_keys.create(tmp_path / "keys.json", "one", models=["phi3"])
         names = [m["name"] for m in gateway.get("/api/tags", key).json()["models"]]
         assert names == ["phi3:latest"]
         assert [m["id"] for m in gateway.get("/v1/models", key).json()["data"]] == ["phi3:latest"]
@@ -228,7 +228,7 @@ def test_members_that_could_be_read_in_two_ways_are_refused(gateway: Gateway, pa
 
 
 def test_over_its_tokens_a_key_waits_until_midnight(gateway: Gateway) -> None:
-    _, key = keyring.create(gateway.folder / "keys.json", "thirsty", tokens_per_day=10)
+    _, key = api_keys.create(gateway.folder / "keys.json", "thirsty", tokens_per_day=10)
     body = {"model": "llama3", "prompt": "hi", "stream": False}
     assert gateway.post("/api/generate", body, key).status_code == 200  # 3 + 5 tokens
     assert gateway.post("/api/generate", body, key).status_code == 200
@@ -247,7 +247,7 @@ def test_over_its_tokens_a_key_waits_until_midnight(gateway: Gateway) -> None:
 
 def test_parallel_requests_of_a_key_are_bounded(tmp_path: Path) -> None:
     with running(tmp_path, environment={"FAKE_OLLAMA_GAP": "0.05"}) as gateway:
-        _, key = keyring.create(tmp_path / "keys.json", "one-at-a-time", parallel=1)
+        _, key = api_keys.create(tmp_path / "keys.json", "one-at-a-time", parallel=1)
         body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": 400}}
         with gateway.post("/api/generate", body, key, stream=True) as first:
             lines = first.iter_lines(chunk_size=None)
@@ -263,8 +263,8 @@ def test_parallel_requests_of_a_key_are_bounded(tmp_path: Path) -> None:
 def test_the_queue_is_bounded_and_fair_between_keys(tmp_path: Path) -> None:
     environment = {"FAKE_OLLAMA_GAP": "0.02"}
     with running(tmp_path, "--max-parallel", "1", "--max-queue", "4", environment=environment) as gateway:
-        greedy = keyring.create(tmp_path / "keys.json", "greedy")[1]
-        modest = keyring.create(tmp_path / "keys.json", "modest")[1]
+        greedy = api_keys.create(tmp_path / "keys.json", "greedy")[1]
+        modest = api_keys.create(tmp_path / "keys.json", "modest")[1]
         done: list[str] = []
 
         def ask(name: str, key: str, pieces: int = 10) -> None:
@@ -280,7 +280,7 @@ def test_the_queue_is_bounded_and_fair_between_keys(tmp_path: Path) -> None:
                 )
             )
 
-        admin = keyring.create(tmp_path / "keys.json", "watcher", role="metrics")[1]
+        admin = api_keys.create(tmp_path / "keys.json", "watcher", role="metrics")[1]
         threads = [threading.Thread(target=ask, args=("greedy-0", greedy, 60))]
         threads[0].start()
         until(lambda: any(entry.get("path") == "/api/generate" for entry in trace_of(gateway.trace)), what="the first")
@@ -302,7 +302,7 @@ def test_the_queue_is_bounded_and_fair_between_keys(tmp_path: Path) -> None:
 
 def test_admin_routes_need_the_switch_even_with_an_admin_key(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
-        _, key = keyring.create(tmp_path / "keys.json", "root", role="admin")
+        _, key = api_keys.create(tmp_path / "keys.json", "root", role="admin")
         refused = gateway.post("/api/pull", {"model": "phi3"}, key)
         assert refused.status_code == 403
         assert "switched off" in refused.json()["error"]
@@ -336,7 +336,7 @@ def test_the_command_makes_lists_and_revokes(home: Path, tmp_path: Path) -> None
     assert "sha256" not in entry
     as_json = json.loads(avocado("key", "create", "eve", "--role", "metrics", "--json").stdout)
     assert as_json["role"] == "metrics"
-    assert keyring.hash_of(as_json["key"].encode()) in (home / "services" / "default" / "keys.json").read_text()
+    assert api_keys.hash_of(as_json["key"].encode()) in (home / "services" / "default" / "keys.json").read_text()
     assert avocado("key", "revoke", "bob").returncode == 0
     gone = avocado("key", "revoke", "bob")
     assert (gone.returncode, gone.stdout) == (2, "")
@@ -344,7 +344,7 @@ def test_the_command_makes_lists_and_revokes(home: Path, tmp_path: Path) -> None
     assert "there is no key 'bob'" in gone.stderr
     alone = tmp_path / "alone.json"
     assert avocado("key", "create", "x", "--keys-file", str(alone)).returncode == 0
-    assert keyring.entries(alone)[0].name == "x"
+    assert api_keys.entries(alone)[0].name == "x"
 
 
 @pytest.mark.parametrize(
@@ -365,11 +365,11 @@ def test_bad_keys_are_one_sentence(home: Path, arguments: tuple[str, ...], words
 
 def test_two_writers_lose_no_key(tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
-    threads = [threading.Thread(target=keyring.create, args=(file, f"k{n}")) for n in range(8)]
+    threads = [threading.Thread(target=api_keys.create, args=(file, f"k{n}")) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {entry.name for entry in keyring.entries(file)} == {f"k{n}" for n in range(8)}
+    assert {entry.name for entry in api_keys.entries(file)} == {f"k{n}" for n in range(8)}
     with pytest.raises(ConfigError, match="there is a key 'k1' already"):
-        keyring.create(file, "k1")
+        api_keys.create(file, "k1")

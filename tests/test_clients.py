@@ -322,7 +322,7 @@ def test_made_up_requests_to_the_model_never_break_the_gateway(gateway: Gateway,
         for value in (None, 0, -1, "x", True, [], {}, [None], [{}], {"a": None}):
             body = {"model": MODEL, "messages": HELLO, "prompt": "x", "input": "x", "max_tokens": 1,
                     "max_output_tokens": 1, "options": {"num_predict": 1}, "stream": False, member: value}  # fmt: skip
-            if member in ("max_tokens", "max_output_tokens", "options", "stream"):
+            if member in ("max_tokens", "max_completion_tokens", "max_output_tokens", "options", "stream"):
                 continue
             got = requests.post(gateway.url + path, json=body, headers=BEARER, timeout=30)
             assert got.status_code != 500 or "internal error" not in got.text, (member, value, got.text)

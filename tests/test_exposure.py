@@ -18,7 +18,7 @@ import requests
 from conftest import install_double, until
 from test_runtime import up
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError
 from avocado_magic.process import Identity, looks_secret
@@ -178,7 +178,7 @@ def test_a_planted_link_ends_in_a_sentence_and_changes_nothing(home: Path, ollam
     try:
         for work in (
             up, client.status, client.down, lambda: client.logs("engine"), client.keys_file, client.connection,
-            lambda: keyring.create(client.keys_file(), "bob"),
+            lambda: api_keys.create(client.keys_file(), "bob"),
         ):  # fmt: skip
             with pytest.raises(AvocadoError, match="is a link"):
                 work()

@@ -13,10 +13,10 @@ POST = b"POST /x HTTP/1.1\r\nHost: x\r\n"
 
 
 @pytest.mark.timeout(150)
-def test_a_minute_of_fuzz_finds_nothing(tmp_path: Path) -> None:
-    report = asyncio.run(fuzz.fuzz(60, 8, tmp_path))
+def test_half_a_minute_of_fuzz_finds_nothing(tmp_path: Path) -> None:
+    report = asyncio.run(fuzz.fuzz(25, 8, tmp_path))
     assert report.failures == []
-    assert report.cases > 300
+    assert report.cases > 120
     assert {200, 400, 401, 403, 404} <= set(report.statuses)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from avocado_magic.infer.infrastructure.http_connection import TRUSTS, Limits
-from avocado_magic.infer.infrastructure.http_server import HttpServer
+from avocado_magic.infer.infrastructure.http.connection import TRUSTS, Limits
+from avocado_magic.infer.infrastructure.http.server import HttpServer
 
 CLIENTS: list[asyncio.StreamWriter] = []
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -15,9 +15,9 @@ from pydantic import SecretStr
 
 from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
-from avocado_magic.infer.domain.types import Dialect, Exchange, InferError, StoreError, UsageRow
-from avocado_magic.infer.infrastructure.http_connection import Limits
-from avocado_magic.infer.infrastructure.http_server import HttpServer
+from avocado_magic.infer.domain.types import Dialect, InferError, RequestRecord, StoreError, UsageRow
+from avocado_magic.infer.infrastructure.http.connection import Limits
+from avocado_magic.infer.infrastructure.http.server import HttpServer
 from avocado_magic.infer.service.admission import Admission, Busy
 from avocado_magic.infer.service.body import read
 from avocado_magic.infer.service.limits import Limiter, OverLimit
@@ -125,7 +125,7 @@ def test_what_a_store_does_not_take_waits_and_a_new_day_begins_at_zero() -> None
         book = UsageBook(store, today=lambda: day[0])
         await book.start()
         assert book.tokens_today("k") == 3
-        done = Exchange(
+        done = RequestRecord(
             "1",
             "POST",
             "/api/chat",

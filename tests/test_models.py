@@ -12,7 +12,7 @@ import requests
 from conftest import until
 from gateways import BEARER, Gateway, running
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 from avocado_magic.infer.domain.presets import Preset
 from avocado_magic.infer.domain.selector import is_cloud, nearest
 from avocado_magic.infer.domain.types import InferError
@@ -221,7 +221,7 @@ def test_a_preset_in_each_of_the_apis(gateway: Gateway, sent: Any) -> None:
 
 
 def test_a_key_may_be_for_a_preset_alone(gateway: Gateway) -> None:
-    _, key = keyring.create(gateway.folder / "keys.json", "summariser", models=["preset/summarise"])
+    _, key = api_keys.create(gateway.folder / "keys.json", "summariser", models=["preset/summarise"])
     assert (
         gateway.post("/api/generate", {"model": "preset/summarise", "prompt": "x", "stream": False}, key).status_code
         == 200
@@ -305,11 +305,11 @@ def test_what_may_differ_is_not_kept(gateway: Gateway, change: dict[str, Any]) -
 def test_answers_are_each_keys_own_unless_shared(gateway: Gateway, tmp_path: Path) -> None:
     body = {**COLD, "prompt": "mine"}
     gateway.post("/api/generate", body)
-    _, other = keyring.create(gateway.folder / "keys.json", "other")
+    _, other = api_keys.create(gateway.folder / "keys.json", "other")
     assert "Cache-Status" not in gateway.post("/api/generate", body, other).headers
     assert gateway.post("/api/generate", body, other).headers["Cache-Status"] == "avocado; hit"
     with running(tmp_path, "--answer-cache", "100000", "--answer-cache-shared", "--answer-cache-age", "2") as shared:
-        _, another = keyring.create(tmp_path / "keys.json", "another")
+        _, another = api_keys.create(tmp_path / "keys.json", "another")
         shared.post("/api/generate", body)
         assert shared.post("/api/generate", body, another).headers["Cache-Status"] == "avocado; hit"
         until(lambda: "Cache-Status" not in shared.post("/api/generate", body).headers, 10, "the end of its age")

@@ -23,9 +23,9 @@ import requests
 from conftest import free_port, trace_of, until
 from gateways import ADMIN, BEARER, KEY, Gateway, running
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 from avocado_magic.infer.domain.types import UsageRow
-from avocado_magic.infer.infrastructure.usage_store import SqlUsageStore
+from avocado_magic.infer.infrastructure.storage.usage import SqlUsageStore
 
 ASK = {"model": "llama3", "messages": [{"role": "user", "content": "my secret question"}]}
 
@@ -38,7 +38,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def metrics_key(gateway: Gateway) -> str:
-    return keyring.create(gateway.folder / "keys.json", "prometheus", role="metrics")[1]
+    return api_keys.create(gateway.folder / "keys.json", "prometheus", role="metrics")[1]
 
 
 # health
@@ -108,7 +108,7 @@ def test_no_prompt_no_answer_and_no_key_is_logged_or_kept(gateway: Gateway) -> N
 
 def test_usage_is_kept_by_key_model_and_day_and_survives_a_restart(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
-        _, key = keyring.create(tmp_path / "keys.json", "bob", tokens_per_day=24)
+        _, key = api_keys.create(tmp_path / "keys.json", "bob", tokens_per_day=24)
         for _ in range(2):
             gateway.post("/api/chat", ASK, key)
         gateway.post("/v1/chat/completions", {**ASK, "stream": True}, key)

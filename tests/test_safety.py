@@ -18,7 +18,7 @@ import requests
 from conftest import trace_of, until
 from gateways import ADMIN, BEARER, KEY, Gateway, bearer, running
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 
 CHAT = {"model": "llama3", "messages": [{"role": "user", "content": "hi"}]}
 LONG = {**CHAT, "options": {"num_predict": 100_000}}
@@ -36,7 +36,7 @@ def memory(gateway: Gateway) -> int:
 
 
 def named_key(gateway: Gateway, name: str, **limits: Any) -> str:
-    return keyring.create(gateway.folder / "keys.json", name, **limits)[1]
+    return api_keys.create(gateway.folder / "keys.json", name, **limits)[1]
 
 
 def generating(path: str, body: dict[str, Any], key: str = KEY) -> bytes:
@@ -487,7 +487,7 @@ def test_what_runs_with_a_key_that_is_taken_away_ends_within_two_seconds(tmp_pat
             next(lines)
             begin = time.monotonic()
             if how == "revoked":
-                keyring.revoke(gateway.folder / "keys.json", "gone")
+                api_keys.revoke(gateway.folder / "keys.json", "gone")
             else:
                 values = {
                     "expired": {"expires_at": "2020-01-01T00:00:00Z"},
@@ -514,7 +514,7 @@ def test_what_waits_with_a_key_that_is_taken_away_never_reaches_the_engine(tmp_p
             thread.start()
             metrics = named_key(gateway, "m", role="metrics")
             until(lambda: "avocado_requests_waiting 1.0" in gateway.get("/metrics", metrics).text, 10, "the queue")
-            keyring.revoke(gateway.folder / "keys.json", "waiting")
+            api_keys.revoke(gateway.folder / "keys.json", "waiting")
             thread.join(3)
             assert [answer.status_code for answer in answers] == [401]
         until(lambda: any("left" in entry for entry in trace_of(gateway.trace)), 5, "the first to end")
@@ -532,7 +532,7 @@ def test_what_waits_for_tokens_with_a_key_that_is_taken_away_never_reaches_the_e
         threads[0].start()
         until(lambda: gateway.reached(), 5, "the first")
         threads[1].start()
-        keyring.revoke(gateway.folder / "keys.json", "waiting")
+        api_keys.revoke(gateway.folder / "keys.json", "waiting")
         for thread in threads:
             thread.join(10)
         assert gateway.reached() == ["/api/chat"]
@@ -585,7 +585,7 @@ def test_a_new_key_under_an_old_name_inherits_nothing(tmp_path: Path) -> None:
         for _ in range(2):
             assert gateway.post("/api/generate", ask, old).status_code == 200
         assert gateway.post("/api/generate", ask, old).headers["Cache-Status"] == "avocado; hit"
-        keyring.revoke(gateway.folder / "keys.json", "bob")
+        api_keys.revoke(gateway.folder / "keys.json", "bob")
         new = named_key(gateway, "bob", tokens_per_day=10)
         assert used(gateway, new)["requests"] == 0
         assert "Cache-Status" not in gateway.post("/api/generate", ask, new).headers
@@ -685,10 +685,10 @@ DAMAGED: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("text", "words"), DAMAGED, ids=[words for _, words in DAMAGED])
 def test_a_damaged_file_of_keys_lets_nobody_in_and_says_what_is_wrong(gateway: Gateway, text: str, words: str) -> None:
     file = gateway.folder / "keys.json"
-    key = keyring.new_key()
+    key = api_keys.new_key()
     good = file.read_text() if file.exists() else '{"keys":[]}'
     try:
-        file.write_text(text.replace("HASH", keyring.hash_of(key.encode())))
+        file.write_text(text.replace("HASH", api_keys.hash_of(key.encode())))
         assert gateway.get("/api/version", key).status_code == 401
         assert gateway.get("/api/version").status_code == 200
         said = [line for line in gateway.log.read_text().splitlines() if "open nothing until it is mended" in line]

@@ -18,7 +18,7 @@ import requests
 from conftest import free_port, until
 from gateways import BEARER, KEY, Gateway, running
 
-from avocado_magic import keyring
+from avocado_magic import api_keys
 from avocado_magic.infer.service.fragile import breaks, survives
 
 CHAT = {"model": "llama3", "messages": [{"role": "user", "content": "hi"}]}
@@ -232,7 +232,7 @@ def test_no_other_escape_is_undone(gateway: Gateway, path: str) -> None:
 
 
 def test_a_key_for_some_models_is_not_widened_by_an_escape(gateway: Gateway) -> None:
-    key = keyring.create(gateway.folder / "keys.json", "escapes", models=["phi3"])[1]
+    key = api_keys.create(gateway.folder / "keys.json", "escapes", models=["phi3"])[1]
     said = gateway.raw(
         f"GET /v1/models/llama%33 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n"
     )
@@ -247,7 +247,7 @@ def test_two_gateways_suggest_once(tmp_path: Path) -> None:
         with running(tmp_path / "two", upstream=inner.port) as outer:
             # The inner one asks for a key, which the outer does not send: told apart by the words alone.
             assert outer.post("/api/chat", {**CHAT, "model": "lama3"}).status_code == 401
-    from avocado_magic.infer.api.outgoing import with_suggestion
+    from avocado_magic.infer.api.sender import with_suggestion
 
     once = with_suggestion(b'{"error":"model \'lama3\' not found"}', "; did you mean 'llama3'?")
     assert with_suggestion(once, "; did you mean 'llama3'?") == once
@@ -392,14 +392,14 @@ def test_speech_passes_with_the_model_read_from_the_form(tmp_path: Path) -> None
         assert 'name="model"\r\n\r\nllama3\r\n' in str(gateway.sent()[0]["body"])
         gateway.trace.unlink()
         file = tmp_path / "keys.json"
-        one = keyring.create(file, "one", models=["phi3"])[1]
+        one = api_keys.create(file, "one", models=["phi3"])[1]
         assert transcribe(gateway, "llama3", one).status_code == 403
         assert transcribe(gateway, "phi3:cloud", one).status_code == 403
-        assert transcribe(gateway, "llama3", keyring.create(file, "m", role="metrics")[1]).status_code == 403
+        assert transcribe(gateway, "llama3", api_keys.create(file, "m", role="metrics")[1]).status_code == 403
         assert transcribe(gateway, "llama3", "wrong").status_code == 401
         assert transcribe(gateway, "x" * 401).status_code == 400
         assert gateway.reached() == []
-        brief = keyring.create(file, "brief", requests_per_minute=1)[1]
+        brief = api_keys.create(file, "brief", requests_per_minute=1)[1]
         assert [transcribe(gateway, "llama3", brief).status_code for _ in range(2)] == [400, 429]
 
 

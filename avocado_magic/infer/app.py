@@ -12,34 +12,34 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..config import base_url, cache_dir, lookup, services_dir
+from ..config import base_url, lookup, services_dir
 from ..errors import AvocadoError
+from . import backends
 from .api.cors import Cors
-from .api.dispatch import Behind, Dispatch
+from .api.dispatch import Dispatch
 from .api.gate import Gate, Receive, Scope, Send, Services
 from .api.metadata import add_docs
 from .api.metadata import router as metadata_router
-from .domain.ports import Engine, Keys, ModelInfo
+from .domain.ports import Keys
 from .domain.presets import Preset
 from .domain.selector import Rules, Selector
 from .infrastructure.gpu import gpus
-from .infrastructure.key_files import KeyFiles
-from .infrastructure.logs import RequestLog, configure
-from .infrastructure.metrics import Metrics
-from .infrastructure.usage_store import SqlUsageStore
+from .infrastructure.storage.keys import KeyFiles
+from .infrastructure.storage.usage import SqlUsageStore
+from .infrastructure.telemetry.logs import RequestLog, configure
+from .infrastructure.telemetry.metrics import Metrics
 from .service.about import About
 from .service.access import AccessPolicy
 from .service.admission import Admission
 from .service.answers import AnswerCache
 from .service.limits import Limiter
-from .service.selection import Models
+from .service.selection import ModelRouter
 from .service.usage import UsageBook
 from .settings import InferSettings
 
@@ -50,24 +50,11 @@ logger = logging.getLogger("avocado_magic.infer")
 _LONGEST_SOCKET = 100
 
 
-@dataclass
-class _Backend:
-    """What runs the models: how it is asked, what it says of itself, how it is ended."""
-
-    behind: Behind
-    info: ModelInfo
-    engine: Engine
-    break_off: Callable[[str], None]
-    close: Callable[[], Any]
-    reached: Callable[[], bool | None]
-    prepare: Callable[[], Awaitable[None]] | None = None
-
-
-def create_app(settings: InferSettings) -> Gateway:
+def create_app(settings: InferSettings) -> GatewayApp:
     """The gateway as an ASGI application. Raises ValueError or OSError for settings that cannot be used."""
     from fastapi import FastAPI
 
-    gateway: Gateway
+    gateway: GatewayApp
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,13 +63,13 @@ def create_app(settings: InferSettings) -> Gateway:
         await gateway.close()
 
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    backend = _ollama(settings) if settings.backend == "ollama" else _embedded(app, settings)
+    backend = backends.backend(settings, app)
     access = AccessPolicy(_keys(settings), admin_routes=settings.admin_routes or settings.admin_key_file is not None)
     usage = UsageBook(None if access.open_to_all else SqlUsageStore(_database(settings)))
     limiter, admission = Limiter(usage.tokens_today), Admission(settings.max_parallel, settings.max_queue)
     cache = _answer_cache(settings)
-    fragile = None if settings.backend == "llamacpp" or settings.allow_fragile_schemas else backend.engine
-    models = Models(Selector(_rules(settings)), backend.info, fragile)
+    fragile = backend.engine if backend.fragile and not settings.allow_fragile_schemas else None
+    models = ModelRouter(Selector(_rules(settings)), backend.info, fragile)
     request_log = RequestLog(settings.access_log and not access.open_to_all, settings.log_json)
 
     def state() -> dict[str, float]:
@@ -90,7 +77,7 @@ def create_app(settings: InferSettings) -> Gateway:
             "requests_running": admission.running,
             "requests_waiting": admission.waiting,
             "requests_open": gate.open_requests,
-            "upstream_up": float(backend.reached() is not False),
+            "upstream_up": float(backend.reached is not False),
             "answer_cache_bytes": cache.bytes if cache else 0,
         }
 
@@ -98,7 +85,7 @@ def create_app(settings: InferSettings) -> Gateway:
     services = Services(
         access,
         limiter,
-        Dispatch(backend.behind, models, admission, limiter, cache),
+        Dispatch(backend.handler, models, admission, limiter, cache),
         backend.engine,
         Cors([*settings.cors_origins, *_ollama_origins()], local=access.open_to_all),
         metrics.render,
@@ -111,15 +98,15 @@ def create_app(settings: InferSettings) -> Gateway:
     )  # fmt: skip
     app.include_router(metadata_router(about))
     add_docs(app, __version__)
-    gateway = Gateway(gate, backend, usage, request_log, _announcement(settings))
+    gateway = GatewayApp(gate, backend, usage, request_log, _announcement(settings))
     return gateway
 
 
-class Gateway:
+class GatewayApp:
     """The ASGI application, and how it begins and ends."""
 
     def __init__(
-        self, gate: Gate, backend: _Backend, usage: UsageBook, request_log: RequestLog, announcement: Any
+        self, gate: Gate, backend: backends.Backend, usage: UsageBook, request_log: RequestLog, announcement: Any
     ) -> None:
         self.gate = gate
         self._backend = backend
@@ -130,8 +117,7 @@ class Gateway:
     async def start(self) -> None:
         """Have what must be there before the first request: today's usage, the model that was asked for."""
         await self._usage.start()
-        if self._backend.prepare:
-            await self._backend.prepare()
+        await self._backend.prepare()
         if self._announcement:
             self._announcement.start(await self._backend.info.names())
 
@@ -147,69 +133,8 @@ class Gateway:
         if self._announcement:
             await asyncio.to_thread(self._announcement.stop)
         await self._usage.close()
-        result = self._backend.close()
-        if asyncio.iscoroutine(result):
-            await result
+        await self._backend.close()
         self._request_log.flush()
-
-
-def _ollama(settings: InferSettings) -> _Backend:
-    from .api.relay import Relay
-    from .infrastructure.engine_info import OllamaInfo
-    from .infrastructure.http_client import UNIX, HttpClient
-
-    upstream = settings.upstream
-    client = HttpClient(upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream"))
-    relay, info = Relay(client), OllamaInfo(client)
-    return _Backend(relay, info, info, client.abort, client.close, lambda: relay.reached)
-
-
-def _embedded(app: FastAPI, settings: InferSettings) -> _Backend:
-    from .api import ollama_api, openai_api
-    from .api.behind import behind_fastapi
-    from .api.errors import add_handlers
-    from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
-    from .infrastructure.llamacpp.info import LibraryInfo
-    from .infrastructure.llamacpp.library import Library
-    from .infrastructure.llamacpp.schemas import Llguidance
-    from .service.inference import Inference
-    from .service.output import capabilities_of
-
-    given = [settings.model] if isinstance(settings.model, str) else settings.model or []
-    library = Library(settings.cache or cache_dir(), capabilities_of)
-    engine = LlamaCppEngine(
-        RunOptions(
-            settings.context, _keep_alive(settings.keep_alive), settings.parallel, settings.gpu_layers, settings.threads
-        )
-    )
-    inference = Inference(library, engine, Llguidance())
-    app.include_router(ollama_api.router(inference))
-    app.include_router(openai_api.router(inference))
-    add_handlers(app)
-    info = LibraryInfo(library, engine, ollama_api.API_VERSION)
-    return _Backend(
-        behind_fastapi(app),
-        info,
-        info,
-        engine.abort,
-        engine.close,
-        lambda: True,
-        lambda: library.have(given),
-    )
-
-
-def _keep_alive(given: str) -> float:
-    """Seconds, as Ollama reads them from its environment: a bare number is seconds (envconfig.KeepAlive)."""
-    from .domain.types import InferError
-    from .service.validation import keep_alive
-
-    try:
-        seconds = keep_alive(int(given) if given.lstrip("-").isdigit() else given)
-    except InferError:
-        seconds = None
-    if seconds is None:
-        raise ValueError(f"--keep-alive {given!r} is no time: write it as in 30s, 5m or 24h; -1 is for ever")
-    return seconds
 
 
 def _keys(settings: InferSettings) -> Keys | None:
@@ -286,8 +211,8 @@ def _announcement(settings: InferSettings) -> Any:
 
 async def serve(settings: InferSettings) -> None:
     """Run the gateway until TERM or INT; open streams get `settings.drain` seconds to finish."""
-    from .infrastructure.http_connection import Limits
-    from .infrastructure.http_server import HttpServer
+    from .infrastructure.http.connection import Limits
+    from .infrastructure.http.server import HttpServer
 
     gateway = create_app(settings)
     await gateway.start()

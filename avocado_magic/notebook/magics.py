@@ -203,7 +203,7 @@ class AvocadoMagics(Magics):
             %avocado_key list
             %avocado_key revoke bob
         """
-        from .. import keyring
+        from .. import api_keys
         from ..config import Secret
         from ..runtime import client
 
@@ -215,12 +215,12 @@ class AvocadoMagics(Magics):
         with _usage_errors():
             file = client.keys_file(self._name(args))
             if args.action == "list":
-                print(keyring.table(keyring.entries(file)))
+                print(api_keys.table(api_keys.entries(file)))
             elif args.action == "revoke":
-                keyring.revoke(file, args.key)
+                api_keys.revoke(file, args.key)
                 print(f"the key {args.key!r} is revoked")
             else:
-                _, key = keyring.create(
+                _, key = api_keys.create(
                     file,
                     args.key,
                     role=args.role,

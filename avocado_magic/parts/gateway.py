@@ -9,8 +9,8 @@ from typing import Any
 
 import requests
 
+from ..api_keys import keys_file
 from ..config import Settings
-from ..keyring import keys_file
 from ..process import without_variables
 from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .. import keyring
+from .. import api_keys
 from ..config import Settings
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
 from ..process import end, processes_of, tail, wait_until
@@ -175,7 +175,7 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
 
 def keys_file(name: str = "default") -> Path:
     """The file of a service's named keys; the service need not run."""
-    return keyring.keys_file(ServiceFolder(name).make().path)
+    return api_keys.keys_file(ServiceFolder(name).make().path)
 
 
 def api_key(state: ServiceState) -> str:

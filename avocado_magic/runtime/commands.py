@@ -80,15 +80,15 @@ class Commands:
                 pull_model(engine.api, model, context)
             if request.get("load", True):
                 load_model(engine.api, name, context)
-                with self._supervisor.board.change() as state:
+                with self._supervisor.store.change() as state:
                     state.model = name
         except Cancelled:
             raise AvocadoError(f"pulling {model} was called off") from None
         finally:
             engine.where = placement(engine.api)
-            self._supervisor.board.report("engine", "")
+            self._supervisor.store.report("engine", "")
             self._supervisor.refresh()
-        return {"models": self._supervisor.board.state.models}
+        return {"models": self._supervisor.store.state.models}
 
     def restart(self, request: Request, left: threading.Event) -> Request:
         name = str(request.get("part"))
@@ -101,7 +101,7 @@ class Commands:
         return {}
 
     def rotate_key(self, request: Request, left: threading.Event) -> Request:
-        file = self._supervisor.board.state.api_key_file
+        file = self._supervisor.store.state.api_key_file
         if file is None:
             raise AvocadoError("there is no key yet", "wait until the service is ready")
         rotate_key(Path(file))

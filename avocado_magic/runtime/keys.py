@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..api_keys import new_key
 from ..config import Settings
-from ..keyring import new_key
 from ..process import replace_file, write_private
 
 

@@ -29,15 +29,15 @@ from ..parts.engine import EnginePart
 from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
 from ..process import INSTANCE_VARIABLE, Identity, end, processes_of, replace_file, rotate
-from .board import Board
 from .commands import Commands
 from .control import ControlServer
 from .keys import prepare_key, read_key
 from .lifetime import Lifetime
 from .output import LOG_FORMAT, RedactedLog, redacted_output
 from .owners import Owner
-from .proof import NotProved, prove
 from .state import BEAT_SECONDS, LOGS, ServiceFolder, ServiceState, utc_now
+from .state_store import StateStore
+from .url_probe import NotProved, prove
 from .watch import Watcher
 
 logger = logging.getLogger("avocado_magic.supervisor")
@@ -74,14 +74,14 @@ class Parts:
     gateway: Gateway
     tunnel: TunnelPart
     announcer: Announcer
-    board: Board
+    store: StateStore
 
     def serving(self) -> Mapping[str, Part]:
         """Those a request passes through, in the order they depend on one another."""
         return {"engine": self.engine, "gateway": self.gateway, "tunnel": self.tunnel}
 
     def announce(self) -> None:
-        self.announcer.announce(self.tunnel.url, tuple(self.board.state.models))
+        self.announcer.announce(self.tunnel.url, tuple(self.store.state.models))
 
 
 class Supervisor:
@@ -101,7 +101,7 @@ class Supervisor:
             owners=self.lifetime.owners(),
             supervisor=me.to_dict() if me else None,
         )
-        self.board = Board(folder, state, settings.secrets())
+        self.store = StateStore(folder, state, settings.secrets())
         self.parts: Parts | None = None
         self.watcher: Watcher | None = None
         self.stopping = threading.Event()
@@ -110,12 +110,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Start, keep, stop. The state file tells how it went."""
-        replace_file(self.folder.instance_file, self.board.state.instance)
+        replace_file(self.folder.instance_file, self.store.state.instance)
         control: ControlServer | None = None
         failed = False
         try:
             control = ControlServer(self.folder.path, Commands(self).table())
-            with self.board.change() as state:
+            with self.store.change() as state:
                 state.socket = control.path
             threading.Thread(target=self._keep_time, name="avocado-time", daemon=True).start()
             self._start()
@@ -126,7 +126,7 @@ class Supervisor:
             logger.info("the start was called off")
         except Exception as error:
             failed = True
-            self.board.failure(error if isinstance(error, AvocadoError) else self._unexpected(error))
+            self.store.failure(error if isinstance(error, AvocadoError) else self._unexpected(error))
         finally:
             self._stop(failed)
             if control:
@@ -148,14 +148,14 @@ class Supervisor:
     def _start(self) -> None:
         parts = self._make_parts()
         self._start_side_by_side(parts)
-        with self.board.change() as state:
+        with self.store.change() as state:
             state.model = parts.engine.model
         self.refresh()
         self.prove(self.context("tunnel", min(self.settings.timeout, PROVE_SECONDS)))
         parts.announcer.start(self.context("announcer"))
         parts.announce()
         parts.announcer.settled(_ANNOUNCE_PATIENCE)
-        with self.board.change() as state:
+        with self.store.change() as state:
             state.state = "ready"
             state.url = parts.tunnel.url
         logger.info("ready: %s", parts.tunnel.url or parts.gateway.url)
@@ -171,9 +171,9 @@ class Supervisor:
         told = RedactedLog(log("announcer"), settings.secrets())
         for name in ("avocado_magic.parts.announcer", "avocado_magic.discovery"):
             logging.getLogger(name).addHandler(told)
-        announcer = Announcer(settings, self.folder.name, self.board.state.instance, self._announcer_changed)
-        self.parts = Parts(engine, gateway, tunnel, announcer, self.board)
-        with self.board.change() as state:
+        announcer = Announcer(settings, self.folder.name, self.store.state.instance, self._announcer_changed)
+        self.parts = Parts(engine, gateway, tunnel, announcer, self.store)
+        with self.store.change() as state:
             state.api_key_file = str(key_file)
             state.local_url = gateway.url
             state.engine |= {"kind": engine_kind, "adopted": engine.adopted, "url": engine.url, "where": ""}
@@ -189,7 +189,7 @@ class Supervisor:
         deadline = time.monotonic() + (self.settings.timeout if seconds is None else seconds)
 
         def report(text: str) -> None:
-            self.board.report(part, text)
+            self.store.report(part, text)
 
         return StartContext(self.settings, self.folder.path, deadline, report, self.stopping)
 
@@ -200,14 +200,14 @@ class Supervisor:
         def work(name: str, part: Part) -> None:
             context = self.context(name)
             context.cancelled = called_off
-            self.board.part(name, "starting")
+            self.store.part(name, "starting")
             try:
                 part.start(context)
                 self.note(name)
             except BaseException as error:  # sorted out below, by the thread that waits
                 errors.append(error)
                 if not isinstance(error, Cancelled):
-                    self.board.part(name, "failed", str(error))
+                    self.store.part(name, "failed", str(error))
                 called_off.set()
 
         threads = [
@@ -237,7 +237,7 @@ class Supervisor:
         context.report("proving the URL")
         while True:
             try:
-                prove(url, read_key(self.board.state.api_key_file), self._proof_model(parts))
+                prove(url, read_key(self.store.state.api_key_file), self._proof_model(parts))
                 context.report("")
                 return
             except NotProved as error:
@@ -271,11 +271,11 @@ class Supervisor:
     def note(self, name: str) -> None:
         """Write down that a part is well, which process it is and what it says of itself."""
         part = self.ready_parts().serving()[name]
-        self.board.part(name, self.well(name), None, part.identity(), part.describe())
+        self.store.part(name, self.well(name), None, part.identity(), part.describe())
 
     def well(self, name: str) -> str:
         """What a part is called when nothing is wrong with it."""
-        return "off" if name == "tunnel" and self.board.state.tunnel_kind == "none" else "healthy"
+        return "off" if name == "tunnel" and self.store.state.tunnel_kind == "none" else "healthy"
 
     def refresh(self) -> None:
         """Look the engine's models, version and place up again."""
@@ -284,8 +284,8 @@ class Supervisor:
             models = engine.api.models()
         except requests.RequestException as error:
             logger.warning("the engine's models are not known now (%s)", type(error).__name__)
-            models = self.board.state.models
-        with self.board.change() as state:
+            models = self.store.state.models
+        with self.store.change() as state:
             # The one that was asked for comes first: who takes the first takes the one that is loaded.
             state.models = sorted(models, key=lambda name: not (state.model and same_model(name, state.model)))
             state.engine |= {**engine.describe(), "where": engine.where}
@@ -294,9 +294,9 @@ class Supervisor:
 
     def _announcer_changed(self) -> None:
         announcer = self.ready_parts().announcer
-        with self.board.change() as state:
+        with self.store.change() as state:
             state.announced = announcer.announced
-        self.board.part("announcer", announcer.state, announcer.reason, None, announcer.describe())
+        self.store.part("announcer", announcer.state, announcer.reason, None, announcer.describe())
 
     # time
 
@@ -310,7 +310,7 @@ class Supervisor:
                     self.look_after_owners()
                 if now - beat >= BEAT_SECONDS:
                     beat = now
-                    self.board.save()
+                    self.store.save()
                     for name in LOGS:
                         rotate(self.folder.log(name))
             except Exception:
@@ -319,9 +319,9 @@ class Supervisor:
     def look_after_owners(self) -> None:
         """See who still owns the service, and end it when it is due."""
         ends_at, due = self.lifetime.look()
-        owners, state = self.lifetime.owners(), self.board.state
+        owners, state = self.lifetime.owners(), self.store.state
         if (owners, ends_at) != (state.owners, state.ends_at):
-            with self.board.change() as state:
+            with self.store.change() as state:
                 state.owners, state.ends_at = owners, ends_at
         if due and not self.stopping.is_set():
             self.request_stop(due)
@@ -330,7 +330,7 @@ class Supervisor:
 
     def _stop(self, failed: bool) -> None:
         self.stopping.set()
-        with self.board.change() as state:
+        with self.store.change() as state:
             state.state = "stopping"
         if self.watcher:
             self.watcher.stop()
@@ -341,15 +341,15 @@ class Supervisor:
                 part.stop(STOP_BUDGET / len(order))
             except Exception:
                 logger.exception("stopping %s failed", part.name)
-            if self.board.state.parts[part.name].state != "failed":
-                self.board.part(part.name, "stopped")
+            if self.store.state.parts[part.name].state != "failed":
+                self.store.part(part.name, "stopped")
         if parts:
             parts.gateway.release()
             parts.engine.release()
-        left = end(list(processes_of(self.board.state.instance)), 5)
+        left = end(list(processes_of(self.store.state.instance)), 5)
         if left:
             logger.error("these processes do not end: %s", ", ".join(str(i.pid) for i in left))
-        with self.board.change() as state:
+        with self.store.change() as state:
             state.state = "failed" if failed else "stopped"
             state.url = state.socket = state.ends_at = None
             state.owners = []

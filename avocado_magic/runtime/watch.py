@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import AvocadoError, in_shell, worded
 from ..parts.base import Cancelled, Part
-from .proof import answers
+from .url_probe import answers
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -61,7 +61,7 @@ class Watcher:
         return [name for name in self._asked if self._may_restart(name)]
 
     def _watch(self, name: str, part: Part) -> None:
-        board, stopping, asked = self._supervisor.board, self._supervisor.stopping, self._asked[name]
+        store, stopping, asked = self._supervisor.store, self._supervisor.stopping, self._asked[name]
         bad = tries = 0
         well_since = looked_outside = time.monotonic()
         while not stopping.wait(0 if asked.is_set() else CHECK_SECONDS):
@@ -87,7 +87,7 @@ class Watcher:
                 bad += 1
                 if bad == 1:
                     logger.error("%s: %s", name, wrong)
-                board.part(name, "unhealthy", wrong, part.identity())
+                store.part(name, "unhealthy", wrong, part.identity())
             due = asked.is_set() or part.identity() is None or bad >= PATIENCE or lost
             if not due or not self._may_restart(name):
                 continue
@@ -105,12 +105,12 @@ class Watcher:
         """An adopted engine and a way in of the user's own are not ours to restart; they are watched."""
         if name == "engine":
             return not self._parts.engine.adopted
-        return name != "tunnel" or self._supervisor.board.state.tunnel_kind != "none"
+        return name != "tunnel" or self._supervisor.store.state.tunnel_kind != "none"
 
     def _heal(self, name: str, part: Part) -> bool:
-        supervisor, board = self._supervisor, self._supervisor.board
+        supervisor, store = self._supervisor, self._supervisor.store
         logger.info("restarting %s", name)
-        board.part(name, "starting", board.state.parts[name].error)
+        store.part(name, "starting", store.state.parts[name].error)
         context = supervisor.context(name, max(60.0, min(supervisor.settings.timeout, _HEAL_SECONDS)))
         try:
             part.stop(5)
@@ -131,7 +131,7 @@ class Watcher:
             logger.error(
                 "restarting %s: %s", name, worded(said, in_shell), exc_info=not isinstance(error, AvocadoError)
             )
-            board.part(name, "unhealthy", said, part.identity())
+            store.part(name, "unhealthy", said, part.identity())
             return False
         supervisor.note(name)
         logger.info("%s is well again", name)
@@ -139,9 +139,9 @@ class Watcher:
 
     def _new_url(self) -> None:
         url = self._parts.tunnel.url
-        if url == self._supervisor.board.state.url:
+        if url == self._supervisor.store.state.url:
             return
         logger.info("the public URL is now %s", url)
-        with self._supervisor.board.change() as state:
+        with self._supervisor.store.change() as state:
             state.url = url
         self._parts.announce()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-Fields = tuple[tuple[bytes, bytes], ...]
+Headers = tuple[tuple[bytes, bytes], ...]
 _METHODS = b"GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
 _MAX_AGE = b"43200"
 # No page has a longer origin.
@@ -43,7 +43,7 @@ class Cors:
             return True
         return len(origin) <= _LONGEST and any(_fits(origin, parts) for parts in self._patterns)
 
-    def answer(self, origin: bytes) -> Fields:
+    def answer(self, origin: bytes) -> Headers:
         """The fields of an answer to `origin`; none where it may not read it."""
         if not self.allows(origin.decode("latin-1")):
             return ()
@@ -51,7 +51,7 @@ class Cors:
             return ((b"access-control-allow-origin", b"*"), _EXPOSED)
         return ((b"access-control-allow-origin", origin), (b"vary", b"Origin"), *(() if self._local else (_EXPOSED,)))
 
-    def preflight(self, headers: Mapping[bytes, bytes], methods: Sequence[str]) -> Fields | None:
+    def preflight(self, headers: Mapping[bytes, bytes], methods: Sequence[str]) -> Headers | None:
         """The fields of a preflight's answer, without a permission for an origin that has none; None where it is none."""
         origin = headers.get(b"origin")
         if origin is None or b"access-control-request-method" not in headers:

@@ -11,19 +11,19 @@ from typing import Any
 
 from ..domain.keys import ApiKey
 from ..domain.names import LONGEST_NAME
-from ..domain.types import Dialect, Exchange
+from ..domain.types import Dialect, RequestRecord
 from ..service.admission import Admission
-from ..service.answers import AnswerCache, Place
+from ..service.answers import AnswerCache, CacheKey
 from ..service.body import SMALL, Body, read
 from ..service.form import read_form
 from ..service.limits import Limiter
-from ..service.selection import Models, Selection, listed, shown
+from ..service.selection import ModelRouter, Selection, listed, shown
 from ..service.tokens import longest_answer, prompt_tokens
 from ..service.validation import refuse_in_its_words
 from . import wire
-from .heads import Refused
-from .outgoing import Outgoing, Send, answer, with_suggestion
+from .headers import Refused
 from .routes import Access, Route, model_in
+from .sender import ResponseSender, Send, answer, with_suggestion
 
 Scope = MutableMapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -46,28 +46,28 @@ class Request:
     route: Route
     headers: dict[bytes, bytes]
     body: Any
-    exchange: Exchange
+    record: RequestRecord
 
 
-Behind = Callable[[Request, Scope, Send], Awaitable[None]]
+Handler = Callable[[Request, Scope, Send], Awaitable[None]]
 
 
 class Dispatch:
     """Asks the engine, which is `behind`."""
 
     def __init__(
-        self, behind: Behind, models: Models, admission: Admission, limiter: Limiter, cache: AnswerCache | None
+        self, handler: Handler, models: ModelRouter, admission: Admission, limiter: Limiter, cache: AnswerCache | None
     ) -> None:
-        self._behind = behind
+        self._handle = handler
         self._models = models
         self._admission = admission
         self._limiter = limiter
         self._cache = cache
 
-    async def upload(self, request: Request, scope: Scope, out: Outgoing) -> None:
-        await self._behind(request, scope, out.send)
+    async def upload(self, request: Request, scope: Scope, out: ResponseSender) -> None:
+        await self._handle(request, scope, out.send)
 
-    async def ask(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+    async def ask(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
         """Answer a request whose body is here. Raises InferError for what is refused before the engine sees it."""
         route = request.route
         if route.names_model:
@@ -80,13 +80,13 @@ class Dispatch:
             await self._list(request, scope, key, out)
         else:
             out.ask()
-            await self._behind(request, scope, out.send)
+            await self._handle(request, scope, out.send)
 
-    async def _list(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+    async def _list(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
         """A list of models, with the presets and without what the key may not use."""
         out.holds = _well
         out.ask()
-        await self._behind(request, scope, out.send)
+        await self._handle(request, scope, out.send)
         if out.held:
             whole = b"".join(out.body)
             value = wire.decode(whole)
@@ -94,7 +94,7 @@ class Dispatch:
                 whole = _as_before(listed(request.path, value, self._models, key, wire.now), whole)
             await out.release(whole)
 
-    async def _one_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+    async def _one_model(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
         name = model_in(request.path)
         if len(name) > LONGEST_NAME:
             raise Refused(400, f"the model's name is longer than {LONGEST_NAME} bytes")
@@ -109,9 +109,9 @@ class Dispatch:
             await answer(out.send, 200, wire.JSON_BARE, wire.encode(found[0]) + b"\n")
             return
         out.ask()
-        await self._behind(request, scope, out.send)
+        await self._handle(request, scope, out.send)
 
-    async def _change(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+    async def _change(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
         """What changes the engine: a key for some models changes no others, whatever its role."""
         if request.body:
             body = await _read_in_thread(request)
@@ -123,9 +123,9 @@ class Dispatch:
                 raise Refused(403, "this key is for some models, and may make none of files: they could be any model's")
         if not request.route.patient:
             out.ask()
-        await self._behind(request, scope, out.send)
+        await self._handle(request, scope, out.send)
 
-    async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: Outgoing) -> None:
+    async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
         route, raw = request.route, request.body
         body: Any = _read(request) if len(raw) <= SMALL else await _read_in_thread(request)
         if not isinstance(body.get("model"), (str, type(None))):
@@ -147,18 +147,20 @@ class Dispatch:
             chosen = await self._meter(request, body, chosen, key, out)
         before = perf_counter()
         await self._admission.enter(key.id)
-        out.exchange.queued = perf_counter() - before
+        out.record.queued = perf_counter() - before
         try:
-            if out.still is not None and (out.meter is not None or out.exchange.queued > _MOMENT):
+            if out.still is not None and (out.meter is not None or out.record.queued > _MOMENT):
                 out.still()  # what was taken away while it waited never reaches the engine
             await self._try(request, scope, chosen, key, out)
         finally:
             self._admission.leave()
-        if where is not None and out.kept and out.complete and out.exchange.outcome == "answered":
+        if where is not None and out.kept and out.complete and out.record.outcome == "answered":
             assert self._cache is not None
             self._cache.put(where, [f for f in out.fields if f[0] in _CACHED], out.kept)
 
-    async def _meter(self, request: Request, body: Body, chosen: Selection, key: ApiKey, out: Outgoing) -> Selection:
+    async def _meter(
+        self, request: Request, body: Body, chosen: Selection, key: ApiKey, out: ResponseSender
+    ) -> Selection:
         """Set tokens of the key's day aside, and have the engine say how many a stream took. Raises OverLimit."""
         limiter = self._limiter
         route, size = request.route, len(request.body)
@@ -179,12 +181,12 @@ class Dispatch:
         candidates = [(name, _with(made, asking)) for name, made in chosen.candidates]
         return replace(chosen, candidates=candidates)
 
-    async def _try(self, request: Request, scope: Scope, chosen: Selection, key: ApiKey, out: Outgoing) -> None:
+    async def _try(self, request: Request, scope: Scope, chosen: Selection, key: ApiKey, out: ResponseSender) -> None:
         """Ask for each candidate until one answers: the next where one is missing, or fails before its answer began."""
         preset = self._models.selector.preset(chosen.asked) if request.route.path == "/api/show" else None
         last = len(chosen.candidates) - 1
         for number, (model, body) in enumerate(chosen.candidates):
-            out.exchange.model = model
+            out.record.model = model
             # The one that answers counts as well, where the key was asked about it.
             out.named = (chosen.checked, model) if key.may_use(model) else (chosen.checked,)
             if number and out.still is not None:
@@ -192,11 +194,11 @@ class Dispatch:
             out.holds = _always if preset else _missing if number == last else _missing_or_failed
             out.model = b"" if model == chosen.asked else model.encode()
             out.ask()
-            await self._behind(request if body is request.body else replace(request, body=body), scope, out.send)
+            await self._handle(request if body is request.body else replace(request, body=body), scope, out.send)
             if not out.held:
                 return
             if number < last:
-                logger.warning("%s: %r cannot answer (%d), the next is tried", out.exchange.id, model, out.status)
+                logger.warning("%s: %r cannot answer (%d), the next is tried", out.record.id, model, out.status)
         whole = b"".join(out.body)
         if out.status == 404 and chosen.asked and whole.startswith(b"{"):
             suggestion = await self._models.suggestion(chosen.asked, key)
@@ -205,13 +207,13 @@ class Dispatch:
             whole = _as_before(shown(value, self._models, chosen.asked), whole)
         await out.release(whole)
 
-    def _where(self, request: Request, chosen: Selection, key: ApiKey) -> Place | None:
+    def _where(self, request: Request, chosen: Selection, key: ApiKey) -> CacheKey | None:
         """Where the cache keeps the answer to this request; None where it keeps none."""
         if self._cache is None or len(chosen.candidates) != 1:
             return None
         return self._cache.place(key.id, request.route.path, chosen.candidates[0][1])
 
-    async def _replay(self, where: Place, request: Request, out: Outgoing) -> bool:
+    async def _replay(self, where: CacheKey, request: Request, out: ResponseSender) -> bool:
         """Answer from the cache, if it has the answer and the client takes it from there."""
         assert self._cache is not None
         asked = request.headers.get(b"cache-control", b"").lower()
@@ -223,7 +225,7 @@ class Dispatch:
             return False
         kept, age = found
         out.keeps = 0
-        out.exchange.outcome = "cached"
+        out.record.outcome = "cached"
         extra = ((b"cache-status", b"avocado; hit"), (b"age", str(age).encode()))
         await out.send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *extra]})
         for piece in kept.pieces:

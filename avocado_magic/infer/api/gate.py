@@ -16,18 +16,19 @@ from typing import Any
 
 from ..domain.keys import ApiKey
 from ..domain.ports import Engine, Observer
-from ..domain.types import Exchange, InferError, UpstreamError
+from ..domain.types import InferError, RequestRecord, UpstreamError
 from ..service.access import AccessPolicy, Denied
 from ..service.admission import Busy
 from ..service.limits import Limiter, OverLimit
-from . import heads, wire
+from . import headers as heads
+from . import wire
 from .bodies import Bodies
 from .client import CANCELS, TRUSTS, pieces, watched
 from .cors import Cors
 from .dispatch import Dispatch, Request
-from .heads import Refused
-from .outgoing import Fields, Outgoing, answer, answer_error
+from .headers import Refused
 from .routes import Access, Route, Serves, dialect_of, find_route, plain
+from .sender import Headers, ResponseSender, answer, answer_error
 from .watch import Watch
 
 Scope = MutableMapping[str, Any]
@@ -78,8 +79,8 @@ class Gate:
         assert task is not None
         path = plain(scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
         self._id_count += 1
-        exchange = Exchange(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
-        out = Outgoing(send, exchange, ((b"x-request-id", exchange.id.encode()),))
+        record = RequestRecord(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
+        out = ResponseSender(send, record, ((b"x-request-id", record.id.encode()),))
         self._watch.enter(task, out)
         try:
             await self._serve(scope, path, receive, out)
@@ -104,58 +105,56 @@ class Gate:
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
-    async def _serve(self, scope: Scope, path: str, receive: Receive, out: Outgoing) -> None:
+    async def _serve(self, scope: Scope, path: str, receive: Receive, out: ResponseSender) -> None:
         """Answer one request, whatever comes of it, and tell the observers."""
-        exchange = out.exchange
+        record = out.record
         try:
             await self._handle(scope, path, receive, out)
         except InferError as refusal:
-            exchange.outcome = "refused"
+            record.outcome = "refused"
             await _refuse(refusal, path, out)
         except asyncio.CancelledError:
             if out.ending is not None:
-                exchange.outcome = "cut"
-                logger.info("%s %s %s: ended: %s", exchange.id, scope["method"], exchange.route, out.ending.message)
+                record.outcome = "cut"
+                logger.info("%s %s %s: ended: %s", record.id, scope["method"], record.route, out.ending.message)
                 await _refuse(out.ending, path, out)
                 return
             left = scope.get("extensions", {}).get(CANCELS)
             if left is None or not left():
-                exchange.outcome = "broken"
+                record.outcome = "broken"
                 raise
-            exchange.outcome = "left"
-            if exchange.key:
-                logger.info(
-                    "%s %s %s: the client left, the engine's work is stopped", exchange.id, scope["method"], path
-                )
+            record.outcome = "left"
+            if record.key:
+                logger.info("%s %s %s: the client left, the engine's work is stopped", record.id, scope["method"], path)
         except UpstreamError as error:
-            exchange.outcome = "broken"
-            logger.error("%s %s %s: %s in mid-answer", exchange.id, scope["method"], exchange.route, error)
+            record.outcome = "broken"
+            logger.error("%s %s %s: %s in mid-answer", record.id, scope["method"], record.route, error)
             if out.begun:
                 # Where that cannot be said, the connection that breaks off says it.
                 await out.break_off(dialect_of(path), f"{error} in the middle of the answer")
             else:
                 await _refuse(Refused(502, f"{error} in the middle of the answer"), path, out)
         except Exception:
-            exchange.outcome = "failed"
+            record.outcome = "failed"
             raise
         finally:
             out.task = out.grow = out.still = out.comments = None
             out.counted()
-            exchange.ended = perf_counter()
-            if exchange.route not in _UNSEEN:
+            record.ended = perf_counter()
+            if record.route not in _UNSEEN:
                 for observer in self._services.observers:
-                    observer.record(exchange)
+                    observer.record(record)
             if out.meter is not None:
                 self._services.limiter.release(out.meter)
 
-    async def _handle(self, scope: Scope, path: str, receive: Receive, out: Outgoing) -> None:
-        services, exchange, method = self._services, out.exchange, scope["method"]
+    async def _handle(self, scope: Scope, path: str, receive: Receive, out: ResponseSender) -> None:
+        services, record, method = self._services, out.record, scope["method"]
         if self._draining:
             raise Refused(503, "the gateway is stopping", headers=((b"connection", b"close"), (b"retry-after", b"5")))
         headers = heads.fields(scope["headers"])
         route = find_route(path)
         if route is not None:
-            exchange.route = route.path
+            record.route = route.path
             if route.access is Access.OPEN and method in route.methods:
                 await self._health(route, method, out)
                 return
@@ -169,7 +168,7 @@ class Gate:
             out.extra += services.cors.answer(headers[b"origin"])
             heads.check_basic(headers, services.cors)
         key = services.access.key(headers)
-        exchange.key, exchange.key_id = key.name, key.id
+        record.key, record.key_id = key.name, key.id
         trusts = (scope.get("extensions") or {}).get(TRUSTS)
         if trusts is not None:
             trusts()
@@ -191,28 +190,34 @@ class Gate:
         else:
             await self._to_engine(scope, headers, route, key, receive, out)
 
-    async def _health(self, route: Route, method: str, out: Outgoing) -> None:
+    async def _health(self, route: Route, method: str, out: ResponseSender) -> None:
         """Health is public and says nothing else."""
         well = route.path == "/healthz" or await self._services.engine.version() is not None
         body = b'{"status":"ok"}' if well else b'{"status":"the engine does not answer"}'
         await answer(out.send, 200 if well else 503, wire.JSON, body, head=method == "HEAD")
 
     async def _to_engine(
-        self, scope: Scope, headers: dict[bytes, bytes], route: Route, key: ApiKey, receive: Receive, out: Outgoing
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        route: Route,
+        key: ApiKey,
+        receive: Receive,
+        out: ResponseSender,
     ) -> None:
-        services, method, exchange = self._services, scope["method"], out.exchange
-        exchange.runs = route.runs
+        services, method, record = self._services, scope["method"], out.record
+        record.runs = route.runs
         out.dialect, out.generates = route.dialect, bool(route.generates) or route.form
         services.limiter.enter(key, runs=route.runs)
         held = 0
         try:
             if route.uploads and method == "POST":
-                request = Request(method, exchange.path, route, headers, pieces(receive), exchange)
+                request = Request(method, record.path, route, headers, pieces(receive), record)
                 await services.dispatch.upload(request, scope, out)
                 return
             body = await self._bodies.read(key.id, headers, receive)
             held = len(body)
-            request = Request(method, exchange.path, route, headers, body, exchange)
+            request = Request(method, record.path, route, headers, body, record)
             del body
             if CANCELS in (scope.get("extensions") or {}):
                 await services.dispatch.ask(request, scope, key, out)
@@ -224,20 +229,20 @@ class Gate:
             services.limiter.leave(key, runs=route.runs)
 
 
-async def _refuse(refusal: InferError, path: str, out: Outgoing) -> None:
+async def _refuse(refusal: InferError, path: str, out: ResponseSender) -> None:
     """Say what `refusal` says in the shape of the API that was called, or as the last line of an answer that has begun."""
     if out.begun:
         await out.break_off(dialect_of(path), refusal.message)
         return
     out.holds, out.held = None, False
-    headers: Fields = refusal.headers if isinstance(refusal, Refused) else ()
+    headers: Headers = refusal.headers if isinstance(refusal, Refused) else ()
     if isinstance(refusal, Denied):
         basic = path in ("/docs", "/openapi.json")  # where a browser may ask its user
         headers = ((b"www-authenticate", b'Basic realm="avocado"' if basic else b"Bearer"),)
     elif isinstance(refusal, (OverLimit, Busy)):
         headers = ((b"retry-after", str(refusal.retry_after).encode()),)
-        out.exchange.limit = refusal.limit
-    head = out.exchange.method == "HEAD"
+        out.record.limit = refusal.limit
+    head = out.record.method == "HEAD"
     if isinstance(refusal, Refused) and refusal.plain:
         await answer(out.send, refusal.status, wire.TEXT, refusal.message.encode(), head=head, headers=headers)
     else:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from ..domain.names import ModelName
 from ..domain.types import Dialect, InferError, Model
 from ..service import validation as check
-from ..service.inference import Inference, whole
+from ..service.inference import Inference, collect
 from . import wire
 from .streams import Pieces, decoded, json_response, notes_of, streamed
 
@@ -135,7 +135,7 @@ async def _answer(pieces: Pieces, body: Mapping[str, Any], text: str) -> Respons
                 yield {"model": body.get("model", ""), "created_at": wire.now(), **piece}
 
     if not body.get("stream", True):
-        return json_response(await whole(stamped(), text, logprobs_last=text == "response"))
+        return json_response(await collect(stamped(), text, logprobs_last=text == "response"))
     stream = stamped()
     first = await anext(stream)
     if first["done"]:  # loading and unloading answer with one object, as a real one does (recordings 054, 107)

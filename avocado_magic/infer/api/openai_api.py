@@ -12,7 +12,7 @@ from ..domain.types import Dialect, InferError, Model
 from ..service import anthropic, openai, responses
 from ..service import validation as check
 from ..service.go_json import dumps, sorted_members
-from ..service.inference import NO_INPUT, Inference, whole
+from ..service.inference import NO_INPUT, Inference, collect
 from . import wire
 from .streams import Pieces, decoded, json_response, notes_of, streamed
 
@@ -63,7 +63,7 @@ def router(inference: Inference) -> APIRouter:
         pieces = inference.chat(responses.chat_request(body), notes_of(request))
         response = responses.Response(body)
         if not body.get("stream"):
-            return _json(response.whole(await whole(pieces, "message", logprobs_last=True)))
+            return _json(response.whole(await collect(pieces, "message", logprobs_last=True)))
         return await _events(response.stream(pieces), pieces, Dialect.OPENAI, in_order=True)
 
     @api.post("/v1/messages")
@@ -77,7 +77,7 @@ def router(inference: Inference) -> APIRouter:
         pieces = inference.chat(asked, notes_of(request))
         message = anthropic.Message(body["model"], anthropic.estimated_tokens(body))
         if not body.get("stream"):
-            return _json(message.whole(await whole(pieces, "message", logprobs_last=True)))
+            return _json(message.whole(await collect(pieces, "message", logprobs_last=True)))
         return await _events(message.stream(pieces), pieces, Dialect.ANTHROPIC)
 
     return api
@@ -105,7 +105,7 @@ async def _events(
 
 async def _completion(pieces: Pieces, frames: openai.Completions, body: dict[str, Any], text: str) -> Response:
     if not body.get("stream"):
-        return _json(frames.whole(await whole(pieces, text, logprobs_last=True)))
+        return _json(frames.whole(await collect(pieces, text, logprobs_last=True)))
 
     async def stream() -> Pieces:
         async with aclosing(pieces):

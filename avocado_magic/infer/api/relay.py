@@ -9,7 +9,7 @@ from typing import Any
 from ..domain.ports import Upstream, UpstreamAnswer
 from ..domain.types import UpstreamError
 from .dispatch import Request
-from .outgoing import Send, answer_error
+from .sender import Send, answer_error
 
 logger = logging.getLogger(__name__)
 # All that goes upstream of a client's head: Ollama carries the rest on, to its cloud for instance.
@@ -39,8 +39,8 @@ class Relay:
                 chunk = await answer.read()
             except UpstreamError as error:
                 self.reached = False
-                request.exchange.outcome = "failed"
-                logger.error("%s %s %s: %s", request.exchange.id, request.method, request.route.path, error)
+                request.record.outcome = "failed"
+                logger.error("%s %s %s: %s", request.record.id, request.method, request.route.path, error)
                 await answer_error(send, request.route.dialect, 502, f"{error}; see the engine's log")
                 return
             self.reached = True

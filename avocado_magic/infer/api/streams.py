@@ -15,7 +15,7 @@ from ..domain.types import Dialect, InferError
 from ..service.body import SMALL
 from ..service.go_json import Struct, decode
 from . import wire
-from .behind import NOTES
+from .asgi import NOTES
 
 logger = logging.getLogger(__name__)
 Pieces = AsyncGenerator[dict[str, Any], None]

@@ -10,9 +10,9 @@ from time import perf_counter
 from ..domain.keys import ApiKey
 from ..domain.types import InferError
 from ..service.access import AccessPolicy
-from .heads import Refused, check_role
-from .outgoing import Outgoing
+from .headers import Refused, check_role
 from .routes import Route
+from .sender import ResponseSender
 
 logger = logging.getLogger(__name__)
 # A key that was revoked ends what runs with it within twice this, in seconds.
@@ -32,7 +32,7 @@ class Watch:
         self._comments = 0.0 if access.open_to_all else comments  # the gateway's, never the engine's behind it
         self._seconds = min(LOOK_SECONDS, comments / 2) if comments else LOOK_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: dict[asyncio.Task[None], Outgoing] = {}
+        self._open: dict[asyncio.Task[None], ResponseSender] = {}
         self._looking = False
 
     @property
@@ -42,7 +42,7 @@ class Watch:
     def __len__(self) -> int:
         return len(self._open)
 
-    def enter(self, task: asyncio.Task[None], out: Outgoing) -> None:
+    def enter(self, task: asyncio.Task[None], out: ResponseSender) -> None:
         self._open[task] = out
         out.task = task
         if not self._looking:
@@ -52,7 +52,7 @@ class Watch:
     def leave(self, task: asyncio.Task[None]) -> None:
         self._open.pop(task, None)
 
-    def follow(self, out: Outgoing, key: ApiKey, route: Route) -> None:
+    def follow(self, out: ResponseSender, key: ApiKey, route: Route) -> None:
         """Have `out` end when `key` may not use `route`, or the models it named, any more."""
 
         def still() -> None:
@@ -89,7 +89,7 @@ class Watch:
                     task.add_done_callback(self._tasks.discard)
         asyncio.get_running_loop().call_later(self._seconds, self._look)
 
-    def _reason(self, out: Outgoing, now: float) -> InferError | None:
+    def _reason(self, out: ResponseSender, now: float) -> InferError | None:
         if out.still is not None:
             try:
                 out.still()

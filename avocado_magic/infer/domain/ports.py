@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from .keys import ApiKey
-from .types import Embedding, Exchange, Loaded, Model, ModelDetails, Piece, UsageRow
+from .types import Embedding, Loaded, Model, ModelDetails, Piece, RequestRecord, UsageRow
 
 
 class Keys(Protocol):
@@ -25,7 +25,7 @@ class Keys(Protocol):
 class Observer(Protocol):
     """Is told of every request when it has been answered. Must be quick, and must not fail."""
 
-    def record(self, exchange: Exchange) -> None: ...
+    def record(self, record: RequestRecord) -> None: ...
 
 
 class UsageStore(Protocol):
@@ -89,7 +89,7 @@ class UpstreamAnswer(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave; an unfinished exchange stops the engine's work."""
+        """Leave; an unfinished record stops the engine's work."""
         ...
 
 

@@ -104,7 +104,7 @@ class Embedding:
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestRecord:
     """One request and what became of it. Times are time.perf_counter(); 0 is "not yet".
 
     `outcome`: answered, left (the client went away), broken (the engine broke off), refused, failed,

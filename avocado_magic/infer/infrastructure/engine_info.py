@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..domain.types import ModelDetails, UpstreamError
-from .http_client import HttpClient
+from .http.client import HttpClient
 from .remembered import Remembered
 
 _JSON = [(b"Content-Type", b"application/json")]

@@ -62,7 +62,7 @@ class AccessPolicy:
         return key.role is Role.ADMIN
 
     @staticmethod
-    def may_measure(key: ApiKey) -> bool:
+    def may_read_metrics(key: ApiKey) -> bool:
         return key.role in (Role.ADMIN, Role.METRICS)
 
 

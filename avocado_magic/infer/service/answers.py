@@ -31,7 +31,7 @@ _STREAM, _WHOLE = (
 
 
 @dataclass(frozen=True)
-class Place:
+class CacheKey:
     """Where the answer to a request is kept, and how that request wants it."""
 
     key: bytes
@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CachedResponse:
     """An answer as it went out: status 200, header fields, body in its pieces."""
 
     headers: Sequence[tuple[bytes, bytes]]
@@ -63,7 +63,7 @@ class AnswerCache:
         self._max_age = max_age
         self._shared = shared
         self._clock = clock
-        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+        self._answers: OrderedDict[bytes, CachedResponse] = OrderedDict()
         self.bytes = 0
 
     @property
@@ -71,7 +71,7 @@ class AnswerCache:
         """Bytes above which an answer is not kept."""
         return self._max_bytes // 4
 
-    def place(self, owner: str, path: str, body: bytes | bytearray) -> Place | None:
+    def place(self, owner: str, path: str, body: bytes | bytearray) -> CacheKey | None:
         """Where the answer to this request of `owner` is kept; None for one that is not deterministic."""
         if len(body) > MAX_REQUEST:
             return None
@@ -87,9 +87,9 @@ class AnswerCache:
             asked.pop("stream", None)
         canonical = msgspec.json.encode(asked, order="sorted")
         whose = b"" if self._shared else owner.encode()
-        return Place(hashlib.sha256(b"\0".join((whose, path.encode(), canonical))).digest(), path, stream)
+        return CacheKey(hashlib.sha256(b"\0".join((whose, path.encode(), canonical))).digest(), path, stream)
 
-    def get(self, place: Place) -> tuple[Answer, int] | None:
+    def get(self, place: CacheKey) -> tuple[CachedResponse, int] | None:
         """The answer, as a stream where one is wanted, and its age in seconds."""
         key = place.key
         answer = self._answers.get(key)
@@ -109,9 +109,9 @@ class AnswerCache:
                 return None  # of another shape than an answer of this route has
         return answer, int(age)
 
-    def put(self, place: Place, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[bytes]) -> None:
+    def put(self, place: CacheKey, headers: Sequence[tuple[bytes, bytes]], pieces: Sequence[bytes]) -> None:
         key = place.key
-        answer = Answer(tuple(headers), tuple(pieces), place.stream, self._clock())
+        answer = CachedResponse(tuple(headers), tuple(pieces), place.stream, self._clock())
         if answer.size > self.largest:
             return
         self._drop(key)
@@ -126,7 +126,7 @@ class AnswerCache:
             self.bytes -= gone.size
 
 
-def _turned(answer: Answer, text: str) -> Answer:
+def _turned(answer: CachedResponse, text: str) -> CachedResponse:
     """A whole answer as a stream of its text and its end, or a stream as one object."""
     lines = [msgspec.json.decode(line) for line in b"".join(answer.pieces).splitlines() if line.strip()]
     if not answer.stream:
@@ -140,7 +140,7 @@ def _turned(answer: Answer, text: str) -> Answer:
         last = {n: v for n, v in whole.items() if n not in inside or n == "context"}
         head = {name: last.pop(name) for name in ("model", "created_at") if name in last}
         pieces = [msgspec.json.encode(line) + b"\n" for line in (first, {**head, text: empty, **last})]
-        return Answer(_STREAM, pieces, True, answer.at)
+        return CachedResponse(_STREAM, pieces, True, answer.at)
     *_, last = lines
     if text == "response":
         said: Any = "".join(line.get("response", "") for line in lines)
@@ -160,7 +160,7 @@ def _turned(answer: Answer, text: str) -> Answer:
             },
         }
     logprobs = [item for line in lines for item in line.get("logprobs") or []]
-    return Answer(
+    return CachedResponse(
         _WHOLE, [msgspec.json.encode({**whole, **({"logprobs": logprobs} if logprobs else {})})], False, answer.at
     )
 

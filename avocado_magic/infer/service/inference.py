@@ -362,7 +362,7 @@ def _counts(piece: Piece, begin: int, session: Session) -> dict[str, int]:
     return {name: value for name, value in counts.items() if value}  # Go's omitempty
 
 
-async def whole(pieces: AsyncGenerator[dict[str, Any], None], text: str, logprobs_last: bool) -> dict[str, Any]:
+async def collect(pieces: AsyncGenerator[dict[str, Any], None], text: str, logprobs_last: bool) -> dict[str, Any]:
     """The answer that ``"stream": false`` gets: the pieces of `pieces` put together.
 
     `text` is the member that holds the text: "response" or "message". Where log probabilities stand

@@ -35,7 +35,7 @@ class Selection:
         return self.candidates[0][0] != self.asked
 
 
-class Models:
+class ModelRouter:
     """Decides about the model of each request.
 
     `fragile` is an engine that some schemas end, depending on its version; None for one that lives through all.
@@ -177,7 +177,7 @@ def _is_list(raw: msgspec.Raw) -> bool:
 
 
 def listed(
-    path: str, answer: Mapping[str, Any], models: Models, key: ApiKey, now: Callable[[], str]
+    path: str, answer: Mapping[str, Any], models: ModelRouter, key: ApiKey, now: Callable[[], str]
 ) -> Mapping[str, Any]:
     """The answer to a route that lists models, with the presets, and without what `key` may not use."""
     member, name_of = ("data", "id") if path.startswith("/v1/") else ("models", "name")
@@ -197,7 +197,7 @@ def _preset_entry(path: str, name: str, base: Mapping[str, Any] | None, now: str
     return {**empty, **(base or {}), "name": name, "model": name}
 
 
-def shown(answer: Mapping[str, Any], models: Models, name: str) -> Mapping[str, Any]:
+def shown(answer: Mapping[str, Any], models: ModelRouter, name: str) -> Mapping[str, Any]:
     """The answer to /api/show of a preset: its base's, with what the preset sets."""
     preset = models.selector.preset(name)
     if preset is None:

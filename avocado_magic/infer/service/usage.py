@@ -11,7 +11,7 @@ from typing import Any
 
 from ..domain.names import common_name
 from ..domain.ports import UsageStore
-from ..domain.types import Exchange, StoreError, UsageRow
+from ..domain.types import RequestRecord, StoreError, UsageRow
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 5.0
@@ -56,19 +56,19 @@ class UsageBook:
         if self._task:
             await self._task
 
-    def record(self, exchange: Exchange) -> None:
-        tokens = exchange.prompt_tokens + exchange.completion_tokens
-        well = exchange.status == 200
-        if not exchange.runs or not exchange.key_id or not (well or tokens):
+    def record(self, record: RequestRecord) -> None:
+        tokens = record.prompt_tokens + record.completion_tokens
+        well = record.status == 200
+        if not record.runs or not record.key_id or not (well or tokens):
             return
         self._roll()
         # The engine has answered for the model, so there is one; without an answer the name is only what a client says.
-        model = (common_name(exchange.model) if well else None) or OTHER
-        completion = exchange.completion_tokens
-        counts = (1, exchange.prompt_tokens, completion, completion if exchange.estimated else 0)
-        self._count(exchange.key_id, model, counts)
+        model = (common_name(record.model) if well else None) or OTHER
+        completion = record.completion_tokens
+        counts = (1, record.prompt_tokens, completion, completion if record.estimated else 0)
+        self._count(record.key_id, model, counts)
         if self._store is not None:
-            which = (exchange.key_id, model if len(self._pending) < MAX_PENDING else OTHER, self._day)
+            which = (record.key_id, model if len(self._pending) < MAX_PENDING else OTHER, self._day)
             _add(self._pending, which, counts)
 
     def _count(self, key: str, model: str, counts: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from ...domain.types import Embedding, InferError, Loaded, Model, Piece, UpstreamError
-from ..http_client import Answer, HttpClient
+from ..http.client import HttpClient, Response
 from .loading import LoadError, StderrTail, why
 from .threads import load_llama, usable_threads
 
@@ -83,7 +83,7 @@ class LlamaSession:
     async def _call(self, path: str, body: Mapping[str, Any]) -> Any:
         return json.loads(await (await self._send(path, body)).body())
 
-    async def _send(self, path: str, body: Mapping[str, Any]) -> Answer:
+    async def _send(self, path: str, body: Mapping[str, Any]) -> Response:
         try:
             answer = await self._client.request("POST", path, self._headers, json.dumps(body).encode())
             if answer.status == 200:
@@ -317,7 +317,7 @@ def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-async def _events(answer: Answer) -> AsyncIterator[Mapping[str, Any]]:
+async def _events(answer: Response) -> AsyncIterator[Mapping[str, Any]]:
     """The events of a server-sent stream; raises InferError where it reports an error or breaks off."""
     buffer = b""
     try:

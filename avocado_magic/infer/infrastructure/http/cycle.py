@@ -15,7 +15,7 @@ MAX_DISCARDED = 1 << 20
 
 
 class Wire(Protocol):
-    """What an exchange needs of its connection."""
+    """What an cycle needs of its connection."""
 
     loop: asyncio.AbstractEventLoop
     paused: bool
@@ -39,7 +39,7 @@ class Wire(Protocol):
         ...
 
 
-class Exchange:
+class RequestResponseCycle:
     """One request and its answer: the receive and send of ASGI."""
 
     __slots__ = (
@@ -59,7 +59,7 @@ class Exchange:
         self.scope: Message | None = None
         self.chunks: list[bytes] = []
         self.complete = False  # the request is here to its last byte
-        self.close = False  # the connection ends with this exchange
+        self.close = False  # the connection ends with this cycle
         self.expects = False
         self.headless = False
         self.left = False

@@ -1,4 +1,4 @@
-"""The board: what is known of a running service, written down for everybody who watches."""
+"""The store: what is known of a running service, written down for everybody who watches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WELL = ("healthy", "off")
 _REPORT_SECONDS = 0.1
 
 
-class Board:
+class StateStore:
     """Owns the state of one service. Any thread may write to it; every change goes to the state file."""
 
     def __init__(self, folder: ServiceFolder, state: ServiceState, secrets: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from ..domain.types import StoreError, UsageRow
+from ...domain.types import StoreError, UsageRow
 
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens", "estimated_tokens")
 _WHICH = ("key", "model", "day")

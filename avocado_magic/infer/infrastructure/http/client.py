@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from ..domain.types import UpstreamError
+from ...domain.types import UpstreamError
 
 Headers = list[tuple[bytes, bytes]]
 # Reading from the engine pauses above this many bytes that the client has not taken yet.
@@ -223,7 +223,7 @@ class _Connection(asyncio.Protocol):
             self.transport.close()
 
 
-class Answer:
+class Response:
     """An answer whose head has arrived. Read it to the end, or close it."""
 
     def __init__(self, client: HttpClient, connection: _Connection) -> None:
@@ -295,7 +295,7 @@ class HttpClient:
         headers: Sequence[tuple[bytes, bytes]] = (),
         body: Any = b"",
         length: bytes | None = None,
-    ) -> Answer:
+    ) -> Response:
         """Send one request and wait for the head of its answer; cancelling closes the connection.
 
         `body` is bytes, or an asynchronous iterator over them, of `length` bytes where that is known.
@@ -324,7 +324,7 @@ class HttpClient:
             self._busy.discard(connection)
             connection.close()
             raise
-        return Answer(self, connection)
+        return Response(self, connection)
 
     async def _connection(self) -> _Connection:
         now = time.monotonic() if self._idle else 0.0

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from time import perf_counter
 from typing import Any
 
-from ..domain.types import Dialect, Exchange, InferError
+from ..domain.types import Dialect, InferError, RequestRecord
 from ..service.limits import Reservation
 from ..service.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
 from . import wire
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Fields = tuple[tuple[bytes, bytes], ...]
+Headers = tuple[tuple[bytes, bytes], ...]
 # The counts stand in the last bytes of an answer; before them only a stream's closing frame.
 _TAIL = 2048
 # But those of an answer in one piece, and of /v1/responses, in an object that has much else in it.
@@ -23,7 +23,7 @@ _RESPONSES, _WHOLE_TAIL = "/v1/responses", 1 << 20
 _FASTEST = 100
 _STREAMS = (wire.NDJSON.encode(), wire.SSE.encode())
 # The words by which a proxy in front of us passes on each piece of a stream, and keeps none.
-_NOT_HELD: Fields = ((b"x-accel-buffering", b"no"),)
+_NOT_HELD: Headers = ((b"x-accel-buffering", b"no"),)
 _NOT_KEPT = (b"cache-control", b"no-store")
 # Frames of a stream that carry no token: the role, the reason it ended, the usage, the end.
 _FRAMES = 4
@@ -32,7 +32,7 @@ _NO_USAGE = re.compile(rb',"usage":\{"prompt_tokens":0,"completion_tokens":0,"to
 _LARGEST_FRAME = 64 * 1024
 
 
-class Outgoing:
+class ResponseSender:
     """The `send` of one request, all the way to the client.
 
     An answer is held while `holds(status)` says so: its body is collected in `body` instead of being sent.
@@ -57,7 +57,6 @@ class Outgoing:
         "dialect",
         "ending",
         "estimate",
-        "exchange",
         "extra",
         "fields",
         "generates",
@@ -72,6 +71,7 @@ class Outgoing:
         "named",
         "opened",
         "pieces",
+        "record",
         "spoke_at",
         "status",
         "still",
@@ -79,7 +79,7 @@ class Outgoing:
         "task",
     )  # fmt: skip
 
-    def __init__(self, send: Send, exchange: Exchange, extra: Fields = ()) -> None:
+    def __init__(self, send: Send, record: RequestRecord, extra: Headers = ()) -> None:
         self._send = send
         self.extra = extra  # fields that every answer carries
         self.model = b""  # the one that answers, where it is not the one that was named
@@ -92,7 +92,7 @@ class Outgoing:
         self.generates = False  # it is text that the engine writes
         self.streams = False  # a stream was asked for
         self._last = b"\n"  # the last bytes that went out
-        self.exchange = exchange
+        self.record = record
         self.begun = False
         self.complete = False
         self.status = 0
@@ -114,7 +114,7 @@ class Outgoing:
         # what keeps a tunnel from cutting a stream that says nothing
         self.comments: Dialect | None = None  # whose comment may be sent, between frames; None for none
         self.opened = False  # the head went out before the engine had said anything
-        self.spoke_at = exchange.begun  # when something went out last (perf_counter)
+        self.spoke_at = record.begun  # when something went out last (perf_counter)
         # tokens of a key that may use so many a day
         self.meter: Reservation | None = None
         self.grow: Callable[[Reservation], InferError | None] | None = None
@@ -158,7 +158,7 @@ class Outgoing:
 
     async def _begin(self, message: MutableMapping[str, Any]) -> None:
         self.begun = True
-        self.exchange.status = self.status
+        self.record.status = self.status
         kind, length, cached = b"", False, False
         for name, value in self.fields:
             if name == b"content-type":
@@ -168,10 +168,10 @@ class Outgoing:
             elif name == b"cache-control":
                 cached = True
         streams = self._in_pieces = not length and kind.startswith(_STREAMS)
-        if streams and self.exchange.runs:
-            self._mark = _mark(self.exchange.route, kind)
+        if streams and self.record.runs:
+            self._mark = _mark(self.record.route, kind)
         self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
-        if self.exchange.runs and (not streams or self.exchange.route == _RESPONSES):
+        if self.record.runs and (not streams or self.record.route == _RESPONSES):
             self._tail_size = _WHOLE_TAIL
         if self.opened:
             return  # the head is out
@@ -209,10 +209,10 @@ class Outgoing:
             await self.break_off(self.comments or Dialect.OPENAI, said)
 
     def _count(self, body: bytes) -> None:
-        exchange = self.exchange
-        if not exchange.first:
-            exchange.first = perf_counter()
-        if exchange.runs:
+        record = self.record
+        if not record.first:
+            record.first = perf_counter()
+        if record.runs:
             self.pieces += body.count(self._mark)
             size = self._tail_size
             self._size += len(body)
@@ -287,24 +287,20 @@ class Outgoing:
         self.asked_at = self.asked_since = perf_counter()
 
     def counted(self) -> None:
-        """Write the token counts into the exchange: the engine's own, or an estimate of what broke off."""
-        exchange = self.exchange
-        ended = exchange.outcome in ("left", "broken", "cut")
-        if (
-            not exchange.runs
-            or not self.asked
-            or not (ended or (exchange.outcome == "answered" and self.status == 200))
-        ):
+        """Write the token counts into the record: the engine's own, or an estimate of what broke off."""
+        record = self.record
+        ended = record.outcome in ("left", "broken", "cut")
+        if not record.runs or not self.asked or not (ended or (record.outcome == "answered" and self.status == 200)):
             return
         found = self._told() if self.complete and not ended else None
         if found is None:
             found = (self.estimate() if self.estimate else 0, self._estimated())
-            exchange.estimated = True
-        exchange.prompt_tokens, exchange.completion_tokens = found
+            record.estimated = True
+        record.prompt_tokens, record.completion_tokens = found
 
     def _told(self) -> tuple[int, int] | None:
         """The engine's own count; None where it gives none."""
-        if self.exchange.route == _RESPONSES:
+        if self.record.route == _RESPONSES:
             return tokens_of(self._tail, completed=self._in_pieces)
         if self._in_pieces:
             return tokens_in(self._tail, self.dialect)
@@ -337,7 +333,7 @@ def _mark(route: str, kind: bytes) -> bytes:
 
 
 async def answer(
-    send: Send, status: int, kind: str, body: bytes, *, head: bool = False, headers: Fields = ()
+    send: Send, status: int, kind: str, body: bytes, *, head: bool = False, headers: Headers = ()
 ) -> None:  # fmt: skip
     """Send a whole answer; with `head` its header alone."""
     fields = [*headers, (b"content-length", str(len(body)).encode())]
@@ -348,7 +344,7 @@ async def answer(
 
 
 async def answer_error(
-    send: Send, dialect: Dialect, status: int, message: str, *, head: bool = False, headers: Fields = ()
+    send: Send, dialect: Dialect, status: int, message: str, *, head: bool = False, headers: Headers = ()
 ) -> None:  # fmt: skip
     """Send an error in the shape of the API that was called."""
     body = wire.encode(wire.error_object(dialect, status, message))

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from ..domain.names import common_name
-from ..domain.types import Exchange
+from ...domain.names import common_name
+from ...domain.types import RequestRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 # Models that have a series of their own.
@@ -54,26 +54,26 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def record(self, exchange: Exchange) -> None:
-        route = exchange.route or "other"
-        self._requests[route, exchange.method, exchange.status, exchange.outcome] += 1
-        if exchange.limit:
-            self._limits[exchange.limit] += 1
-        if not exchange.runs or exchange.outcome == "refused":
+    def record(self, record: RequestRecord) -> None:
+        route = record.route or "other"
+        self._requests[route, record.method, record.status, record.outcome] += 1
+        if record.limit:
+            self._limits[record.limit] += 1
+        if not record.runs or record.outcome == "refused":
             return
-        self._latency[route].observe(exchange.ended - exchange.begun)
-        if exchange.first:
-            self._first[route].observe(exchange.first - exchange.begun)
-        self._queued.observe(exchange.queued)
-        if exchange.prompt_tokens or exchange.completion_tokens:
+        self._latency[route].observe(record.ended - record.begun)
+        if record.first:
+            self._first[route].observe(record.first - record.begun)
+        self._queued.observe(record.queued)
+        if record.prompt_tokens or record.completion_tokens:
             # The engine has answered for the model, so there is one; without an answer the name is only what a client says.
-            model = (common_name(exchange.model) if exchange.status == 200 else None) or "other"
+            model = (common_name(record.model) if record.status == 200 else None) or "other"
             if model not in self._models:
                 if len(self._models) >= _MAX_MODELS:
                     model = "other"
                 self._models.add(model)
-            self._tokens[model, "prompt"] += exchange.prompt_tokens
-            self._tokens[model, "completion"] += exchange.completion_tokens
+            self._tokens[model, "prompt"] += record.prompt_tokens
+            self._tokens[model, "completion"] += record.completion_tokens
 
     def render(self) -> tuple[bytes, str]:
         """The page, and its content type."""

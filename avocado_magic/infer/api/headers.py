@@ -12,8 +12,8 @@ from ..domain.keys import ApiKey
 from ..domain.types import InferError
 from ..service.access import AccessPolicy
 from .cors import Cors
-from .outgoing import Fields
 from .routes import Access, Route
+from .sender import Headers
 
 _ONCE = frozenset((b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"transfer-encoding"))
 _PORT = re.compile(r":\d{1,5}$")
@@ -23,7 +23,7 @@ _LOCAL_NAME = re.compile(r"localhost|[^/\s]+\.(localhost|local|internal)", re.IG
 class Refused(InferError):
     """An answer that is given at the gate. `plain` is text as Ollama's router says it; `headers` go along."""
 
-    def __init__(self, status: int, message: str, *, plain: bool = False, headers: Fields = ()) -> None:
+    def __init__(self, status: int, message: str, *, plain: bool = False, headers: Headers = ()) -> None:
         super().__init__(status, message)
         self.plain, self.headers = plain, headers
 
@@ -91,7 +91,7 @@ def check_role(access: AccessPolicy, route: Route, key: ApiKey) -> None:
         if not access.may_administer(key):
             raise Refused(403, "this route needs an admin key")
     elif route.access is Access.METRICS:
-        if not access.may_measure(key):
+        if not access.may_read_metrics(key):
             raise Refused(403, "this route needs a metrics or an admin key")
     elif route.access is Access.INFERENCE and not access.may_infer(key):
         raise Refused(403, "a metrics key opens /metrics alone")

@@ -14,7 +14,7 @@ import socket
 import time
 from email.utils import formatdate
 
-from .http_connection import App, Connection, Limits, Standing
+from .connection import App, Connection, Limits, Standing
 
 BACKLOG = 2048
 

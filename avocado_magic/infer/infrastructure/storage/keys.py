@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import ConfigError
-from ...keyring import entries, parse_time
-from ..domain.keys import ApiKey, Role
-from ..domain.names import ModelName
+from ....api_keys import entries, parse_time
+from ....errors import ConfigError
+from ...domain.keys import ApiKey, Role
+from ...domain.names import ModelName
 
 logger = logging.getLogger(__name__)
 _Stamp = tuple[int, int, int]

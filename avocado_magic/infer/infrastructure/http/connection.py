@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from .http_exchange import MAX_DISCARDED, Exchange, Message
+from .cycle import MAX_DISCARDED, Message, RequestResponseCycle
 
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         self._trusted = False
         # reading
         self._parser = httptools.HttpRequestParser(self)
-        self._reading: Exchange | None = None  # whose head or body is on its way in
+        self._reading: RequestResponseCycle | None = None  # whose head or body is on its way in
         self._in_head = True
         self._head_bytes = 0
         self._overhead = 0
@@ -111,8 +111,8 @@ class Connection(asyncio.Protocol):
         self._stuck_size = 0
         self._stuck_since = 0.0
         # answering
-        self._current: Exchange | None = None  # whose answer is being made
-        self._waiting: deque[Exchange] = deque()
+        self._current: RequestResponseCycle | None = None  # whose answer is being made
+        self._waiting: deque[RequestResponseCycle] = deque()
         self._drain_waiter: asyncio.Future[None] | None = None
         self.paused = False
 
@@ -137,14 +137,14 @@ class Connection(asyncio.Protocol):
     def _client_left(self) -> None:
         """Stop the work for a client that is gone, and let go of what it sent."""
         waiting, self._waiting = self._waiting, deque()
-        for exchange in (self._reading, self._current, *waiting):
-            if exchange is None:
+        for cycle in (self._reading, self._current, *waiting):
+            if cycle is None:
                 continue
-            exchange.left = True
-            self.server.unread -= exchange.drop()
-            exchange.wake()
-            if exchange.task is not None and not exchange.answered:
-                exchange.task.cancel()
+            cycle.left = True
+            self.server.unread -= cycle.drop()
+            cycle.wake()
+            if cycle.task is not None and not cycle.answered:
+                cycle.task.cancel()
 
     def eof_received(self) -> None:
         # A client that closes its half has left, as under Go and nginx: nobody who waits for an answer does. Here, and
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._ended:
             raise ConnectionAbortedError  # more than may wait here: the rest of these bytes is not looked at
-        self._reading = Exchange(self)
+        self._reading = RequestResponseCycle(self)
         self._deadline = self.loop.time() + self._limits.head
         if self.standing is Standing.IDLE:
             self._stand(Standing.OPENING)
@@ -205,53 +205,53 @@ class Connection(asyncio.Protocol):
         self._reading.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self._reading
-        assert exchange is not None
+        cycle = self._reading
+        assert cycle is not None
         if not self._in_head:
             return  # a trailer is no header
-        exchange.size += len(name) + len(value) + 4
-        if exchange.size <= self._limits.head_bytes and len(exchange.headers) < MAX_FIELDS:
-            exchange.headers.append((name.lower(), value))
+        cycle.size += len(name) + len(value) + 4
+        if cycle.size <= self._limits.head_bytes and len(cycle.headers) < MAX_FIELDS:
+            cycle.headers.append((name.lower(), value))
         else:
-            exchange.size = self._limits.head_bytes + 1  # too many are too large: each costs more than its bytes
+            cycle.size = self._limits.head_bytes + 1  # too many are too large: each costs more than its bytes
 
     def on_headers_complete(self) -> None:
-        exchange, parser = self._reading, self._parser
-        assert exchange is not None
+        cycle, parser = self._reading, self._parser
+        assert cycle is not None
         self._in_head = False
         self._head_bytes = self._overhead = 0
         method = parser.get_method().decode()
         version = parser.get_http_version()
-        if exchange.size + len(exchange.url) > self._limits.head_bytes:
-            exchange.refusal = 431
-        elif version not in ("1.0", "1.1") or not exchange.url.startswith((b"/", b"*")):
-            exchange.refusal = 400
-        exchange.close = not parser.should_keep_alive()
-        exchange.headless = method == "HEAD"
+        if cycle.size + len(cycle.url) > self._limits.head_bytes:
+            cycle.refusal = 431
+        elif version not in ("1.0", "1.1") or not cycle.url.startswith((b"/", b"*")):
+            cycle.refusal = 400
+        cycle.close = not parser.should_keep_alive()
+        cycle.headless = method == "HEAD"
         framed = False
-        for name, value in exchange.headers:
+        for name, value in cycle.headers:
             if name == b"expect":
-                exchange.expects = version == "1.1" and value.lower() == b"100-continue"
+                cycle.expects = version == "1.1" and value.lower() == b"100-continue"
             elif name == b"transfer-encoding":
                 if framed or value.lower() != b"chunked":
-                    exchange.refusal = exchange.refusal or 400  # others may read another body, or none
+                    cycle.refusal = cycle.refusal or 400  # others may read another body, or none
                 framed = True
             elif name == b"content-length":
                 framed = True
                 if len(value) <= 19 and value.isdigit():
-                    exchange.length = int(value)
+                    cycle.length = int(value)
                 else:
-                    exchange.refusal = exchange.refusal or 400  # thousands of leading zeros are no number to anybody
+                    cycle.refusal = cycle.refusal or 400  # thousands of leading zeros are no number to anybody
         if framed:
             now = self.loop.time()
             self._deadline = now + self._limits.body
             self._body_ends = now + self._limits.body_total
         if parser.should_upgrade():
-            exchange.close = True
+            cycle.close = True
             if framed:
-                exchange.refusal = 400  # its body would be read as another protocol, or as a second request
-        raw, _, query = exchange.url.partition(b"?")
-        exchange.scope = {
+                cycle.refusal = 400  # its body would be read as another protocol, or as a second request
+        raw, _, query = cycle.url.partition(b"?")
+        cycle.scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
@@ -261,49 +261,49 @@ class Connection(asyncio.Protocol):
             "raw_path": raw,
             "query_string": query,
             "root_path": "",
-            "headers": exchange.headers,
+            "headers": cycle.headers,
             "client": self._client,
             "server": self.server.address,
-            "extensions": {CANCELS: exchange.client_left, TRUSTS: exchange.trust},
+            "extensions": {CANCELS: cycle.client_left, TRUSTS: cycle.trust},
         }
         if self._current is None and not self._waiting:
-            self._start(exchange)
+            self._start(cycle)
             return
         if len(self._waiting) >= MAX_PIPELINED:
-            exchange.refusal = 400
+            cycle.refusal = 400
             self._ended = True
-        self._waiting.append(exchange)
+        self._waiting.append(cycle)
 
     def on_body(self, body: bytes) -> None:
-        exchange = self._reading
-        assert exchange is not None
+        cycle = self._reading
+        assert cycle is not None
         self._got_body = True
         self._overhead = 0
-        exchange.received += len(body)
-        if exchange.answered or exchange.refusal:
-            if exchange.received > MAX_DISCARDED:
-                exchange.close = True
-                if exchange.answered:
+        cycle.received += len(body)
+        if cycle.answered or cycle.refusal:
+            if cycle.received > MAX_DISCARDED:
+                cycle.close = True
+                if cycle.answered:
                     self._linger()
             return
         server = self.server
-        if exchange is not self._current and server.unread > self._limits.unread:
+        if cycle is not self._current and server.unread > self._limits.unread:
             self.abort()  # everybody together holds too much already: not for one whose turn has not come
             return
-        exchange.chunks.append(body)
-        exchange.unread += len(body)
+        cycle.chunks.append(body)
+        cycle.unread += len(body)
         server.unread += len(body)
         self._body_ends += len(body) / self._limits.body_rate
-        exchange.wake()
+        cycle.wake()
 
     def on_message_complete(self) -> None:
-        exchange = self._reading
-        assert exchange is not None
+        cycle = self._reading
+        assert cycle is not None
         self._reading = None
         self._in_head = True
-        exchange.complete = True
-        exchange.wake()
-        if exchange.answered and self._current is None:
+        cycle.complete = True
+        cycle.wake()
+        if cycle.answered and self._current is None:
             self._next()
 
     # reading, or not
@@ -348,51 +348,51 @@ class Connection(asyncio.Protocol):
 
     # exchanges
 
-    def _start(self, exchange: Exchange) -> None:
-        self._current = exchange
-        exchange.task = self.loop.create_task(self._run(exchange))
+    def _start(self, cycle: RequestResponseCycle) -> None:
+        self._current = cycle
+        cycle.task = self.loop.create_task(self._run(cycle))
 
-    async def _run(self, exchange: Exchange) -> None:
-        assert exchange.scope is not None
+    async def _run(self, cycle: RequestResponseCycle) -> None:
+        assert cycle.scope is not None
         try:
-            if exchange.refusal:
-                await self._answer(exchange, exchange.refusal)
+            if cycle.refusal:
+                await self._answer(cycle, cycle.refusal)
             else:
-                await self.server.app(exchange.scope, exchange.receive, exchange.send)
+                await self.server.app(cycle.scope, cycle.receive, cycle.send)
         except asyncio.CancelledError:
-            if not exchange.left:
-                exchange.close = True
+            if not cycle.left:
+                cycle.close = True
         except Exception:
             logger.exception("the application failed")
-            if exchange.silent:
-                await self._answer(exchange, 500)
-        if not exchange.answered:
-            exchange.close = True  # the broken framing is the message
-        self._finished(exchange)
+            if cycle.silent:
+                await self._answer(cycle, 500)
+        if not cycle.answered:
+            cycle.close = True  # the broken framing is the message
+        self._finished(cycle)
 
     @staticmethod
-    async def _answer(exchange: Exchange, status: int) -> None:
-        exchange.close = True
+    async def _answer(cycle: RequestResponseCycle, status: int) -> None:
+        cycle.close = True
         text = HTTPStatus(status).phrase.encode()
-        await exchange.send(
+        await cycle.send(
             {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]}
         )
-        await exchange.send({"type": "http.response.body", "body": text})
+        await cycle.send({"type": "http.response.body", "body": text})
 
-    def _finished(self, exchange: Exchange) -> None:
+    def _finished(self, cycle: RequestResponseCycle) -> None:
         self._current = None
-        whole, exchange.answered = exchange.answered, True
-        # The scope holds the exchange: apart they are freed at once, together only by the garbage collector.
-        exchange.scope = exchange.task = None
-        self.server.unread -= exchange.drop()
-        if exchange.left:
+        whole, cycle.answered = cycle.answered, True
+        # The scope holds the cycle: apart they are freed at once, together only by the garbage collector.
+        cycle.scope = cycle.task = None
+        self.server.unread -= cycle.drop()
+        if cycle.left:
             return
-        if exchange.close or self.server.closing:
+        if cycle.close or self.server.closing:
             if whole and (self._reading is not None or self._ended):
                 self._linger()  # the client is still sending
             else:
                 self.end()
-        elif exchange.complete:
+        elif cycle.complete:
             self._next()
         else:
             self._regulate()
@@ -415,19 +415,19 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int) -> None:
         """What came is no HTTP that we read: say so if nothing else is being said, and end."""
         self._ended = True
-        exchange, reading = self._current, self._reading
+        cycle, reading = self._current, self._reading
         if self._waiting:
             # Those that came whole before it are answered first.
             if reading is not None and reading is self._waiting[-1]:
                 reading.refusal = reading.refusal or status
             self._waiting[-1].close = True
-        elif exchange is None or exchange is reading:
-            if exchange is not None and exchange.task is not None:
-                if not exchange.silent:
+        elif cycle is None or cycle is reading:
+            if cycle is not None and cycle.task is not None:
+                if not cycle.silent:
                     self.end()
                     return
-                exchange.left = True
-                exchange.task.cancel()
+                cycle.left = True
+                cycle.task.cancel()
             phrase = HTTPStatus(status).phrase
             self.write(
                 f"HTTP/1.1 {status} {phrase}\r\ncontent-type: text/plain\r\ncontent-length: {len(phrase)}\r\n"
@@ -435,7 +435,7 @@ class Connection(asyncio.Protocol):
             )
             self._linger()
         else:
-            exchange.close = True
+            cycle.close = True
 
     # towards the transport
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TextIO
 
-from ..domain.types import Exchange
+from ...domain.types import RequestRecord
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Lines of requests are written together this often, in seconds: a write for each would cost more than the rest.
@@ -70,18 +70,18 @@ class RequestLog:
 
     def __init__(self, everything: bool, as_json: bool, stream: TextIO | None = None) -> None:
         self._everything = everything
-        self._format: Callable[[Exchange], str] = _as_json if as_json else _as_text
+        self._format: Callable[[RequestRecord], str] = _as_json if as_json else _as_text
         self._stream = stream or sys.stderr
         self._lines: list[str] = []
         self._note: Callable[[str], str] = _note_as_json if as_json else _note_as_text
         self._keyless = 0  # requests without a key in these seconds
 
-    def record(self, exchange: Exchange) -> None:
-        if not self._everything and exchange.status < 400 and exchange.outcome == "answered":
+    def record(self, record: RequestRecord) -> None:
+        if not self._everything and record.status < 400 and record.outcome == "answered":
             return
-        if not exchange.key and not self._admits_keyless():
+        if not record.key and not self._admits_keyless():
             return
-        self._add(self._format(exchange))
+        self._add(self._format(record))
 
     def _add(self, line: str) -> None:
         if not self._lines:
@@ -108,7 +108,7 @@ class RequestLog:
             self._stream.flush()
 
 
-def _as_text(e: Exchange) -> str:
+def _as_text(e: RequestRecord) -> str:
     first = f" first={(e.first - e.begun) * 1000:.1f}ms" if e.first else ""
     counts = f" tokens={e.prompt_tokens}+{e.completion_tokens}{'~' if e.estimated else ''}" if e.runs else ""
     limit = f" limit={e.limit}" if e.limit else ""
@@ -132,7 +132,7 @@ def _note_as_json(text: str) -> str:
     return _dumps({"time": _stamp(time.time()), "level": "info", "logger": "request", "message": text})
 
 
-def _as_json(e: Exchange) -> str:
+def _as_json(e: RequestRecord) -> str:
     entry = {
         "time": _stamp(time.time()),
         "level": "info",

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import MutableMapping
 from typing import Any
 
-from .dispatch import Behind, Request
-from .outgoing import Send
+from .dispatch import Handler, Request
+from .sender import Send
 
 # Where the application finds the place for what is to be said in the head of the answer.
 NOTES = "avocado.notes"
 
 
-def behind_fastapi(app: Any) -> Behind:
+def handler_of(app: Any) -> Handler:
     """Hand requests to an ASGI `app`, which finds a place for header fields in its scope. The gate keeps watching the client."""
 
     async def serve(request: Request, scope: MutableMapping[str, Any], send: Send) -> None:

@@ -1,0 +1,134 @@
+"""What runs the models: an Ollama at a URL, or llama.cpp in this process. Wired here, as the rest is in `app`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..config import base_url, cache_dir
+from .api.dispatch import Handler
+from .domain.ports import Engine, ModelInfo
+from .settings import InferSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class Backend(Protocol):
+    """How the models are asked, what is known of them, and how the work is begun and ended.
+
+    `fragile` is whether some schemas may end the engine, depending on its version.
+    """
+
+    @property
+    def handler(self) -> Handler: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def fragile(self) -> bool: ...
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the engine took the last request; None before the first."""
+
+    async def prepare(self) -> None:
+        """Have what must be there before the first request."""
+
+    def break_off(self, why: str) -> None:
+        """End what is being answered; clients are told `why`."""
+
+    async def close(self) -> None: ...
+
+
+def backend(settings: InferSettings, app: FastAPI) -> Backend:
+    """The backend that `settings` name; one in this process adds its routes to `app`."""
+    return OllamaBackend(settings) if settings.backend == "ollama" else EmbeddedBackend(settings, app)
+
+
+class OllamaBackend:
+    """An engine at a URL, to which requests are passed on."""
+
+    fragile = True
+
+    def __init__(self, settings: InferSettings) -> None:
+        from .api.relay import Relay
+        from .infrastructure.engine_info import OllamaInfo
+        from .infrastructure.http.client import UNIX, HttpClient
+
+        upstream = settings.upstream
+        self._client = HttpClient(upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream"))
+        self._relay = Relay(self._client)
+        self.handler: Handler = self._relay
+        self.info = self.engine = OllamaInfo(self._client)
+
+    @property
+    def reached(self) -> bool | None:
+        return self._relay.reached
+
+    async def prepare(self) -> None:
+        """Nothing: whether the engine is there, the first request tells."""
+
+    def break_off(self, why: str) -> None:
+        self._client.abort(why)
+
+    async def close(self) -> None:
+        self._client.close()
+
+
+class EmbeddedBackend:
+    """llama.cpp in this process, whose routes are FastAPI's."""
+
+    fragile = False
+    reached = True
+
+    def __init__(self, settings: InferSettings, app: FastAPI) -> None:
+        from .api import ollama_api, openai_api
+        from .api.asgi import handler_of
+        from .api.errors import add_handlers
+        from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
+        from .infrastructure.llamacpp.info import LibraryInfo
+        from .infrastructure.llamacpp.library import Library
+        from .infrastructure.llamacpp.schemas import Llguidance
+        from .service.inference import Inference
+        from .service.output import capabilities_of
+
+        self._models = [settings.model] if isinstance(settings.model, str) else settings.model or []
+        self._library = Library(settings.cache or cache_dir(), capabilities_of)
+        options = RunOptions(
+            settings.context, _keep_alive(settings.keep_alive), settings.parallel, settings.gpu_layers, settings.threads
+        )
+        self._llama = LlamaCppEngine(options)
+        inference = Inference(self._library, self._llama, Llguidance())
+        app.include_router(ollama_api.router(inference))
+        app.include_router(openai_api.router(inference))
+        add_handlers(app)
+        self.handler = handler_of(app)
+        self.info = self.engine = LibraryInfo(self._library, self._llama, ollama_api.API_VERSION)
+
+    async def prepare(self) -> None:
+        """Fetch the models that were asked for."""
+        await self._library.have(self._models)
+
+    def break_off(self, why: str) -> None:
+        self._llama.abort(why)
+
+    async def close(self) -> None:
+        await self._llama.close()
+
+
+def _keep_alive(given: str) -> float:
+    """Seconds, as Ollama reads them from its environment: a bare number is seconds (envconfig.KeepAlive)."""
+    from .domain.types import InferError
+    from .service.validation import keep_alive
+
+    try:
+        seconds = keep_alive(int(given) if given.lstrip("-").isdigit() else given)
+    except InferError:
+        seconds = None
+    if seconds is None:
+        raise ValueError(f"--keep-alive {given!r} is no time: write it as in 30s, 5m or 24h; -1 is for ever")
+    return seconds

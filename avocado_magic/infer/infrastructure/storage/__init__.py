@@ -1,0 +1,1 @@
+"""What the gateway keeps: keys in files, usage in a database."""

@@ -1,0 +1,1 @@
+"""What operators see of the gateway: its log, and its metrics."""

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import pytest
 import requests
 from gateways import embedded_engine, templated_engine
 from gguf import with_metadata
-from pydantic import BaseModel
+from pydantic import BaseModel, FilePath, HttpUrl, IPvAnyAddress, SecretStr
 
 from avocado_magic.infer.domain.types import InferError
 from avocado_magic.infer.infrastructure.llamacpp.loading import why
 from avocado_magic.infer.infrastructure.llamacpp.schemas import Llguidance
-from avocado_magic.infer.service.json_schema import prepared
+from avocado_magic.infer.service.json_schema import WHITE_SPACE, prepared
 from avocado_magic.infer.service.turns import alternating, without_system
 
 MODEL = "smollm2:135m"
@@ -37,6 +38,10 @@ def ask(
 # what the compiler cannot do is refused, with its reason
 
 
+class Tags(BaseModel):
+    tags: set[str]
+
+
 CANNOT: list[tuple[Any, str]] = [
     ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "uniqueItems"), ({"not": {"type": "string"}}, "not"),
     ({"if": {"type": "string"}, "then": {"minLength": 2}}, "if"), ({"type": "array", "contains": {"type": "string"}}, "contains"),
@@ -48,6 +53,9 @@ CANNOT: list[tuple[Any, str]] = [
     ({"type": "object", "properties": {"a": {"not": {}}}, "x-guidance": {"lenient": True}}, "not"),
     ({"type": "object", "properties": {"a": {"x-guidance": {"lenient": True}, "uniqueItems": True}}}, "uniqueItems"),
     ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, "range"),
+    ({"type": "array", "items": {"type": "string"}, "maxItems": 100_000}, "too large"),
+    ({"type": "object", "properties": {f"p{n}": {"type": "array", "items": {"type": "string"}, "maxItems": 1000} for n in range(100)}}, "too large"),
+    ({"if": {"type": "string"}, "then": {"minLength": 2}, "else": {"minimum": 2}}, "if"), (Tags.model_json_schema(), "uniqueItems"),
 ]  # fmt: skip
 
 
@@ -73,6 +81,17 @@ class Address(BaseModel):
     zip: str
 
 
+class Odd(BaseModel):
+    """What pydantic writes formats and patterns for that the compiler does not know."""
+
+    url: HttpUrl
+    secret: SecretStr
+    raw: bytes
+    where: FilePath
+    address: IPvAnyAddress
+    price: Decimal
+
+
 class Person(BaseModel):
     name: str
     age: int
@@ -87,6 +106,10 @@ CAN: list[tuple[str, Any]] = [
     ("letters", {"type": "object", "properties": {"k": {"type": "string", "pattern": "^\\p{L}{3}$"}}, "required": ["k"]}),
     ("named-group", {"type": "object", "properties": {"k": {"type": "string", "pattern": "^(?P<year>\\d{4})$"}}, "required": ["k"]}),
     ("no-items", {"type": "object", "properties": {"k": {"type": "array", "maxItems": 0}}, "required": ["k"]}), ("only-no-items", {"type": "array", "maxItems": 0}),
+    ("empty-text", {"type": "object", "properties": {"k": {"type": "string", "maxLength": 0}}, "required": ["k"]}), ("no-members", {"type": "object", "maxProperties": 0}),
+    ("empty-closed", {"type": "object", "properties": {}, "additionalProperties": False}),
+    ("of-integers", {"type": "object", "properties": {"k": {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1, "maxProperties": 2}}, "required": ["k"]}),
+    ("patterns", {"type": "object", "patternProperties": {"^x[0-9]$": {"type": "boolean"}}, "additionalProperties": False, "minProperties": 1, "maxProperties": 1}),
     ("tuple", {"type": "object", "properties": {"k": {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "boolean"}], "items": False, "minItems": 2}}, "required": ["k"]}),
     ("all-of", {"$defs": {"B": {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]}},
                 "allOf": [{"$ref": "#/$defs/B"}, {"type": "object", "properties": {"c": {"type": "boolean"}}, "required": ["c"]}]}),
@@ -100,6 +123,12 @@ def test_an_answer_is_what_its_schema_says(engine: str, name: str, schema: Any) 
     assert "\n" not in got["message"]["content"], "white space that a model may choose has no end"
     value = json.loads(got["message"]["content"])
     jsonschema.validate(value, {key: v for key, v in schema.items() if name != "letters"})
+
+
+def test_formats_that_pydantic_writes_only_annotate(engine: str) -> None:
+    got = ask(engine, Odd.model_json_schema(), tokens=400)
+    assert got.status_code == 200, got.text
+    assert re.match(r'\{"url": "', got.json()["message"]["content"])
 
 
 def test_a_tuple_of_draft_4_is_held_to_its_items(engine: str) -> None:
@@ -151,17 +180,63 @@ def test_objects_that_list_properties_are_closed_and_others_stay_open() -> None:
 
 def test_an_object_made_of_several_is_closed_as_a_whole() -> None:
     base = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}
-    for schema in ({"$defs": {"B": base}, "allOf": [{"$ref": "#/$defs/B"}, LISTED]}, {"$defs": {"B": base}, "$ref": "#/$defs/B", "properties": LISTED["properties"]},
-                   {**LISTED, "allOf": [base]}, {"allOf": [{"allOf": [base]}, LISTED]}):  # fmt: skip
-        whole = made(schema)
-        assert (set(whole["properties"]), whole["additionalProperties"], whole["required"]) == (
-            {"a", "b"},
-            False,
-            ["b"],
-        )
-    apart = made({"$defs": {"B": base}, **LISTED, "anyOf": [{"$ref": "#/$defs/B"}, {"required": ["a"]}]})
-    assert "additionalProperties" not in apart
-    assert "additionalProperties" not in apart["anyOf"][0]
+    both = {"$defs": {"B": base}, "properties": LISTED["properties"]}
+    for schema in (
+        {"$defs": {"B": base}, "allOf": [{"$ref": "#/$defs/B"}, LISTED]}, {**both, "$ref": "#/$defs/B"}, {**LISTED, "allOf": [base]},
+        {"allOf": [{"allOf": [base]}, LISTED]}, {"allOf": [{**LISTED, "type": ["object"]}, base]}, {**both, "allOf": [{"$ref": "#/$defs/B"}], "unevaluatedProperties": False},
+        {"allOf": [LISTED, {"minProperties": 1, "x-note": 1}, base]}, {"allOf": [LISTED, {"anyOf": [base, {**base, "properties": {"b": {"type": "integer", "minimum": 2}}}]}]},
+        {**LISTED, "anyOf": [base, {"properties": {"c": {"type": "string"}}, "required": ["b", "c"]}]}, {**both, "anyOf": [{"$ref": "#/$defs/B"}, {"required": ["a", "b"]}]},
+    ):  # fmt: skip
+        assert takes(schema, '{"a": "x", "b": 2}') or takes(schema, '{"b": 2, "a": "x"}'), schema
+        assert not takes(schema, '{"a": "x", "b": 2, "zz": 1}'), schema
+        assert not takes(schema, '{"b": 2, "zz": 1}'), schema
+        assert not takes(schema, '{"a": "x"}'), schema
+    kinds = [{"type": "object", "properties": {"b": {"const": kind}}, "required": ["b"]} for kind in ("p", "q")]
+    assert takes({**LISTED, "oneOf": kinds}, '{"a": "x", "b": "q"}')
+    assert not takes({**LISTED, "oneOf": kinds}, '{"a": "x", "b": "q", "zz": 1}')
+    one_that_says = {**LISTED, "anyOf": [{**base, "additionalProperties": True}]}
+    assert takes(one_that_says, '{"a": "x", "b": 2, "zz": 1}')
+    assert takes({**LISTED, "allOf": [base], "unevaluatedProperties": True}, '{"a": "x", "b": 2, "zz": 1}')
+    assert takes({**LISTED, "required": ["z"]}, '{"a": "x", "z": 1}'), "what is required is no stranger"
+
+
+def takes(schema: dict[str, Any], text: str) -> bool:
+    """Whether `text` is a whole answer to `schema`."""
+    matcher, said = COMPILER._compiled(made(schema) | WHITE_SPACE)
+    assert matcher is not None, said
+    return matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "string"}, "uniqueItems": False}, {**LISTED, "unevaluatedProperties": True}, {"type": "array", "minContains": 1},
+        {"type": "string", "then": {"minLength": 2}}, {"type": "string", "else": {"minLength": 2}}, {**LISTED, "$dynamicAnchor": "n"},
+        {"$id": "http://x/s", "$defs": {"q": {"enum": ["x"]}}, "$ref": "http://x/s#/$defs/q"}, {"type": "array", "items": {}, "unevaluatedItems": True},
+    ],
+)  # fmt: skip
+def test_what_says_nothing_is_no_reason_to_refuse(schema: dict[str, Any]) -> None:
+    made(schema)
+
+
+def test_an_answer_is_followed_as_it_is_written() -> None:
+    """The engine goes on without a schema that fails it on the way; nobody gets what it says then."""
+    follows = COMPILER.guard(made(LISTED) | WHITE_SPACE)
+    assert follows('{"a": "Gr')
+    assert follows('ü\U0001f951"')
+    assert not follows(', "b": 1}')
+
+
+def test_pieces_that_leave_their_schema_are_an_error_and_not_an_answer() -> None:
+    from avocado_magic.infer.domain.types import Piece
+    from avocado_magic.infer.service.inference import _Run
+
+    run = _Run({"format": LISTED})
+    run.keeps = COMPILER.guard(made(LISTED) | WHITE_SPACE)
+    run.check(Piece('{"a": "x\ufffd', reason="length"))  # cut inside a character
+    run.keeps = COMPILER.guard(made(LISTED) | WHITE_SPACE)
+    with pytest.raises(InferError, match="left its JSON schema"):
+        run.check(Piece("Bob is a man"))
 
 
 @pytest.mark.parametrize(

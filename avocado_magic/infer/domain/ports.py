@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -156,6 +156,10 @@ class SchemaCompiler(Protocol):
 
     def refusal(self, schema: Mapping[str, Any]) -> str | None:
         """Why no answer can be held to `schema`; None where it can."""
+        ...
+
+    def guard(self, schema: Mapping[str, Any]) -> Callable[[str], bool]:
+        """Takes an answer to `schema`, which is not refused, piece by piece, and tells whether it keeps to it so far."""
         ...
 
     def knows_format(self, name: str) -> bool:

@@ -7,14 +7,14 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from ..domain.names import ModelName
 from ..domain.ports import ModelLibrary, SchemaCompiler, Session, TextEngine
 from ..domain.types import InferError, Loaded, Model, Piece
 from . import validation as check
-from .json_schema import prepared
+from .json_schema import prepared, without_refused
 from .output import OutputParser, Said, tool_call
 from .turns import alternating, without_system
 
@@ -109,6 +109,7 @@ class Inference:
             pieces = session.complete(tokens, run.sampling)
             try:
                 async for piece in pieces:
+                    run.check(piece)
                     generated += piece.tokens
                     said = [*parser.feed(piece.text), *(parser.end() if piece.reason else ())]
                     logprobs = _logprobs(piece, run)
@@ -166,6 +167,7 @@ class Inference:
             pieces = session.complete(tokens, run.sampling)
             try:
                 async for piece in pieces:
+                    run.check(piece)
                     said = [*parser.feed(piece.text), *(parser.end() if piece.reason else ())]
                     logprobs = _logprobs(piece, run)
                     for part in said or ([Said()] if logprobs else []):
@@ -229,10 +231,17 @@ class Inference:
             return
         # A large schema takes its time, and is no reason for others to wait.
         schema = await asyncio.to_thread(prepared, run.schema, self._schemas.knows_format)
-        refusal = await asyncio.to_thread(self._schemas.refusal, schema)
+        compiler = self._schemas
+        refusal = await asyncio.to_thread(compiler.refusal, schema)
         if refusal is not None:
-            raise InferError(400, f"no answer can be held to this JSON schema: {refusal}")
+            less = await asyncio.to_thread(
+                without_refused, schema, lambda part: compiler.refusal(part) is not None, schema
+            )
+            if less == schema or await asyncio.to_thread(compiler.refusal, less) is not None:
+                raise InferError(400, f"no answer can be held to this JSON schema: {refusal}")
+            schema = less
         run.sampling["json_schema"] = schema
+        run.keeps = await asyncio.to_thread(compiler.guard, schema)
 
     @staticmethod
     async def _prompt_of(session: Session, request: Mapping[str, Any], prompt: str, think: bool | None) -> str:
@@ -268,8 +277,16 @@ class _Run:
         if self.sampling["num_predict"] <= 0:
             self.sampling["num_predict"] = -1  # as a real one answers to 0 (recording 076)
         self.schema = check.output_format(request.get("format"))
+        self.keeps: Callable[[str], bool] | None = None  # whether what was said keeps to it so far
         if self.logprobs:
             self.sampling["n_probs"] = max(self.top_logprobs, 1)
+
+    def check(self, piece: Piece) -> None:
+        """Raise InferError 500 for a piece that leaves the schema: the engine goes on without one that fails it on the way."""
+        # Where the end came inside a character, its first bytes are replaced.
+        text = piece.text.rstrip("\ufffd") if piece.reason else piece.text
+        if self.keeps is not None and text and not self.keeps(text):
+            raise InferError(500, "the answer left its JSON schema: the engine failed to hold it there")
 
     def fit(self, tokens: list[int], context: int, notes: dict[str, str] | None = None) -> list[int]:
         """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; 400 where that was forbidden.

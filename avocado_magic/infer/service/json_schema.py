@@ -20,7 +20,7 @@ _MOST = 20_000
 # whitespace_pattern bounds one run of it, and takes any number of runs).
 WHITE_SPACE = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _ANNOTATIONS = frozenset(
-    ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "id",
+    ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "id", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary",
      "contentEncoding", "contentMediaType", "nullable", "discriminator",
      "x-guidance")  # the compiler's own switches, one of which lets everything through
 )  # fmt: skip
@@ -30,20 +30,11 @@ _ONES = ("items", "additionalProperties", "additionalItems", "not", "if", "then"
          "unevaluatedItems")  # fmt: skip
 # They decide about an object, and do not describe it.
 _CONDITIONS = frozenset(("not", "if", "then", "else"))
-# With one of these an object says something about properties that it does not list.
-_OTHERS = (
-    "additionalProperties",
-    "patternProperties",
-    "unevaluatedProperties",
-    "allOf",
-    "$ref",
-    "anyOf",
-    "oneOf",
-    "if",
-    "dependentSchemas",
-)
-# What a part of an allOf may hold to be put together with the others.
-_PLAIN = frozenset(("type", "properties", "required", "minProperties", "maxProperties", "$defs", "definitions"))
+# Members that describe the same object as the schema that they stand in.
+_PARTS = ("allOf", "anyOf", "oneOf")
+# What says nothing where it stands.
+_IDLE = {"uniqueItems": False, "unevaluatedItems": True}
+_NEEDS = {"minContains": "contains", "maxContains": "contains", "then": "if", "else": "if"}
 
 
 def prepared(schema: Mapping[str, Any], knows_format: Callable[[str], bool]) -> dict[str, Any]:
@@ -74,32 +65,76 @@ class _Maker:
         self._look(depth)
         if not isinstance(schema, dict):
             return schema
-        schema = self._merged(schema) or schema
-        out = {name: value for name, value in schema.items() if name not in _ANNOTATIONS}
+        out = {name: value for name, value in schema.items() if name not in _ANNOTATIONS and not _idle(name, schema)}
         if "format" in out and not (isinstance(out["format"], str) and self._knows_format(out["format"])):
             del out["format"]
         _new_spelling(out)
+        if "$ref" in out:
+            out["$ref"] = self._local(out["$ref"])
+            if _says(out) > 1:
+                inner = out.get("allOf")
+                out["allOf"] = [{"$ref": out.pop("$ref")}, *(inner if isinstance(inner, list) else [])]
+        # An object that several describe is closed as a whole: each closed for itself would forbid what the others list.
+        shared = "properties" in out or "allOf" in out or ("anyOf" in out and "oneOf" in out)
+        says_all = "additionalProperties" in out or out.get("unevaluatedProperties") is True
+        names = None if says_all or not closes or not shared else self._named(out, ())
         for name in _MAPS:
             if isinstance(out.get(name), dict):
                 out[name] = {key: self.made(value, depth + 1) for key, value in out[name].items()}
-        whole = closes and "properties" not in out
         for name in _LISTS:
             if not isinstance(out.get(name), list):
                 continue
-            if name == "prefixItems" or (name != "allOf" and whole):
+            if name == "prefixItems" or (closes and not shared):
                 out[name] = [self.made(value, depth + 1) for value in out[name]]
             else:
                 out[name] = [self._part(value, depth + 1) for value in out[name]]
         for name in _ONES:
             if isinstance(out.get(name), dict):
                 out[name] = self.made(out[name], depth + 1, closes=name not in _CONDITIONS)
-        if closes and isinstance(out.get("properties"), dict) and not any(name in out for name in _OTHERS):
+        if out.get("unevaluatedProperties") is True or names:
+            out.pop("unevaluatedProperties", None)
+        if names:
+            own = out.get("properties")
+            own = own if isinstance(own, dict) else {}
+            out["properties"] = {**own, **{name: {} for name in names if name not in own}}
             out["additionalProperties"] = False
         return out
 
+    def _named(self, schema: Schema, seen: tuple[str, ...]) -> dict[str, None] | None:
+        """The properties that `schema` and its parts name, in their order; None where something is said of others."""
+        self._look(len(seen))
+        names: dict[str, None] = {}
+        if not isinstance(schema, dict) or len(seen) > _DEEPEST:
+            return names
+        if schema.get("additionalProperties", False) is not False or schema.get("patternProperties"):
+            return None
+        if schema.get("unevaluatedProperties", False) is not False:
+            return None
+        for member in ("properties", "required"):
+            given = schema.get(member)
+            names.update(
+                dict.fromkeys(name for name in given if isinstance(name, str))
+                if isinstance(given, (dict, list))
+                else {}
+            )
+        parts = [part for member in _PARTS if isinstance(schema.get(member), list) for part in schema[member]]
+        parts += [schema[member] for member in _CONDITIONS if member in schema and member != "not"]
+        reference = schema.get("$ref")
+        for part in parts:
+            inner = self._named(part, seen)
+            if inner is None:
+                return None
+            names.update(inner)
+        if isinstance(reference, str) and reference not in seen:
+            inner = self._named(self._target(reference), (*seen, reference))
+            if inner is None:
+                return None
+            names.update(inner)
+        return names
+
     def _part(self, schema: Schema, depth: int) -> Schema:
         """A part of an object that others describe too: not closed, and what it refers to in its place, for that is."""
-        reference = schema.get("$ref") if isinstance(schema, dict) and _says(schema) == 1 else None
+        reference = self._local(schema.get("$ref")) if isinstance(schema, dict) and _says(schema) == 1 else None
         target = self._target(reference) if reference not in self._inside else None
         if not isinstance(target, dict):
             return self.made(schema, depth, closes=False)
@@ -109,48 +144,12 @@ class _Maker:
         finally:
             self._inside.pop()
 
-    def _merged(self, schema: dict[str, Any]) -> dict[str, Any] | None:
-        """The objects of an allOf, and of a $ref beside other members, as one object; None where they are not that plain.
-
-        Only so can the whole be closed: each closed for itself would forbid the properties of the others.
-        """
-        if "allOf" not in schema and not ("$ref" in schema and _says(schema) > 1):
-            return None
-        parts: list[dict[str, Any]] = []
-        if not self._collect(schema, parts, ()):
-            return None
-        out: dict[str, Any] = {"type": "object", "properties": {}}
-        for part in parts:
-            for name, value in (part.get("properties") or {}).items():
-                there = out["properties"].get(name)
-                out["properties"][name] = value if there is None or there == value else {"allOf": [there, value]}
-            out["required"] = list(dict.fromkeys([*out.get("required", []), *part.get("required", [])]))
-            for name, pick in (("minProperties", max), ("maxProperties", min)):
-                if name in part:
-                    out[name] = pick(part[name], out.get(name, part[name]))
-        return {**out, **{name: schema[name] for name in ("$defs", "definitions") if name in schema}}
-
-    def _collect(self, schema: Schema, parts: list[dict[str, Any]], seen: tuple[str, ...]) -> bool:
-        """Put the plain objects that `schema` is made of into `parts`; False where something is none."""
-        self._look(len(seen))
-        if not isinstance(schema, dict) or len(seen) > _DEEPEST:
-            return False
-        own = {
-            name: value for name, value in schema.items() if name not in _ANNOTATIONS and name not in ("allOf", "$ref")
-        }
-        if not set(own) <= _PLAIN or own.get("type", "object") != "object":
-            return False
-        if not isinstance(own.get("properties", {}), dict) or not isinstance(own.get("required", []), list):
-            return False
-        parts.append(own)
-        inner = schema.get("allOf", [])
-        reference = schema.get("$ref")
-        if reference is not None:
-            if reference in seen:
-                return False
-            if not self._collect(self._target(reference), parts, (*seen, reference)):
-                return False
-        return isinstance(inner, list) and all(self._collect(part, parts, seen) for part in inner)
+    def _local(self, reference: Any) -> Any:
+        """A reference that names this document by its own ``$id``, without it: nothing is fetched."""
+        own = self._root.get("$id")
+        if isinstance(own, str) and isinstance(reference, str) and own and reference.split("#")[0] == own.split("#")[0]:
+            return "#" + reference.partition("#")[2]
+        return reference
 
     def _target(self, reference: Any) -> Schema:
         """What a reference into this schema points to (RFC 6901 in a fragment); None where it points nowhere."""
@@ -163,9 +162,36 @@ class _Maker:
         return value
 
 
+def _idle(name: str, schema: Mapping[str, Any]) -> bool:
+    """Whether a member of `schema` says nothing there."""
+    if name in _NEEDS:
+        return _NEEDS[name] not in schema
+    return name in _IDLE and schema[name] is _IDLE[name]
+
+
 def _says(schema: Mapping[str, Any]) -> int:
     """How many members of `schema` do more than annotate or define."""
     return sum(name not in _ANNOTATIONS and name not in ("$defs", "definitions") for name in schema)
+
+
+def without_refused(schema: Schema, refuses: Callable[[Schema], bool], root: Mapping[str, Any]) -> Schema:
+    """`schema` without the branches of an anyOf or oneOf that the compiler refuses, where others are left.
+
+    What is answered then still keeps to the schema (pydantic's Decimal has a branch with a look-around). `root` has the definitions.
+    """
+    if isinstance(schema, list):
+        return [without_refused(item, refuses, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {name: without_refused(value, refuses, root) for name, value in schema.items()}
+    definitions = {name: root[name] for name in ("$defs", "definitions") if name in root}
+    for name in ("anyOf", "oneOf"):
+        if isinstance(out.get(name), list):
+            kept = [
+                branch for branch in out[name] if not (isinstance(branch, dict) and refuses({**definitions, **branch}))
+            ]
+            out[name] = kept or out[name]
+    return out
 
 
 def _new_spelling(schema: dict[str, Any]) -> None:
@@ -178,7 +204,3 @@ def _new_spelling(schema: dict[str, Any]) -> None:
     if isinstance(inner, list) and len(inner) == 1 and isinstance(inner[0], dict) and _says(schema) == 1:
         del schema["allOf"]
         schema.update(inner[0])
-    if schema.get("unevaluatedProperties") is False and not any(
-        name in schema for name in _OTHERS if name != "unevaluatedProperties"
-    ):
-        schema["additionalProperties"] = schema.pop("unevaluatedProperties")

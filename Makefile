@@ -73,7 +73,7 @@ lint: $(VENV)/.test
 	@touch $@
 
 test: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	PYTHON=$(PYTHON) sh tests/lowest.sh
 
 MINUTES ?= 5

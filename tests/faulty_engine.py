@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 LINE = b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n'
@@ -60,7 +60,8 @@ def engine(answer: Callable[[socket.socket], None], silent: bool = False) -> Ite
             connection.recv(65536)
             if not silent:
                 answer(connection)
-                connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # where the other end has closed already
+                    connection.shutdown(socket.SHUT_RDWR)
                 connection.close()
 
     thread = threading.Thread(target=work, daemon=True)

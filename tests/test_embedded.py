@@ -264,6 +264,14 @@ def test_an_answer_without_an_end_is_bounded() -> None:
         assert run.sampling["num_predict"] == bounded
 
 
+def test_no_number_of_tokens_is_as_many_as_it_takes(engine: str) -> None:
+    """As a real one answers (recording 076), not an answer of none."""
+    body = {"model": MODEL, "prompt": "Say hello.", "stream": False, "options": {"num_predict": 0, "temperature": 0}}
+    answer = requests.post(f"{engine}/api/generate", json=body, timeout=60).json()
+    assert answer["done_reason"] == "stop"
+    assert answer["eval_count"] > 1
+
+
 @pytest.mark.parametrize("member", ["max_tokens", "max_completion_tokens"])
 def test_both_words_for_the_length_of_a_chat_are_kept(engine: str, member: str) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Count to one hundred."}], member: 3}

@@ -61,6 +61,34 @@ def test_keys_are_made_listed_and_revoked_and_never_printed(ollama: Path, kernel
     assert "needs the name of a key" in kernel.run("%avocado_key create").text
 
 
+WAY_UP = "llama3 mistral --engine ollama --context 2048 --keep-alive 1h --parallel 2 --gpu-layers 0"
+TOLD = {
+    "OLLAMA_CONTEXT_LENGTH": "2048",
+    "OLLAMA_KEEP_ALIVE": "1h",
+    "OLLAMA_NUM_PARALLEL": "2",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
+
+
+def test_what_is_set_on_the_way_up_reaches_the_engine(ollama: Path, kernel: Kernel) -> None:
+    assert "takes a number of threads with each request alone" in kernel.run(f"%avocado_up {WAY_UP} --threads 2").text
+    assert kernel.run(f"%avocado_up {WAY_UP}").status == "ok"
+    environment = psutil.Process(client.status().parts["engine"].pid).environ()
+    assert TOLD.items() <= environment.items()
+    assert client.status().models == ["llama3:latest", "mistral:latest"]
+
+
+def test_a_prompt_that_the_context_cuts_is_said_below_its_answer(
+    ollama: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernel.run("import os; os.environ['FAKE_OLLAMA_CONTEXT'] = '50'").status == "ok"
+    assert kernel.run("%avocado_up llama3").status == "ok"
+    assert "prompt was cut" not in kernel.run("%ollama Hello").text
+    cut = kernel.run("%ollama " + "word " * 20)
+    assert cut.status == "ok"
+    assert "the prompt was cut: the context has no room for all of it" in cut.text
+
+
 def test_the_whole_job(ollama: Path, kernel: Kernel) -> None:
     up = kernel.run("%avocado_up llama3  # the small one")
     assert up.status == "ok", up.text

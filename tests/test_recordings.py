@@ -35,7 +35,7 @@ OTHERWISE = {
     "show-verbose": "the recording's long body is cut",
     "status": "this engine has no cloud to tell the state of",
     "me": "this engine has no accounts",
-    "expect-continue": "the recording's body begins with the interim answer; its own test in test_gateway",
+    "expect-continue": "the recording's body begins with the interim answer; its own test in test_operation",
 }
 # The same for what one of the two versions says: where they differ, the newer one counts.
 ONLY: dict[str, dict[str, str]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import faulty_engine as faulty
 import pytest
 import requests
 from conftest import free_port, until
-from gateways import BEARER, KEY, Gateway, running
+from gateways import BEARER, KEY, Gateway, answers, running
 
 from avocado_magic import api_keys
 from avocado_magic.infer.service.fragile import breaks, survives
@@ -72,6 +74,7 @@ COMMENTS = {
     "/v1/chat/completions": ": waiting\n\n",
     "/v1/messages": 'event: ping\ndata: {"type": "ping"}\n\n',
     "/v1/responses": ": waiting\n\n",
+    "/v1/completions": ": waiting\n\n",
 }
 
 
@@ -118,7 +121,41 @@ def test_only_streams_of_events_get_comments(tmp_path: Path) -> None:
         assert gateway.post("/api/chat", {**CHAT, "stream": True}).text == "{}"
 
 
+def test_what_the_head_had_to_say_is_said_in_a_comment_where_the_head_is_out(tmp_path: Path) -> None:
+    head = SSE_HEAD.replace(b"\r\n\r\n", b"\r\nX-Avocado-Prompt-Cut: kept 3 of 9 tokens\r\n\r\n")
+    with (
+        faulty.engine(slow(head, [FRAME], 1.0)) as port,
+        running(tmp_path, "--sse-comments", "0.2", "--alias", "mine=llama3", upstream=port) as gateway,
+    ):
+        text = gateway.post("/v1/chat/completions", {**CHAT, "model": "mine", "stream": True}).text
+    assert ": x-avocado-prompt-cut: kept 3 of 9 tokens\n\n: x-avocado-model: llama3\n\n" + FRAME.decode() in text
+
+
+def test_comments_come_every_15_seconds_from_second_30_on() -> None:
+    from avocado_magic.infer.settings import InferSettings
+
+    assert InferSettings.model_fields["sse_comments"].default == 15
+
+
+def test_an_engine_never_sends_comments(tmp_path: Path) -> None:
+    """Only what clients reach does: a gateway in front would take them for the first byte."""
+    port = free_port()
+    argv = [sys.executable, "-m", "avocado_magic.infer", "--no-auth", "--sse-comments", "0.1", "--port", str(port)]
+    with faulty.engine(slow(SSE_HEAD, [FRAME], 1.0)) as upstream:
+        process = subprocess.Popen([*argv, "--upstream", f"http://127.0.0.1:{upstream}", "--state-dir", str(tmp_path)])
+        try:
+            url = f"http://127.0.0.1:{port}"
+            until(lambda: answers(f"{url}/healthz"), what="the gateway")
+            got = requests.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=20)
+            assert got.text == FRAME.decode()
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
 ERRORS = {
+    "/v1/completions": (b'{"error":{"message":"model \'x\' not found","type":"not_found_error"}}', "data: "),
+    "/v1/responses": (b'{"error":{"message":"model \'x\' not found","type":"not_found_error"}}', "data: "),
     "/v1/chat/completions": (b'{"error":{"message":"model \'x\' not found","type":"not_found_error"}}', "data: "),
     "/v1/messages": (
         b'{"type":"error","error":{"type":"not_found_error","message":"model \'x\' not found"}}',
@@ -344,6 +381,8 @@ def test_ollamas_origins_and_those_that_are_named_may_read(tmp_path: Path, origi
         assert refused.status_code == 401  # keys still decide everything
         got = requests.get(f"{gateway.url}/api/tags", headers={"Origin": origin, **BEARER}, timeout=5)
         assert got.headers["Access-Control-Allow-Origin"] == origin
+        refused = requests.get(f"{gateway.url}/api/tags", headers={"Origin": origin}, timeout=5)
+        assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (401, origin)
 
 
 def test_origins_with_stars_are_told_in_time_that_grows_with_their_length_alone() -> None:
@@ -367,6 +406,8 @@ def test_a_foreign_origin_gets_no_permission_and_no_403(gateway: Gateway) -> Non
         got = requests.get(f"{gateway.url}/api/tags", headers={**headers, **BEARER}, timeout=5)
         assert got.status_code == 200
         assert requests.get(f"{gateway.url}/api/tags", headers=headers, timeout=5).status_code == 401
+        remembered = requests.get(f"{gateway.url}/api/tags", headers=headers, auth=("me", KEY), timeout=5)
+        assert remembered.status_code == 401, "a password that a browser remembers is no key of another site's page"
         for answer in (asked, got):
             assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
@@ -435,3 +476,30 @@ def test_a_form_that_could_be_read_in_two_ways_is_refused(gateway: Gateway, form
         )
         assert got.status_code == 400, kind
     assert gateway.reached() == []
+
+
+# uploads
+
+
+def test_an_upload_that_the_engine_answers_before_it_has_read_it_is_answered(tmp_path: Path) -> None:
+    """A file that Ollama has already: it says 200 at once; a client that is still sending must get that, and no reset."""
+
+    def has_it(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        read = 0
+        while read < 256 * 1024 and (piece := connection.recv(65536)):  # what Go's server reads, and then closes
+            read += len(piece)
+        connection.shutdown(socket.SHUT_WR)  # and waits a moment for the other end, so that its answer is not lost
+        connection.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            while connection.recv(1 << 20):
+                pass
+
+    with faulty.engine(has_it) as port, running(tmp_path, "--admin-routes", upstream=port) as gateway:
+        key = api_keys.create(gateway.folder / "keys.json", "root", role="admin")[1]
+        for _ in range(10):
+            got = requests.post(
+                f"{gateway.url}/api/blobs/sha256:{'a' * 64}", data=iter([b"x" * 100_000] * 80), timeout=20,
+                headers={"Authorization": f"Bearer {key}"},
+            )  # fmt: skip
+            assert got.status_code == 200

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import TOKEN, everything_written, free_port, until
 
@@ -59,6 +60,20 @@ def test_up_and_status_print_the_object_field_for_field(ollama: Path) -> None:
     after = avocado("status", "--json")
     assert after.returncode == 3
     assert json.loads(after.stdout)["state"] == "stopped"
+
+
+def test_what_is_set_on_the_way_up_reaches_the_engine(ollama: Path) -> None:
+    flags = ["--engine", "ollama", "--context", "2048", "--keep-alive", "1h", "--parallel", "2", "--gpu-layers", "0"]
+    assert (
+        "takes a number of threads with each request alone" in avocado("up", "llama3", *flags, "--threads", "2").stderr
+    )
+    done = avocado("up", "llama3", "mistral", *flags, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["models"] == ["llama3:latest", "mistral:latest"]
+    environment = psutil.Process(told["parts"]["engine"]["pid"]).environ()
+    expected = {"OLLAMA_CONTEXT_LENGTH": "2048", "OLLAMA_KEEP_ALIVE": "1h", "OLLAMA_NUM_PARALLEL": "2"}
+    assert expected.items() <= environment.items()
 
 
 def test_status_of_nothing(home: Path) -> None:

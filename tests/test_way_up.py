@@ -63,7 +63,7 @@ def test_more_models_into_a_service_that_runs(ollama: Path) -> None:
     assert again.attached
     assert again.state.models == ["llama3:latest", "mistral:latest", "phi4:latest"]
     assert _generated(ollama) == {"llama3"}
-    assert list(again.notices) == ["context 512 has no effect on a running service; %avocado_down first"]
+    assert list(again.notices) == ["context 512 has no effect on a running service; {down} first"]
 
 
 def test_an_adopted_ollama_keeps_its_own(ollama: Path) -> None:

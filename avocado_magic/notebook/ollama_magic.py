@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from .host import in_kernel
 # An output block is closed at about this size: re-sending a long one whole makes pages freeze.
 BLOCK_BYTES = 8000
 _UPDATE_SECONDS = 0.1
+# How engines say that a prompt is longer than the context.
+_NO_ROOM = re.compile(r"context (length|size)|length of the context")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answ
     notes: dict[str, str] = {}
     begin = time.monotonic()
     try:
-        for piece in _pieces(request, body, notes):
+        for piece in _answered(request, body, notes):
             last = piece
             part = str((piece.get("message") or {}).get("content") or "")
             if part:
@@ -130,6 +133,22 @@ def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answ
 def _keep(shell: Any, variable: str | None, answer: Answer) -> None:
     if variable:
         shell.user_ns[variable] = answer
+
+
+class _NoRoom(AvocadoError):
+    """The prompt is longer than the context, and was not to be cut."""
+
+
+def _answered(request: Request, body: Mapping[str, Any], notes: dict[str, str]) -> Iterator[Mapping[str, Any]]:
+    """The pieces of the answer. A prompt that the context has no room for is cut, and `notes` say so.
+
+    Ollama cuts without a word, so it is asked not to first.
+    """
+    try:
+        yield from _pieces(request, {**body, "truncate": False}, notes)
+    except _NoRoom:
+        yield from _pieces(request, body, notes)
+        notes["prompt_cut"] = notes.get("prompt_cut") or "the context has no room for all of it"
 
 
 def _pieces(request: Request, body: Mapping[str, Any], notes: dict[str, str]) -> Iterator[Mapping[str, Any]]:
@@ -180,7 +199,8 @@ def _refused(request: Request, status: int, text: str) -> AvocadoError:
         404: f"%avocado_up {request.model} pulls it into the service",
         502: "%avocado_logs engine may say why",
     }
-    return AvocadoError(f"{request.url} refused: {said}", hints.get(status, "%avocado_status says how the service is"))
+    kind = _NoRoom if status == 400 and _NO_ROOM.search(str(said)) else AvocadoError
+    return kind(f"{request.url} refused: {said}", hints.get(status, "%avocado_status says how the service is"))
 
 
 class _Output:

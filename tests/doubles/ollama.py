@@ -8,6 +8,7 @@ FAKE_OLLAMA_MODELS   comma-separated names that are there already
 FAKE_OLLAMA_MODE     ok (default) | slow_start:S | silent | crash | crash_serving:S | ignore_term | no_network
                      | unknown_model | disk_full | damaged | stalled_pull | silent_pull | slow_pull:S | slow_load:S | refuses_to_load
 FAKE_OLLAMA_VRAM     how many of a loaded model's 190948608 bytes are on a GPU (0)
+FAKE_OLLAMA_CONTEXT  characters of a prompt that it has room for (100000)
 FAKE_OLLAMA_GAP      seconds between the pieces of a stream (0.01)
 FAKE_OLLAMA_TRACE    file that gets a JSON line per request, and one when a client left
 """
@@ -23,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODE, _, ARG = os.environ.get("FAKE_OLLAMA_MODE", "ok").partition(":")
 GAP = float(os.environ.get("FAKE_OLLAMA_GAP", "0.01"))
+CONTEXT = int(os.environ.get("FAKE_OLLAMA_CONTEXT", "100000"))
 TRACE = os.environ.get("FAKE_OLLAMA_TRACE")
 SIZE = 190948608
 LOCAL = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\]|[^.:]+\.(local|localhost|internal))(:\d+)?$")
@@ -190,6 +192,8 @@ class Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][-1]["content"] if chat and body.get("messages") else body.get("prompt")
         if not prompt:
             return self.json(piece("", done=True, done_reason="load"))
+        if body.get("truncate") is False and len(prompt) > CONTEXT:
+            return self.json({"error": "the input length exceeds the context length"}, 400)
         count = int((body.get("options") or {}).get("num_predict") or 5)
         if body.get("stream", True) is False:
             time.sleep(GAP * count)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ..domain.keys import ApiKey
 from ..domain.types import InferError
-from ..service.access import AccessPolicy
+from ..service.access import AccessPolicy, Denied
 from .cors import Cors
 from .routes import Access, Route
 from .sender import Headers
@@ -71,7 +71,7 @@ def _is_local(host: str) -> bool:
 
 
 def check_basic(headers: Mapping[bytes, bytes], cors: Cors) -> None:
-    """Refuse a page of another site that uses a password its browser remembers."""
+    """Believe no page of another site that uses a password its browser remembers. Raises Denied."""
     if headers.get(b"authorization", b"")[:6].lower() != b"basic ":
         return
     origin = headers[b"origin"].decode("latin-1")
@@ -80,7 +80,9 @@ def check_basic(headers: Mapping[bytes, bytes], cors: Cors) -> None:
     except ValueError:
         place = b""  # no URL, so no page of ours
     if place != headers[b"host"] and not cors.allows(origin):
-        raise Refused(403, "this origin may not use a password that the browser remembers")
+        raise Denied(
+            "a page of this origin may not use a password that the browser remembers: send the key as 'Authorization: Bearer KEY'"
+        )
 
 
 def check_role(access: AccessPolicy, route: Route, key: ApiKey) -> None:

@@ -173,8 +173,14 @@ class ResponseSender:
         self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
         if self.record.runs and (not streams or self.record.route == _RESPONSES):
             self._tail_size = _WHOLE_TAIL
-        if self.opened:
-            return  # the head is out
+        if self.opened:  # the head is out
+            if self.model:
+                self.fields.append((b"x-avocado-model", self.model))
+            told = [name + b": " + value for name, value in self.fields if name.startswith(b"x-avocado-")]
+            if told and self._streams():
+                said = b"".join(b": " + line + b"\n\n" for line in told)
+                await self._send({"type": "http.response.body", "body": said, "more_body": True})
+            return
         message["headers"] = [*self.fields, *self.extra]
         if streams:
             message["headers"] += _NOT_HELD if cached else (*_NOT_HELD, _NOT_KEPT)

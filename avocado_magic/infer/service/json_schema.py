@@ -15,7 +15,7 @@ from ..domain.types import InferError
 Schema = Any  # a mapping, or a boolean
 _DEEPEST = 64
 # Schemas that are looked at for one request: references can make many of few.
-_MOST = 20_000
+_MOST = 5_000
 # White space stands after commas and colons alone: where a model may choose, it may write nothing else (the compiler's
 # whitespace_pattern bounds one run of it, and takes any number of runs).
 WHITE_SPACE = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}

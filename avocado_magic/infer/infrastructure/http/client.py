@@ -64,6 +64,9 @@ class _Connection(asyncio.Protocol):
         self.complete = False
         self.error: UpstreamError | None = None
         self._paused = False
+        self._sending = (
+            False  # a body that comes in pieces is not whole yet: what follows would be taken for the rest of it
+        )
         self._waiter: asyncio.Future[None] | None = None
         self._parser = httptools.HttpResponseParser(self)
 
@@ -167,6 +170,7 @@ class _Connection(asyncio.Protocol):
 
     async def send_pieces(self, pieces: AsyncIterator[bytes], chunked: bool) -> None:
         """Send a body as it comes, no faster than the engine takes it."""
+        self._sending = True
         async for piece in pieces:
             if self.error or self.complete or self.transport is None:
                 return  # it has answered already
@@ -174,6 +178,7 @@ class _Connection(asyncio.Protocol):
             await self._can_write.wait()
         if chunked and self.transport is not None:
             self.transport.write(b"0\r\n\r\n")
+        self._sending = False
 
     async def head(self) -> None:
         while not self.status:
@@ -199,7 +204,7 @@ class _Connection(asyncio.Protocol):
 
     def unsent(self) -> bool:
         """True if a part of the request is still on its way: the engine answered before it had read it."""
-        return self.transport is not None and self.transport.get_write_buffer_size() > 0
+        return self._sending or (self.transport is not None and self.transport.get_write_buffer_size() > 0)
 
     def reusable(self) -> bool:
         """True if the idle connection still lives, asked of the kernel and not of our own last look."""

@@ -148,7 +148,7 @@ def test_a_page_of_another_site_cannot_use_a_remembered_password(gateway: Gatewa
         "Authorization": "Basic " + base64.b64encode(f"u:{KEY}".encode()).decode(),
         "Origin": "https://evil.example",
     }
-    assert requests.get(f"{gateway.url}/api/version", headers=headers, timeout=5).status_code == 403
+    assert requests.get(f"{gateway.url}/api/version", headers=headers, timeout=5).status_code == 401
     headers["Origin"] = gateway.url
     assert requests.get(f"{gateway.url}/api/version", headers=headers, timeout=5).status_code == 200
 

@@ -94,6 +94,27 @@ def test_the_domain_is_standard_library_only() -> None:
                 assert (node.module or "").split(".")[0] in sys.stdlib_module_names, path
 
 
+def test_only_routes_and_dialects_name_a_path() -> None:
+    """And the client of Ollama's API, which is one of its users."""
+    path_of_a_route = re.compile(r"/(api|v1|avocado/v1)(/|$)|/(healthz|readyz|metrics|docs|openapi\.json)$")
+    may = [PACKAGE / "infer" / "api" / "routes.py", PACKAGE / "infer" / "infrastructure" / "ollama.py"]
+    for path in (PACKAGE / "infer").rglob("*.py"):
+        if path in may or path.parent.name == "dialects":
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                assert not path_of_a_route.match(node.value), (path, node.value)
+
+
+def test_the_http_library_imports_nothing_of_ours() -> None:
+    for path in (PACKAGE / "infer" / "infrastructure" / "http").glob("*.py"):
+        assert _imports(path) <= {"infer/infrastructure"}, path
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            assert not isinstance(node, ast.ImportFrom) or node.level <= 1, path
+
+
 def test_only_front_ends_say_how_a_command_is_typed() -> None:
     """Below them a hint names it in braces, which a notebook and a shell write in their own ways."""
     typed = re.compile(r"%avocado_|avocado (up|down|status|logs)\b")

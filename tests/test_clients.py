@@ -321,11 +321,12 @@ def test_schemathesis_finds_the_document_true(gateway: Gateway, tmp_path: Path) 
 )
 def test_made_up_requests_to_the_model_never_break_the_gateway(gateway: Gateway, path: str) -> None:
     """The routes that run the model, with values of every kind for every member: refused or answered, never a 500 of ours."""
-    from avocado_magic.infer.service.validation import struct_of
+    from avocado_magic.infer.api.routes import find_route
 
-    struct = struct_of(path)
-    assert struct is not None
-    for member in struct.members:
+    route = find_route(path)
+    assert route is not None
+    assert route.shape is not None
+    for member in route.shape.struct.members:
         for value in (None, 0, -1, "x", True, [], {}, [None], [{}], {"a": None}):
             body = {"model": MODEL, "messages": HELLO, "prompt": "x", "input": "x", "max_tokens": 1,
                     "max_output_tokens": 1, "options": {"num_predict": 1}, "stream": False, member: value}  # fmt: skip

@@ -477,9 +477,9 @@ def test_what_a_model_says_is_taken_apart_at_any_size_of_piece(size: int) -> Non
 
 
 def test_calls_in_each_of_the_apis() -> None:
-    from avocado_magic.infer.service.anthropic import Message
-    from avocado_magic.infer.service.openai import Completions
-    from avocado_magic.infer.service.responses import Response
+    from avocado_magic.infer.api.dialects.anthropic import Message
+    from avocado_magic.infer.api.dialects.openai import Completions
+    from avocado_magic.infer.api.dialects.responses import Response
 
     call = tool_call(json.loads(CALL), 0)
     answer = {
@@ -545,7 +545,7 @@ def test_a_chat_stream_gives_the_role_once_and_the_reason_in_a_frame_of_its_own(
     ],
 )
 def test_reasoning_efforts_are_taken_as_the_nearest_of_ollamas(effort: str | None, think: Any) -> None:
-    from avocado_magic.infer.service import openai, responses
+    from avocado_magic.infer.api.dialects import openai, responses
 
     said = {"model": "m", "messages": [{"role": "user", "content": "x"}], "reasoning_effort": effort}
     assert openai.chat_request(said).get("think") == think
@@ -565,7 +565,7 @@ def test_an_effort_that_there_is_not_is_refused(clever: str) -> None:
 
 
 def test_tools_of_a_namespace_carry_its_name_and_web_search_is_left_out(clever: str) -> None:
-    from avocado_magic.infer.service.responses import chat_request
+    from avocado_magic.infer.api.dialects.responses import chat_request
 
     function = {
         "type": "function",
@@ -610,7 +610,7 @@ def test_what_a_request_may_have_written_for_it_is_bounded(engine: str, more: di
 
 
 def test_what_was_said_between_a_call_and_its_result_is_of_the_same_turn() -> None:
-    from avocado_magic.infer.service.responses import chat_request
+    from avocado_magic.infer.api.dialects.responses import chat_request
 
     call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
     result = {"type": "function_call_output", "call_id": "c1", "output": "22"}
@@ -623,7 +623,7 @@ def test_what_was_said_between_a_call_and_its_result_is_of_the_same_turn() -> No
 
 
 def test_a_block_is_closed_before_a_later_one_begins() -> None:
-    from avocado_magic.infer.service.anthropic import Message
+    from avocado_magic.infer.api.dialects.anthropic import Message
 
     async def blocks(*said: tuple[str, str]) -> list[tuple[str, int | None]]:
         async def pieces() -> Any:
@@ -659,7 +659,7 @@ def test_it_answers_as_ollama_0_33(engine: str) -> None:
 
 @pytest.mark.timeout(30)
 def test_results_find_their_calls_in_any_number_of_messages() -> None:
-    from avocado_magic.infer.service.openai import chat_request
+    from avocado_magic.infer.api.dialects.openai import chat_request
 
     def call(name: str) -> dict[str, Any]:
         return {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": name, "arguments": "{}"}}]}

@@ -13,6 +13,8 @@ from conftest import until
 from gateways import BEARER, Gateway, running
 
 from avocado_magic import api_keys
+from avocado_magic.infer.api.dialects import presets
+from avocado_magic.infer.api.dialects.presets import applied
 from avocado_magic.infer.domain.presets import Preset
 from avocado_magic.infer.domain.selector import is_cloud, nearest
 from avocado_magic.infer.domain.types import InferError
@@ -233,8 +235,8 @@ def test_a_key_may_be_for_a_preset_alone(gateway: Gateway) -> None:
 def test_a_variable_without_a_value_is_said() -> None:
     preset = Preset.of("p", {"model": "m", "template": "{{ tone }} {{prompt}} {kept}"})
     with pytest.raises(InferError, match='preset/p needs the variable "tone"'):
-        preset.apply("/api/generate", {"prompt": "x"})
-    made = preset.apply("/api/generate", {"prompt": "x", "options": {"variables": {"tone": "Kind:"}, "seed": 1}})
+        applied(preset, presets.generate, {"prompt": "x"})
+    made = applied(preset, presets.generate, {"prompt": "x", "options": {"variables": {"tone": "Kind:"}, "seed": 1}})
     assert made == {"model": "m", "prompt": "Kind: x {kept}", "options": {"seed": 1}}
 
 
@@ -324,22 +326,19 @@ def test_what_broke_off_is_not_kept(gateway: Gateway) -> None:
 
 
 def test_the_cache_is_bounded() -> None:
-    from avocado_magic.infer.service.answers import AnswerCache
+    from avocado_magic.infer.api.dialects.cached import CachedResponse
+    from avocado_magic.infer.service.cache import ResponseCache
 
     now = [0.0]
-    cache = AnswerCache(10_000, 60, shared=False, clock=lambda: now[0])
-    keys = []
-    for number in range(30):
-        key = cache.place("k", "/api/generate", json.dumps({**COLD, "prompt": str(number)}).encode())
-        assert key is not None
-        cache.put(key, [], [b'{"response":"x","done":true}\n' + b" " * 1000])
-        keys.append(key)
+    cache: ResponseCache[CachedResponse] = ResponseCache(10_000, 60, shared=False, clock=lambda: now[0])
+    keys = [str(number).encode() for number in range(30)]
+    for key in keys:
+        cache.put(key, CachedResponse([], [b"x" * 1000], stream=False))
         assert cache.bytes <= 10_000
     assert cache.get(keys[0]) is None
     assert cache.get(keys[-1]) is not None
     now[0] = 61
     assert cache.get(keys[-1]) is None
-    big = cache.place("k", "/api/generate", json.dumps(COLD).encode())
-    assert big is not None
-    cache.put(big, [], [b"x" * 9000])
+    big = b"big"
+    cache.put(big, CachedResponse([], [b"x" * 9000], stream=False))
     assert cache.get(big) is None

@@ -626,4 +626,4 @@ def test_a_token_that_comes_later_is_said_to_need_a_new_start(ollama: Path, monk
     monkeypatch.setenv("RABBITMQ_URL", "amqp://127.0.0.1:1")
     notices = client.up(settings(), None).notices
     assert len(notices) == 2
-    assert all("%avocado_down first" in notice for notice in notices)
+    assert all("{down} first" in notice for notice in notices)

@@ -22,6 +22,7 @@ from ..config import base_url, lookup, services_dir
 from ..errors import AvocadoError
 from . import backends
 from .api.cors import Cors
+from .api.dialects.cached import CachedResponse
 from .api.dispatch import Dispatch
 from .api.gate import Gate, Receive, Scope, Send, Services
 from .api.metadata import add_docs
@@ -37,7 +38,7 @@ from .infrastructure.telemetry.metrics import Metrics
 from .service.about import About
 from .service.access import AccessPolicy
 from .service.admission import Admission
-from .service.answers import AnswerCache
+from .service.cache import ResponseCache
 from .service.limits import Limiter
 from .service.selection import ModelRouter
 from .service.usage import UsageBook
@@ -162,10 +163,10 @@ def _rules(settings: InferSettings) -> Rules:
     )
 
 
-def _answer_cache(settings: InferSettings) -> AnswerCache | None:
+def _answer_cache(settings: InferSettings) -> ResponseCache[CachedResponse] | None:
     if not settings.answer_cache:
         return None
-    return AnswerCache(settings.answer_cache, settings.answer_cache_age, settings.answer_cache_shared)
+    return ResponseCache(settings.answer_cache, settings.answer_cache_age, settings.answer_cache_shared)
 
 
 def _database(settings: InferSettings) -> str:

@@ -56,11 +56,13 @@ class OllamaBackend:
 
     def __init__(self, settings: InferSettings) -> None:
         from .api.relay import Relay
-        from .infrastructure.engine_info import OllamaInfo
+        from .domain.types import UpstreamError
         from .infrastructure.http.client import UNIX, HttpClient
+        from .infrastructure.ollama import OllamaInfo
 
         upstream = settings.upstream
-        self._client = HttpClient(upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream"))
+        base = upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream")
+        self._client = HttpClient(base, UpstreamError)
         self._relay = Relay(self._client)
         self.handler: Handler = self._relay
         self.info = self.engine = OllamaInfo(self._client)
@@ -86,8 +88,8 @@ class EmbeddedBackend:
     reached = True
 
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
-        from .api import ollama_api, openai_api
         from .api.asgi import handler_of
+        from .api.dialects import ollama, v1
         from .api.errors import add_handlers
         from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
         from .infrastructure.llamacpp.info import LibraryInfo
@@ -103,11 +105,11 @@ class EmbeddedBackend:
         )
         self._llama = LlamaCppEngine(options)
         inference = Inference(self._library, self._llama, Llguidance())
-        app.include_router(ollama_api.router(inference))
-        app.include_router(openai_api.router(inference))
+        app.include_router(ollama.router(inference))
+        app.include_router(v1.router(inference))
         add_handlers(app)
         self.handler = handler_of(app)
-        self.info = self.engine = LibraryInfo(self._library, self._llama, ollama_api.API_VERSION)
+        self.info = self.engine = LibraryInfo(self._library, self._llama, ollama.API_VERSION)
 
     async def prepare(self) -> None:
         """Fetch the models that were asked for."""

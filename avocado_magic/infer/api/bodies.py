@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from .client import piece
-from .headers import Refused
+from .refusals import Refused
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 # How many of the largest bodies may be held at once; one key may hold half of them.

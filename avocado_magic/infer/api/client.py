@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from .headers import Refused
+from .refusals import Refused
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 # A server's word that it cancels the application when the client leaves; its value tells whether it did.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-Headers = tuple[tuple[bytes, bytes], ...]
+from .refusals import Headers
+
 _METHODS = b"GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS"
 _MAX_AGE = b"43200"
 # No page has a longer origin.

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from ..domain.keys import ApiKey
 from ..domain.names import LONGEST_NAME
+from ..domain.presets import Preset
+from ..domain.requests import SMALL
 from ..domain.types import Dialect, RequestRecord
 from ..service.admission import Admission
-from ..service.answers import AnswerCache, CacheKey
-from ..service.body import SMALL, Body, read
-from ..service.form import read_form
+from ..service.cache import ResponseCache
 from ..service.limits import Limiter
-from ..service.selection import ModelRouter, Selection, listed, shown
-from ..service.tokens import longest_answer, prompt_tokens
-from ..service.validation import refuse_in_its_words
+from ..service.selection import ModelRouter, Selection
 from . import wire
-from .headers import Refused
+from .dialects.body import Body, read
+from .dialects.cached import CachedResponse, CacheKey, as_wanted, cache_key
+from .dialects.form import read_form
+from .dialects.listing import listed, shown
+from .dialects.tokens import longest_answer, prompt_tokens
+from .refusals import Refused
 from .routes import Access, Route, model_in
 from .sender import ResponseSender, Send, answer, with_suggestion
 
@@ -56,7 +59,12 @@ class Dispatch:
     """Asks the engine, which is `behind`."""
 
     def __init__(
-        self, handler: Handler, models: ModelRouter, admission: Admission, limiter: Limiter, cache: AnswerCache | None
+        self,
+        handler: Handler,
+        models: ModelRouter,
+        admission: Admission,
+        limiter: Limiter,
+        cache: ResponseCache[CachedResponse] | None,
     ) -> None:
         self._handle = handler
         self._models = models
@@ -74,7 +82,7 @@ class Dispatch:
             await self._about_a_model(request, scope, key, out)
         elif route.access is Access.ADMIN:
             await self._change(request, scope, key, out)
-        elif route.path == "/v1/models/{model}":
+        elif route.one_model:
             await self._one_model(request, scope, key, out)
         elif route.lists and request.method == "GET" and (key.models is not None or self._models.preset_names()):
             await self._list(request, scope, key, out)
@@ -91,7 +99,9 @@ class Dispatch:
             whole = b"".join(out.body)
             value = wire.decode(whole)
             if isinstance(value, dict):
-                whole = _as_before(listed(request.path, value, self._models, key, wire.now), whole)
+                whole = _as_before(
+                    listed(request.route.dialect, value, self._presets(request.route), key, wire.now), whole
+                )
             await out.release(whole)
 
     async def _one_model(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
@@ -102,7 +112,7 @@ class Dispatch:
         if not key.may_use(name):
             raise Refused(403, f"this key may not use the model {name!r}")
         if name.startswith("preset/") or self._models.selector.preset(name):
-            entries = listed("/v1/models", {}, self._models, key, wire.now)["data"]
+            entries = listed(request.route.dialect, {}, self._models.selector.rules.presets, key, wire.now)["data"]
             found = [e for e in entries if e["id"] == name.removesuffix(":latest")]
             if not found:
                 raise Refused(404, f"model '{name}' not found")
@@ -128,11 +138,11 @@ class Dispatch:
     async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
         route, raw = request.route, request.body
         body: Any = _read(request) if len(raw) <= SMALL else await _read_in_thread(request)
-        if not isinstance(body.get("model"), (str, type(None))):
-            refuse_in_its_words(route.path, raw)
-        chosen = await self._models.select(key, route.path, body, raw, runs=route.runs)
+        if route.shape is not None and not isinstance(body.get("model"), (str, type(None))):
+            route.shape.refuse(raw)
+        chosen = await self._models.select(key, body, runs=route.runs)
         out.named = (chosen.checked,)
-        if route.generates:
+        if route.generates and not route.form:
             asked = body.get("stream")
             out.streams = asked is True or (route.dialect is Dialect.OLLAMA and asked is not False)
             out.comments = route.dialect if out.streams and route.dialect is not Dialect.OLLAMA else None
@@ -156,7 +166,8 @@ class Dispatch:
             self._admission.leave()
         if where is not None and out.kept and out.complete and out.record.outcome == "answered":
             assert self._cache is not None
-            self._cache.put(where, [f for f in out.fields if f[0] in _CACHED], out.kept)
+            kept = [header for header in out.fields if header[0] in _CACHED]
+            self._cache.put(where.digest, CachedResponse(kept, tuple(out.kept), where.stream))
 
     async def _meter(
         self, request: Request, body: Body, chosen: Selection, key: ApiKey, out: ResponseSender
@@ -164,13 +175,14 @@ class Dispatch:
         """Set tokens of the key's day aside, and have the engine say how many a stream took. Raises OverLimit."""
         limiter = self._limiter
         route, size = request.route, len(request.body)
-        wanted = longest_answer(body, route.generates) if route.generates else None if route.form else 0
+        limit = route.shape.limit if route.shape else ""
+        wanted = longest_answer(body, limit) if limit else None if route.form else 0
         if size > SMALL and not route.form:
             estimate = await asyncio.to_thread(prompt_tokens, body, size)
             out.estimate = lambda: estimate
         out.meter = await limiter.reserve(key, out.estimate() if out.estimate else 0, wanted)
         out.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
-        if not request.route.usage_on_request or body.get("stream") is not True:
+        if route.shape is None or not route.shape.usage_on_request or body.get("stream") is not True:
             return chosen
         options = body.get("stream_options")
         options = options if isinstance(options, dict) else {}
@@ -183,7 +195,7 @@ class Dispatch:
 
     async def _try(self, request: Request, scope: Scope, chosen: Selection, key: ApiKey, out: ResponseSender) -> None:
         """Ask for each candidate until one answers: the next where one is missing, or fails before its answer began."""
-        preset = self._models.selector.preset(chosen.asked) if request.route.path == "/api/show" else None
+        preset = self._models.selector.preset(chosen.asked) if request.route.shows else None
         last = len(chosen.candidates) - 1
         for number, (model, body) in enumerate(chosen.candidates):
             out.record.model = model
@@ -204,14 +216,20 @@ class Dispatch:
             suggestion = await self._models.suggestion(chosen.asked, key)
             whole = with_suggestion(whole, suggestion) if suggestion else whole
         elif preset and out.status == 200 and isinstance(value := wire.decode(whole), dict):
-            whole = _as_before(shown(value, self._models, chosen.asked), whole)
+            whole = _as_before(shown(value, preset), whole)
         await out.release(whole)
 
+    def _presets(self, route: Route) -> Sequence[Preset]:
+        return self._models.selector.rules.presets if route.of_presets else ()
+
     def _where(self, request: Request, chosen: Selection, key: ApiKey) -> CacheKey | None:
-        """Where the cache keeps the answer to this request; None where it keeps none."""
+        """What the cache keeps the answer to this request under; None where it keeps none."""
         if self._cache is None or len(chosen.candidates) != 1:
             return None
-        return self._cache.place(key.id, request.route.path, chosen.candidates[0][1])
+        owner, route = "" if self._cache.shared else key.id, request.route
+        return (
+            cache_key(owner, route.path, route.dialect, route.shape, chosen.candidates[0][1]) if route.shape else None
+        )
 
     async def _replay(self, where: CacheKey, request: Request, out: ResponseSender) -> bool:
         """Answer from the cache, if it has the answer and the client takes it from there."""
@@ -220,13 +238,13 @@ class Dispatch:
         out.keeps = 0 if b"no-store" in asked else self._cache.largest
         if any(word in asked for word in _FRESH):
             return False
-        found = self._cache.get(where)
-        if found is None:
+        found = self._cache.get(where.digest)
+        kept = as_wanted(found[0], where) if found else None
+        if found is None or kept is None:
             return False
-        kept, age = found
         out.keeps = 0
         out.record.outcome = "cached"
-        extra = ((b"cache-status", b"avocado; hit"), (b"age", str(age).encode()))
+        extra = ((b"cache-status", b"avocado; hit"), (b"age", str(found[1]).encode()))
         await out.send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *extra]})
         for piece in kept.pieces:
             await out.send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -236,10 +254,10 @@ class Dispatch:
 
 def _read(request: Request) -> Any:
     """What a request names and holds: the members of an object, or a form."""
-    path, raw = request.route.path, request.body
+    raw = request.body
     if request.route.form:
         return read_form(raw, request.headers.get(b"content-type", b""))
-    return read(raw, lambda: refuse_in_its_words(path, raw))
+    return read(raw, request.route.shape)
 
 
 async def _read_in_thread(request: Request) -> Any:
@@ -248,7 +266,7 @@ async def _read_in_thread(request: Request) -> Any:
 
 
 def _with(body: bytes | bytearray, values: Mapping[str, Any]) -> bytes:
-    return read(body, lambda: None).replaced(**values)
+    return read(body, None).replaced(**values)
 
 
 def _well(status: int) -> bool:

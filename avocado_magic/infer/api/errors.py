@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from ..domain.types import Dialect, InferError, RequestError
 from . import wire
+from .refusals import status_of
 from .routes import dialect_of
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(InferError)
     async def on_infer_error(request: Request, error: InferError) -> Response:
-        return _respond(request, error.status, error.message, read=not isinstance(error, RequestError))
+        return _respond(request, status_of(error), error.message, read=not isinstance(error, RequestError))
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:

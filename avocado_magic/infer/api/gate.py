@@ -26,9 +26,9 @@ from .bodies import Bodies
 from .client import CANCELS, TRUSTS, pieces, watched
 from .cors import Cors
 from .dispatch import Dispatch, Request
-from .headers import Refused
-from .routes import Access, Route, Serves, dialect_of, find_route, plain
-from .sender import Headers, ResponseSender, answer, answer_error
+from .refusals import Headers, Refused, status_of
+from .routes import ROUTES, Access, Route, Serves, dialect_of, find_route, plain
+from .sender import ResponseSender, answer, answer_error
 from .watch import Watch
 
 Scope = MutableMapping[str, Any]
@@ -37,7 +37,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
-_UNSEEN = ("/healthz", "/readyz")  # asked every few seconds: neither logged nor counted
+_UNSEEN = frozenset(
+    route.path for route in ROUTES if route.access is Access.OPEN
+)  # asked every few seconds: neither logged nor counted
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Gate:
                 return
             out.extra += services.cors.answer(headers[b"origin"])
             heads.check_basic(headers, services.cors)
-        key = services.access.key(headers)
+        key = services.access.key(heads.credentials(headers))
         record.key, record.key_id = key.name, key.id
         trusts = (scope.get("extensions") or {}).get(TRUSTS)
         if trusts is not None:
@@ -192,7 +194,7 @@ class Gate:
 
     async def _health(self, route: Route, method: str, out: ResponseSender) -> None:
         """Health is public and says nothing else."""
-        well = route.path == "/healthz" or await self._services.engine.version() is not None
+        well = not route.ready or await self._services.engine.version() is not None
         body = b'{"status":"ok"}' if well else b'{"status":"the engine does not answer"}'
         await answer(out.send, 200 if well else 503, wire.JSON, body, head=method == "HEAD")
 
@@ -207,7 +209,7 @@ class Gate:
     ) -> None:
         services, method, record = self._services, scope["method"], out.record
         record.runs = route.runs
-        out.dialect, out.generates = route.dialect, bool(route.generates) or route.form
+        out.dialect, out.shape, out.generates = route.dialect, route.shape, route.generates
         services.limiter.enter(key, runs=route.runs)
         held = 0
         try:
@@ -237,13 +239,14 @@ async def _refuse(refusal: InferError, path: str, out: ResponseSender) -> None:
     out.holds, out.held = None, False
     headers: Headers = refusal.headers if isinstance(refusal, Refused) else ()
     if isinstance(refusal, Denied):
-        basic = path in ("/docs", "/openapi.json")  # where a browser may ask its user
+        route = find_route(path)
+        basic = route is not None and route.browser  # which may ask its user
         headers = ((b"www-authenticate", b'Basic realm="avocado"' if basic else b"Bearer"),)
     elif isinstance(refusal, (OverLimit, Busy)):
         headers = ((b"retry-after", str(refusal.retry_after).encode()),)
         out.record.limit = refusal.limit
     head = out.record.method == "HEAD"
     if isinstance(refusal, Refused) and refusal.plain:
-        await answer(out.send, refusal.status, wire.TEXT, refusal.message.encode(), head=head, headers=headers)
+        await answer(out.send, status_of(refusal), wire.TEXT, refusal.message.encode(), head=head, headers=headers)
     else:
-        await answer_error(out.send, dialect_of(path), refusal.status, refusal.message, head=head, headers=headers)
+        await answer_error(out.send, dialect_of(path), status_of(refusal), refusal.message, head=head, headers=headers)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from ..domain.keys import ApiKey
-from ..domain.types import InferError
 from ..service.access import AccessPolicy, Denied
 from .cors import Cors
+from .refusals import Refused
 from .routes import Access, Route
-from .sender import Headers
 
 _ONCE = frozenset((b"host", b"authorization", b"x-api-key", b"origin", b"content-length", b"transfer-encoding"))
 _PORT = re.compile(r":\d{1,5}$")
 _LOCAL_NAME = re.compile(r"localhost|[^/\s]+\.(localhost|local|internal)", re.IGNORECASE)
-
-
-class Refused(InferError):
-    """An answer that is given at the gate. `plain` is text as Ollama's router says it; `headers` go along."""
-
-    def __init__(self, status: int, message: str, *, plain: bool = False, headers: Headers = ()) -> None:
-        super().__init__(status, message)
-        self.plain, self.headers = plain, headers
 
 
 def fields(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -97,3 +90,22 @@ def check_role(access: AccessPolicy, route: Route, key: ApiKey) -> None:
             raise Refused(403, "this route needs a metrics or an admin key")
     elif route.access is Access.INFERENCE and not access.may_infer(key):
         raise Refused(403, "a metrics key opens /metrics alone")
+
+
+def credentials(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """The keys a request carries: as Bearer token, as x-api-key (Anthropic's clients), as password of Basic."""
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        scheme, _, value = authorization.partition(b" ")
+        scheme, value = scheme.lower(), value.strip()
+        if scheme == b"bearer" and value:
+            yield value
+        elif scheme == b"basic":
+            try:
+                password = base64.b64decode(value, validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                password = b""
+            if password:
+                yield password
+    if key := headers.get(b"x-api-key", b"").strip():
+        yield key

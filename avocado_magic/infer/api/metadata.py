@@ -14,8 +14,7 @@ from ..service.about import About
 from . import wire
 from .docs import POLICY, page
 from .openapi import document
-
-_ROUTES = "/avocado/v1"
+from .routes import DOCUMENT, OWN, PAGE
 
 
 class EngineAnswer(BaseModel):
@@ -110,7 +109,7 @@ def _key(request: Request) -> ApiKey:
 
 def router(about: About) -> APIRouter:
     """Routes under /avocado/v1."""
-    api = APIRouter(prefix=_ROUTES)
+    api = APIRouter(prefix=OWN)
 
     @api.get("/service")
     async def service() -> ServiceAnswer:
@@ -139,11 +138,11 @@ def add_docs(app: FastAPI, version: str) -> None:
         whole = document(router_schema(), version)
         return wire.encode(whole), page(whole)
 
-    @app.get("/openapi.json", include_in_schema=False)
+    @app.get(DOCUMENT, include_in_schema=False)
     async def openapi() -> Response:
         return Response(made()[0], media_type="application/json")
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get(PAGE, include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(made()[1], headers={"content-security-policy": POLICY})
 

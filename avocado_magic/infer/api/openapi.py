@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..domain.types import Dialect
-from ..service.go_json import Struct
-from ..service.validation import struct_of
+from .dialects.go_json import Struct
 from .routes import ROUTES, Access, Route, Serves
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -46,7 +45,7 @@ def document(own: dict[str, Any], version: str) -> dict[str, Any]:
     """The whole document; `own` is FastAPI's part."""
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        if route.path in ("/docs", "/openapi.json"):
+        if route.browser:
             continue
         described = own["paths"].get(route.path, {})
         paths[route.path] = {
@@ -76,7 +75,7 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         out["parameters"] = [_parameter("model", r"^[A-Za-z0-9_][A-Za-z0-9._:@-]*$")]
     elif "{digest}" in route.path:
         out["parameters"] = [_parameter("digest", "^sha256:[0-9a-f]{64}$")]
-    struct = struct_of(route.path)
+    struct = route.shape.struct if route.shape else None
     if route.form:
         fields = {"model": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
         form = {"type": "object", "required": ["model", "file"], "properties": fields}
@@ -103,7 +102,7 @@ def _answers(route: Route, method: str, described: dict[str, Any] | None) -> dic
     kinds: dict[str, Any] = {} if method == "HEAD" else {"application/json": {}}
     if route.runs:
         kinds[_STREAMS[route.dialect]] = {}
-    if route.path == "/":
+    if route.plain:
         kinds = {"text/plain": {}}
     well = {"description": "what the engine answers", **({"content": kinds} if kinds else {})}
     return {"responses": {"200": well, **errors}}

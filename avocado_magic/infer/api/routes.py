@@ -8,6 +8,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..domain.types import Dialect
+from .dialects import shapes
+from .dialects.shapes import Shape
+
+# Below it are the routes of our own; this API for a browser, and for programs.
+OWN, PAGE, DOCUMENT = "/avocado/v1", "/docs", "/openapi.json"
 
 
 class Access(Enum):
@@ -32,10 +37,11 @@ class Route:
     """One path of the Ollama API (server/routes.go, GenerateRoutes) and its methods, as Allow lists them.
 
     `names_model`: the body is an object that names a model, or with `form` a multipart form. `runs`: the model works for it, so it is queued,
-    counted and cached; `generates`: it writes text, as much as the request allows in the member named here; `usage_on_request`: a stream tells
-    its tokens only where `stream_options` ask for them. `uploads`: the body is a file, passed on as it comes.
+    counted and cached. `lists`: models, `of_presets` with the presets. `shows`, `one_model`: what one model is. `uploads`: the body is a file, passed on as it comes.
     `rated`: of our own, and counted against a key's requests per minute all the same, because it may ask the engine.
     `patient`: it fetches, makes or uploads a model, and may be silent for as long as that takes.
+    `ready`: the engine is asked whether it answers. `browser`: for people, so that a browser may ask for the key. `plain`: text.
+    `shape`: what its requests and answers look like, where more than their bytes is looked at.
     """
 
     path: str
@@ -47,12 +53,22 @@ class Route:
     names_model: bool = False
     form: bool = False
     runs: bool = False
-    generates: str = ""
-    usage_on_request: bool = False
     lists: bool = False
+    of_presets: bool = True
+    shows: bool = False
+    one_model: bool = False
     uploads: bool = False
     rated: bool = False
     patient: bool = False
+    ready: bool = False
+    browser: bool = False
+    plain: bool = False
+    shape: Shape | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether text is written for it."""
+        return self.form or (self.shape is not None and bool(self.shape.limit))
 
 
 _READ = ("HEAD", "GET")
@@ -60,17 +76,8 @@ _READ = ("HEAD", "GET")
 _MODEL = r"(?!\.{1,2}$)[A-Za-z0-9._:@-]+"
 
 
-def _asks(path: str, summary: str, dialect: Dialect = Dialect.OLLAMA) -> Route:
-    return Route(path, ("POST",), summary, dialect=dialect, names_model=True, runs=True)
-
-
-_OLLAMA_LIMIT, _LIMIT = "options.num_predict", "max_tokens"
-
-
-def _writes(
-    path: str, summary: str, limit: str, dialect: Dialect = Dialect.OLLAMA, *, usage_on_request: bool = False
-) -> Route:
-    return replace(_asks(path, summary, dialect), generates=limit, usage_on_request=usage_on_request)
+def _asks(path: str, summary: str, shape: Shape | None, dialect: Dialect = Dialect.OLLAMA) -> Route:
+    return Route(path, ("POST",), summary, dialect=dialect, names_model=True, runs=True, shape=shape)
 
 
 def _tells(path: str, summary: str) -> Route:
@@ -87,25 +94,25 @@ def _moves(path: str, summary: str) -> Route:
 
 ROUTES: tuple[Route, ...] = (
     Route("/healthz", _READ, "the gateway is alive", Access.OPEN, serves=Serves.GATE),
-    Route("/readyz", _READ, "the engine answers", Access.OPEN, serves=Serves.GATE),
+    Route("/readyz", _READ, "the engine answers", Access.OPEN, serves=Serves.GATE, ready=True),
     Route("/metrics", ("GET",), "Prometheus metrics", Access.METRICS, serves=Serves.GATE),
-    Route("/", _READ, "Ollama is running"),
+    Route("/", _READ, "Ollama is running", plain=True),
     Route("/api/version", _READ, "version of the Ollama API"),
     Route("/api/tags", _READ, "models there are", lists=True),
-    Route("/api/ps", ("GET",), "models in memory", lists=True),
-    Route("/api/show", ("POST",), "what a model is", names_model=True),
-    _writes("/api/generate", "complete a prompt", _OLLAMA_LIMIT),
-    _writes("/api/chat", "continue a conversation", _OLLAMA_LIMIT),
-    _asks("/api/embed", "embed texts"),
-    _asks("/api/embeddings", "embed a text (the older route)"),
+    Route("/api/ps", ("GET",), "models in memory", lists=True, of_presets=False),
+    Route("/api/show", ("POST",), "what a model is", names_model=True, shows=True, shape=shapes.SHOW),
+    _asks("/api/generate", "complete a prompt", shapes.GENERATE),
+    _asks("/api/chat", "continue a conversation", shapes.CHAT),
+    _asks("/api/embed", "embed texts", shapes.EMBED),
+    _asks("/api/embeddings", "embed a text (the older route)", shapes.EMBEDDINGS),
     Route("/v1/models", ("GET",), "models there are", dialect=Dialect.OPENAI, lists=True),
-    Route("/v1/models/{model}", ("GET",), "one model", dialect=Dialect.OPENAI),
-    _writes("/v1/chat/completions", "continue a conversation", _LIMIT, Dialect.OPENAI, usage_on_request=True),
-    _writes("/v1/completions", "complete a prompt", _LIMIT, Dialect.OPENAI, usage_on_request=True),
-    _asks("/v1/embeddings", "embed texts", Dialect.OPENAI),
-    _writes("/v1/responses", "OpenAI's responses", "max_output_tokens", Dialect.OPENAI),
-    replace(_asks("/v1/audio/transcriptions", "what is said in a recording", Dialect.OPENAI), form=True),
-    _writes("/v1/messages", "Anthropic's messages", _LIMIT, Dialect.ANTHROPIC),
+    Route("/v1/models/{model}", ("GET",), "one model", dialect=Dialect.OPENAI, one_model=True),
+    _asks("/v1/chat/completions", "continue a conversation", shapes.OPENAI_CHAT, Dialect.OPENAI),
+    _asks("/v1/completions", "complete a prompt", shapes.OPENAI_COMPLETION, Dialect.OPENAI),
+    _asks("/v1/embeddings", "embed texts", shapes.OPENAI_EMBED, Dialect.OPENAI),
+    _asks("/v1/responses", "OpenAI's responses", shapes.RESPONSES, Dialect.OPENAI),
+    replace(_asks("/v1/audio/transcriptions", "what is said in a recording", None, Dialect.OPENAI), form=True),
+    _asks("/v1/messages", "Anthropic's messages", shapes.MESSAGES, Dialect.ANTHROPIC),
     _moves("/api/pull", "fetch a model"),
     _moves("/api/push", "upload a model"),
     _moves("/api/create", "make a model"),
@@ -119,12 +126,12 @@ ROUTES: tuple[Route, ...] = (
         uploads=True,
         patient=True,
     ),
-    _tells("/avocado/v1/service", "name, version, uptime, public URL, engine, GPU"),
-    _tells("/avocado/v1/models", "models with size, context, capabilities, loaded or not"),
-    _tells("/avocado/v1/limits", "what this key may do"),
-    _tells("/avocado/v1/usage", "this key's requests and tokens of today"),
-    Route("/docs", ("GET",), "this API, for a browser", serves=Serves.OWN),
-    Route("/openapi.json", ("GET",), "this API, as OpenAPI", serves=Serves.OWN),
+    _tells(f"{OWN}/service", "name, version, uptime, public URL, engine, GPU"),
+    _tells(f"{OWN}/models", "models with size, context, capabilities, loaded or not"),
+    _tells(f"{OWN}/limits", "what this key may do"),
+    _tells(f"{OWN}/usage", "this key's requests and tokens of today"),
+    Route(PAGE, ("GET",), "this API, for a browser", serves=Serves.OWN, browser=True),
+    Route(DOCUMENT, ("GET",), "this API, as OpenAPI", serves=Serves.OWN, browser=True),
 )
 _EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if "{" not in route.path}
 _PARAMETERS = {"{model}": _MODEL, "{digest}": r"sha256[:-][0-9a-f]{64}"}

@@ -10,15 +10,16 @@ from typing import Any
 
 from ..domain.types import Dialect, InferError, RequestRecord
 from ..service.limits import Reservation
-from ..service.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
 from . import wire
+from .dialects.shapes import Shape
+from .dialects.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
+from .refusals import Headers
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = tuple[tuple[bytes, bytes], ...]
 # The counts stand in the last bytes of an answer; before them only a stream's closing frame.
 _TAIL = 2048
-# But those of an answer in one piece, and of /v1/responses, in an object that has much else in it.
-_RESPONSES, _WHOLE_TAIL = "/v1/responses", 1 << 20
+# But those of an answer in one piece, and of some streams, in an object that has much else in it.
+_WHOLE_TAIL = 1 << 20
 # Tokens a second that an engine may make of an answer in one piece, where a client leaves before it is there.
 _FASTEST = 100
 _STREAMS = (wire.NDJSON.encode(), wire.SSE.encode())
@@ -72,6 +73,7 @@ class ResponseSender:
         "opened",
         "pieces",
         "record",
+        "shape",
         "spoke_at",
         "status",
         "still",
@@ -88,6 +90,7 @@ class ResponseSender:
         self._tail_size = _TAIL
         self._size = 0
         self._in_pieces = False  # the engine's answer is a stream
+        self.shape: Shape | None = None  # of the route
         self.dialect = Dialect.OLLAMA  # whose counts stand in it
         self.generates = False  # it is text that the engine writes
         self.streams = False  # a stream was asked for
@@ -169,9 +172,9 @@ class ResponseSender:
                 cached = True
         streams = self._in_pieces = not length and kind.startswith(_STREAMS)
         if streams and self.record.runs:
-            self._mark = _mark(self.record.route, kind)
+            self._mark = _mark(self.shape, kind)
         self.hides_usage = self.hides_usage and self._mark == b"\n\n" and self.status == 200
-        if self.record.runs and (not streams or self.record.route == _RESPONSES):
+        if self.record.runs and (not streams or (self.shape is not None and self.shape.counts_inside)):
             self._tail_size = _WHOLE_TAIL
         if self.opened:  # the head is out
             if self.model:
@@ -306,7 +309,7 @@ class ResponseSender:
 
     def _told(self) -> tuple[int, int] | None:
         """The engine's own count; None where it gives none."""
-        if self.record.route == _RESPONSES:
+        if self.shape is not None and self.shape.counts_inside:
             return tokens_of(self._tail, completed=self._in_pieces)
         if self._in_pieces:
             return tokens_in(self._tail, self.dialect)
@@ -331,11 +334,11 @@ def _kind(fields: Sequence[tuple[bytes, bytes]]) -> bytes:
     return next((value for name, value in fields if name == b"content-type"), b"")
 
 
-def _mark(route: str, kind: bytes) -> bytes:
+def _mark(shape: Shape | None, kind: bytes) -> bytes:
     """What a piece of a stream of this content type ends with, or has in it once."""
     if not kind.startswith(wire.SSE.encode()):
         return b"\n"
-    return {_RESPONSES: b".delta\n", "/v1/messages": b"_delta\n"}.get(route, b"\n\n")
+    return shape.mark if shape is not None else b"\n\n"
 
 
 async def answer(

@@ -11,11 +11,12 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from ..domain.requests import SMALL
 from ..domain.types import Dialect, InferError
-from ..service.body import SMALL
-from ..service.go_json import Struct, decode
 from . import wire
 from .asgi import NOTES
+from .dialects.go_json import decode
+from .dialects.shapes import Shape
 
 logger = logging.getLogger(__name__)
 Pieces = AsyncGenerator[dict[str, Any], None]
@@ -33,12 +34,12 @@ def notes_of(request: Request) -> dict[str, str]:
     return notes
 
 
-async def decoded(request: Request, struct: Struct, missing: str = "missing request body") -> dict[str, Any]:
+async def decoded(request: Request, shape: Shape) -> dict[str, Any]:
     """The members of a request's body, a large one read in a thread; RequestError 400 in Go's words."""
     body = await request.body()
-    return (
-        decode(body, struct, missing) if len(body) <= SMALL else await asyncio.to_thread(decode, body, struct, missing)
-    )
+    if len(body) <= SMALL:
+        return decode(body, shape.struct, shape.empty)
+    return await asyncio.to_thread(decode, body, shape.struct, shape.empty)
 
 
 async def streamed(

@@ -10,7 +10,8 @@ from time import perf_counter
 from ..domain.keys import ApiKey
 from ..domain.types import InferError
 from ..service.access import AccessPolicy
-from .headers import Refused, check_role
+from .headers import check_role
+from .refusals import Refused
 from .routes import Route
 from .sender import ResponseSender
 

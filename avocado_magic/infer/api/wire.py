@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..domain.types import Dialect
-from ..service.go_json import dumps
+from .dialects.go_json import dumps
 
 JSON = "application/json; charset=utf-8"
 JSON_BARE = "application/json"

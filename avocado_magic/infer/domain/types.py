@@ -9,17 +9,33 @@ from enum import Enum
 from typing import Any
 
 
-class InferError(Exception):
-    """A request that cannot be answered: `status` is the HTTP status Ollama gives it, `message` its words."""
+class Refusal(Enum):
+    """Why a request is not answered."""
 
-    def __init__(self, status: int, message: str) -> None:
+    INVALID = "it asks for what is not possible, or cannot be read"
+    UNPROVEN = "no key, a wrong one, or one that ran out"
+    FORBIDDEN = "this key may not do that"
+    NOT_FOUND = "there is no such model"
+    OVER_LIMIT = "the key has had what it may have"
+    FAILED = "the engine failed"
+    UNSUPPORTED = "this engine does not do that"
+    BUSY = "the queue is full"
+
+
+class InferError(Exception):
+    """A request that cannot be answered: why, and Ollama's words for it in `message`."""
+
+    def __init__(self, why: Refusal, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.why = why
         self.message = message
 
 
 class RequestError(InferError):
     """A request that could not be read. Ollama's compatible APIs frame this error otherwise than an engine's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Refusal.INVALID, message)
 
 
 class UpstreamError(Exception):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timezone
 
 from ..domain.keys import LOCAL, ApiKey, Role
 from ..domain.ports import Keys
-from ..domain.types import InferError
+from ..domain.types import InferError, Refusal
 
 
 class Denied(InferError):
     """No key, a wrong one or one that ran out: 401."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(401, message)
+        super().__init__(Refusal.UNPROVEN, message)
 
 
 class AccessPolicy:
@@ -34,11 +32,11 @@ class AccessPolicy:
     def open_to_all(self) -> bool:
         return self._keys is None
 
-    def key(self, headers: Mapping[bytes, bytes]) -> ApiKey:
-        """The key that `headers` prove. Raises Denied."""
+    def key(self, credentials: Iterable[bytes]) -> ApiKey:
+        """The key that one of `credentials` proves. Raises Denied."""
         if self._keys is None:
             return LOCAL
-        for credential in credentials(headers):
+        for credential in credentials:
             found = self._keys.find(credential)
             if found is not None:
                 return _unexpired(found)
@@ -70,22 +68,3 @@ def _unexpired(key: ApiKey) -> ApiKey:
     if key.expires_at is not None and key.expires_at <= datetime.now(timezone.utc):
         raise Denied(f"this API key expired at {key.expires_at:%Y-%m-%dT%H:%M:%SZ}")
     return key
-
-
-def credentials(headers: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    """The keys a request carries: as Bearer token, as x-api-key (Anthropic's clients), as password of Basic."""
-    authorization = headers.get(b"authorization")
-    if authorization is not None:
-        scheme, _, value = authorization.partition(b" ")
-        scheme, value = scheme.lower(), value.strip()
-        if scheme == b"bearer" and value:
-            yield value
-        elif scheme == b"basic":
-            try:
-                password = base64.b64decode(value, validate=True).partition(b":")[2]
-            except (binascii.Error, ValueError):
-                password = b""
-            if password:
-                yield password
-    if key := headers.get(b"x-api-key", b"").strip():
-        yield key

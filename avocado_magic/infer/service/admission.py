@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 
-from ..domain.types import InferError
+from ..domain.types import InferError, Refusal
 
 RETRY_AFTER = 2
 
@@ -16,7 +16,7 @@ class Busy(InferError):
     limit = "queue"
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(503, f"server busy, please try again: {waiting} requests are waiting already")
+        super().__init__(Refusal.BUSY, f"server busy, please try again: {waiting} requests are waiting already")
         self.retry_after = RETRY_AFTER
 
 

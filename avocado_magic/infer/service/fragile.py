@@ -11,16 +11,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
-
-from .body import UNREADABLE, Body
-
 # The version of Ollama from which on models run in a process of their own, whose end is only theirs.
 SINCE = (0, 30)
-_MEMBERS = ("format", "response_format", "text")
 _DEEPEST = 100
 # A schema beyond this is refused unread.
-_LARGEST = 256 * 1024
+LARGEST = 256 * 1024
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -30,34 +25,9 @@ def survives(version: str | None) -> bool:
     return found is not None and (int(found[1]), int(found[2])) >= SINCE
 
 
-def schema_in(body: Body) -> bool:
-    """Whether a request holds its answer to a schema, in any of the APIs."""
-    members = body.members
-    if "format" not in members and "response_format" not in members and "text" not in members:
-        return False  # most requests
-    return any(_is_object(members.get(name)) for name in _MEMBERS)
-
-
-def danger(body: Body) -> str | None:
-    """What of a request's schema would end the engine, in a few words; None where nothing would. Raises InferError 400."""
-    for name in _MEMBERS:
-        raw = body.members.get(name)
-        if raw is None or not _is_object(raw):
-            continue
-        if len(memoryview(raw)) > _LARGEST:
-            return f"it is larger than {_LARGEST} bytes"
-        try:
-            value = msgspec.json.decode(raw)
-        except UNREADABLE:
-            return "it is nested too deeply, or no JSON"
-        found = next(_dangers(value), None)
-        if found:
-            return found
-    return None
-
-
-def _is_object(raw: msgspec.Raw | None) -> bool:
-    return raw is not None and bytes(memoryview(raw)[:1]) == b"{"
+def danger(schema: Any) -> str | None:
+    """What of `schema` would end the engine, in a few words; None where nothing would."""
+    return next(_dangers(schema), None)
 
 
 def _dangers(schema: Any) -> Iterator[str]:

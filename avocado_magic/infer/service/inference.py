@@ -12,7 +12,7 @@ from typing import Any
 
 from ..domain.names import ModelName
 from ..domain.ports import ModelLibrary, SchemaCompiler, Session, TextEngine
-from ..domain.types import InferError, Loaded, Model, Piece
+from ..domain.types import InferError, Loaded, Model, Piece, Refusal
 from . import validation as check
 from .json_schema import prepared, without_refused
 from .output import OutputParser, Said, tool_call
@@ -69,7 +69,7 @@ class Inference:
             parsed = ModelName.parse(name) if full else None
             shown = parsed.short if parsed else name
             words = f'model "{shown}" not found, try pulling it first' if pull_hint else f"model '{shown}' not found"
-            raise InferError(404, words)
+            raise InferError(Refusal.NOT_FOUND, words)
         return model
 
     async def generate(
@@ -90,9 +90,9 @@ class Inference:
             return
         raw = bool(request.get("raw"))
         if raw and any(request.get(member) for member in ("template", "system", "context")):
-            raise InferError(400, "raw mode does not support template, system, or context")
+            raise InferError(Refusal.INVALID, "raw mode does not support template, system, or context")
         if request.get("suffix"):
-            raise InferError(400, f"{_full_name(name)} does not support insert")
+            raise InferError(Refusal.INVALID, f"{_full_name(name)} does not support insert")
         check.check_images(list(request.get("images") or []), name)
         think = check.think(request.get("think"), model, name)
         run = _Run(request)
@@ -140,7 +140,7 @@ class Inference:
         name = str(request.get("model", ""))
         keep_alive = check.keep_alive(request.get("keep_alive"))
         if not name:
-            raise InferError(400, "model is required")
+            raise InferError(Refusal.INVALID, "model is required")
         model = self.find(name)
         messages = list(request.get("messages") or [])
         if not messages and keep_alive == 0:
@@ -149,7 +149,7 @@ class Inference:
             return
         tools = list(request.get("tools") or [])
         if tools and "tools" not in model.capabilities:
-            raise InferError(400, f"{_full_name(name)} does not support tools")
+            raise InferError(Refusal.INVALID, f"{_full_name(name)} does not support tools")
         think = check.think(request.get("think"), model, name)
         for message in messages:
             check.check_images(list(message.get("images") or []), name)
@@ -192,7 +192,7 @@ class Inference:
             [given] if isinstance(given, str) else given if isinstance(given, list) else [] if given is None else None
         )
         if inputs is None or not all(isinstance(text, str) for text in inputs):
-            raise InferError(400, "invalid input type")
+            raise InferError(Refusal.INVALID, "invalid input type")
         model = self.find(name, pull_hint=True)
         run = _Run(request)
         vectors: list[list[float]] = []
@@ -200,11 +200,11 @@ class Inference:
         async with self._engine.session(model, run.context, check.keep_alive(request.get("keep_alive"))) as session:
             for text in inputs if inputs != [""] else []:
                 if not text:
-                    raise InferError(500, NO_INPUT)
+                    raise InferError(Refusal.FAILED, NO_INPUT)
                 tokens = await session.tokenize(text)
                 if len(tokens) > session.context_length:
                     if request.get("truncate") is False:
-                        raise InferError(400, "the input length exceeds the context length")
+                        raise InferError(Refusal.INVALID, "the input length exceeds the context length")
                     tokens = tokens[: session.context_length - 2]
                 found = await session.embed(tokens)
                 size = int(request.get("dimensions") or 0)
@@ -238,7 +238,7 @@ class Inference:
                 without_refused, schema, lambda part: compiler.refusal(part) is not None, schema
             )
             if less == schema or await asyncio.to_thread(compiler.refusal, less) is not None:
-                raise InferError(400, f"no answer can be held to this JSON schema: {refusal}")
+                raise InferError(Refusal.INVALID, f"no answer can be held to this JSON schema: {refusal}")
             schema = less
         run.sampling["json_schema"] = schema
         run.keeps = await asyncio.to_thread(compiler.guard, schema)
@@ -250,7 +250,7 @@ class Inference:
         if template:
             if "{{" in _VARIABLE.sub("", template):
                 raise InferError(
-                    501,
+                    Refusal.UNSUPPORTED,
                     "this template is not supported by the embedded engine: it knows "
                     "{{ .System }}, {{ .Prompt }} and {{ .Response }}",
                 )
@@ -271,7 +271,7 @@ class _Run:
         self.logprobs = bool(request.get("logprobs"))
         self.top_logprobs = int(request.get("top_logprobs") or 0)
         if not 0 <= self.top_logprobs <= 20:
-            raise InferError(400, "top_logprobs must be between 0 and 20")
+            raise InferError(Refusal.INVALID, "top_logprobs must be between 0 and 20")
         self.sampling = {**_DEFAULTS, **{name: value for name, value in options.items() if name not in _NOT_SAMPLING}}
         self.sampling["repeat_last_n"] = max(self.sampling["repeat_last_n"], -1)
         if self.sampling["num_predict"] <= 0:
@@ -286,7 +286,7 @@ class _Run:
         # Where the end came inside a character, its first bytes are replaced.
         text = piece.text.rstrip("\ufffd") if piece.reason else piece.text
         if self.keeps is not None and text and not self.keeps(text):
-            raise InferError(500, "the answer left its JSON schema: the engine failed to hold it there")
+            raise InferError(Refusal.FAILED, "the answer left its JSON schema: the engine failed to hold it there")
 
     def fit(self, tokens: list[int], context: int, notes: dict[str, str] | None = None) -> list[int]:
         """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; 400 where that was forbidden.
@@ -295,7 +295,7 @@ class _Run:
         """
         if len(tokens) >= context:
             if not self._truncate:
-                raise InferError(400, "the input length exceeds the context length")
+                raise InferError(Refusal.INVALID, "the input length exceeds the context length")
             room = max(1, context - max(1, min(context // 4, 256)) - _KEPT)
             said = f"kept {room + _KEPT} of {len(tokens)} tokens, the context holds {context}"
             logger.warning("a prompt was cut: %s", said)
@@ -322,7 +322,7 @@ async def _rendered(
         except InferError as error:
             refused = error.message
             logger.info("the model's template refuses a conversation: %s", refused)
-    raise InferError(400, f"this model's chat template refuses these messages: {_template_words(refused)}")
+    raise InferError(Refusal.INVALID, f"this model's chat template refuses these messages: {_template_words(refused)}")
 
 
 _RAISED = re.compile(r"^.*(?:Exception|Error): ([^\n]+?)\s*$", re.MULTILINE)

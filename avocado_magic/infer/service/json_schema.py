@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from ..domain.types import InferError
+from ..domain.types import InferError, Refusal
 
 Schema = Any  # a mapping, or a boolean
 _DEEPEST = 64
@@ -56,9 +56,9 @@ class _Maker:
     def _look(self, depth: int) -> None:
         self._looked_at += 1
         if depth > _DEEPEST:
-            raise InferError(400, f"this JSON schema is nested more than {_DEEPEST} deep")
+            raise InferError(Refusal.INVALID, f"this JSON schema is nested more than {_DEEPEST} deep")
         if self._looked_at > _MOST:
-            raise InferError(400, f"this JSON schema comes to more than {_MOST} parts")
+            raise InferError(Refusal.INVALID, f"this JSON schema comes to more than {_MOST} parts")
 
     def made(self, schema: Schema, depth: int, *, closes: bool = True) -> Schema:
         """`schema` for the compiler; `closes` False where it is a part of an object that others describe as well."""

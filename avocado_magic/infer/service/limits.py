@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..domain.keys import ApiKey
-from ..domain.types import InferError
+from ..domain.types import InferError, Refusal
 
 _WINDOW = 60.0
 # Requests of one key that may wait until others of it have given back what they reserved.
@@ -24,7 +24,7 @@ class OverLimit(InferError):
     """429: the key has had what it may have; `retry_after` seconds until there is more. `limit` names which."""
 
     def __init__(self, limit: str, message: str, retry_after: float) -> None:
-        super().__init__(429, message)
+        super().__init__(Refusal.OVER_LIMIT, message)
         self.limit = limit
         self.retry_after = max(1, math.ceil(retry_after))
 

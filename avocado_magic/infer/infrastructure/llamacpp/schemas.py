@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from ...domain.types import InferError
+from ...domain.types import InferError, Refusal
 from .threads import load_llama
 
 _REASON = re.compile(r"failed to compile JSON schema: (.*?)\s*\n +\d+ \| %llguidance", re.DOTALL)
@@ -44,7 +44,7 @@ class Llguidance:
             said = matcher.get_error()
         except ModuleNotFoundError as error:
             hint = "pip install 'avocado-magic[embedded]'"
-            raise InferError(501, f"answers in a JSON schema need {error.name} ({hint})") from None
+            raise InferError(Refusal.UNSUPPORTED, f"answers in a JSON schema need {error.name} ({hint})") from None
         except BaseException as error:
             # The compiler's panics derive from BaseException, and would end more than this request.
             if type(error).__name__ != "PanicException" and not isinstance(error, (ValueError, RuntimeError)):

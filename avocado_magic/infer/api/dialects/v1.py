@@ -8,13 +8,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..domain.types import Dialect, InferError, Model
-from ..service import anthropic, openai, responses
-from ..service import validation as check
-from ..service.go_json import dumps, sorted_members
-from ..service.inference import NO_INPUT, Inference, collect
-from . import wire
-from .streams import Pieces, decoded, json_response, notes_of, streamed
+from ...domain.types import Dialect, InferError, Model, Refusal
+from ...service.inference import NO_INPUT, Inference, collect
+from .. import wire
+from ..streams import Pieces, decoded, json_response, notes_of, streamed
+from . import anthropic, openai, responses, shapes
+from .go_json import dumps, sorted_members
 
 
 def router(inference: Inference) -> APIRouter:
@@ -31,13 +30,13 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        body = await decoded(request, check.OPENAI_CHAT, "EOF")
+        body = await decoded(request, shapes.OPENAI_CHAT)
         frames = openai.Completions(body.get("model", ""), chat=True, usage=_wants_usage(body))
         return await _completion(inference.chat(openai.chat_request(body), notes_of(request)), frames, body, "message")
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        body = await decoded(request, check.OPENAI_COMPLETION, "EOF")
+        body = await decoded(request, shapes.OPENAI_COMPLETION)
         frames = openai.Completions(body.get("model", ""), chat=False, usage=_wants_usage(body))
         return await _completion(
             inference.generate(openai.completion_request(body), notes_of(request)), frames, body, "response"
@@ -45,21 +44,21 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = await decoded(request, check.OPENAI_EMBED, "EOF")
+        body = await decoded(request, shapes.OPENAI_EMBED)
         if body.get("input") in (None, []):
-            raise InferError(400, "invalid input")
+            raise InferError(Refusal.INVALID, "invalid input")
         if body["input"] == "":
-            raise InferError(500, NO_INPUT)
+            raise InferError(Refusal.FAILED, NO_INPUT)
         vectors, _, _, tokens = await inference.embed(body)
         return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
 
     @api.post("/v1/audio/transcriptions")
     async def transcriptions() -> Response:
-        raise InferError(501, "not supported by the embedded engine")
+        raise InferError(Refusal.UNSUPPORTED, "not supported by the embedded engine")
 
     @api.post("/v1/responses")
     async def create_response(request: Request) -> Response:
-        body = await decoded(request, check.RESPONSES, "EOF")
+        body = await decoded(request, shapes.RESPONSES)
         pieces = inference.chat(responses.chat_request(body), notes_of(request))
         response = responses.Response(body)
         if not body.get("stream"):
@@ -68,7 +67,7 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/messages")
     async def create_message(request: Request) -> Response:
-        body = await decoded(request, check.MESSAGES, "EOF")
+        body = await decoded(request, shapes.MESSAGES)
         anthropic.check(body)
         asked = anthropic.chat_request(body)
         # As Ollama does it for this API: a model that cannot think is not refused for having been asked to.

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from ..domain.types import Dialect
-from .body import UNREADABLE, Body
+from ...domain.types import Dialect
+from .body import Body
+from .raw_json import UNREADABLE
 
 # About as many bytes of text are a token, in most languages and vocabularies.
 BYTES_PER_TOKEN = 4

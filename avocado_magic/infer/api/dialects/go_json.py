@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..domain.types import RequestError
+from ...domain.types import RequestError
+from ...service.validation import kind_of
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ _GO_NAMES = {"object": "map[string]interface {}", "int": "int", "number": "float
 def decode(body: bytes, struct: Struct, missing: str = "missing request body") -> dict[str, Any]:
     """`body` as the members of `struct`, nulls and unknown members left out; RequestError 400 in Go's words."""
     if not body.strip():
-        raise RequestError(400, missing)
+        raise RequestError(missing)
     value = _parse(body.decode("utf-8", "replace"))
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise RequestError(
-            400, f"json: cannot unmarshal {kind_of(value)} into Go value of type {struct.package}.{struct.name}"
+            f"json: cannot unmarshal {kind_of(value)} into Go value of type {struct.package}.{struct.name}"
         )
     return _members(value, struct, struct.name)
 
@@ -90,21 +91,12 @@ def _checked(item: Any, kind: Any, path: str) -> Any:
     if not isinstance(item, wanted) or (isinstance(item, bool) and wanted not in (bool, object)):
         raise _mismatch(item, path, _GO_NAMES.get(kind, kind))
     if kind == "int" and isinstance(item, float):
-        raise RequestError(400, f"json: cannot unmarshal number {item} into Go struct field {path} of type int")
+        raise RequestError(f"json: cannot unmarshal number {item} into Go struct field {path} of type int")
     return item
 
 
 def _mismatch(item: Any, path: str, go_type: str) -> RequestError:
-    return RequestError(400, f"json: cannot unmarshal {kind_of(item)} into Go struct field {path} of type {go_type}")
-
-
-def kind_of(value: Any) -> str:
-    """What Go calls a JSON value in its errors."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, (int, float)):
-        return "number"
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+    return RequestError(f"json: cannot unmarshal {kind_of(item)} into Go struct field {path} of type {go_type}")
 
 
 def _parse(text: str) -> Any:
@@ -114,18 +106,18 @@ def _parse(text: str) -> Any:
     try:
         value = decoder.raw_decode(text)[0]
     except json.JSONDecodeError as error:
-        raise RequestError(400, _go_syntax_error(error, text)) from None
+        raise RequestError(_go_syntax_error(error, text)) from None
     except RecursionError:
-        raise RequestError(400, "exceeded max depth") from None
+        raise RequestError("exceeded max depth") from None
     except ValueError:  # Python refuses integers of thousands of digits
-        raise RequestError(400, "json: cannot unmarshal number into Go value of type int") from None
+        raise RequestError("json: cannot unmarshal number into Go value of type int") from None
     return _without_surrogates(value) if "\\u" in text else value
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise RequestError(400, f"json: cannot unmarshal number {text} into Go value of type float64")
+        raise RequestError(f"json: cannot unmarshal number {text} into Go value of type float64")
     return value
 
 
@@ -141,7 +133,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _no_constant(name: str) -> Any:
-    raise RequestError(400, f"invalid character '{name[0]}' looking for beginning of value")
+    raise RequestError(f"invalid character '{name[0]}' looking for beginning of value")
 
 
 def _go_syntax_error(error: json.JSONDecodeError, text: str) -> str:

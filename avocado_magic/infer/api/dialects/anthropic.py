@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-from ..domain.types import InferError, RequestError
+from ...domain.types import InferError, Refusal, RequestError
 from .go_json import dumps
 
 Event = tuple[str, dict[str, Any]]
@@ -16,11 +16,11 @@ Event = tuple[str, dict[str, Any]]
 def check(request: Mapping[str, Any]) -> None:
     """Refuse what Ollama refuses before it looks for the model. Raises RequestError 400."""
     if not request.get("model"):
-        raise RequestError(400, "model is required")
+        raise RequestError("model is required")
     if not isinstance(request.get("max_tokens"), int) or request["max_tokens"] <= 0:
-        raise RequestError(400, "max_tokens is required and must be positive")
+        raise RequestError("max_tokens is required and must be positive")
     if not request.get("messages"):
-        raise RequestError(400, "messages is required")
+        raise RequestError("messages is required")
 
 
 def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def _texts(blocks: Any) -> Iterator[str]:
 
 def _messages(message: Any) -> list[dict[str, Any]]:
     if not isinstance(message, dict):
-        raise RequestError(400, "json: cannot unmarshal into Go struct field MessagesRequest.messages")
+        raise RequestError("json: cannot unmarshal into Go struct field MessagesRequest.messages")
     role, content = str(message.get("role", "")).lower(), message.get("content")
     if isinstance(content, str):
         return [{"role": role, "content": content}] if content else []
     if not isinstance(content, list):
-        raise RequestError(400, "json: cannot unmarshal into Go value of type []anthropic.ContentBlock")
+        raise RequestError("json: cannot unmarshal into Go value of type []anthropic.ContentBlock")
     made: dict[str, Any] = {"role": role, "content": "".join(_texts(content))}
     results = []
     for block in content:
@@ -74,7 +74,7 @@ def _messages(message: Any) -> list[dict[str, Any]]:
         elif kind == "tool_use":
             for name in ("id", "name"):
                 if not block.get(name):
-                    raise RequestError(400, f"tool_use block missing required '{name}' field")
+                    raise RequestError(f"tool_use block missing required '{name}' field")
             function = {"name": block["name"], "arguments": block.get("input") or {}}
             made.setdefault("tool_calls", []).append({"id": block["id"], "function": function})
         elif kind == "tool_result":
@@ -99,18 +99,18 @@ def _result(block: Mapping[str, Any]) -> dict[str, Any]:
 
 def _image(source: Any, missing: str) -> str:
     if not isinstance(source, dict):
-        raise RequestError(400, missing)
+        raise RequestError(missing)
     if source.get("type") != "base64":
         kind = source.get("type", "")
-        raise RequestError(400, f"invalid image source type: {kind}. Only base64 images are supported.")
+        raise RequestError(f"invalid image source type: {kind}. Only base64 images are supported.")
     return str(source.get("data", ""))
 
 
 def _tool(tool: Any) -> dict[str, Any]:
     if not isinstance(tool, dict):
-        raise RequestError(400, "json: cannot unmarshal into Go struct field MessagesRequest.tools")
+        raise RequestError("json: cannot unmarshal into Go struct field MessagesRequest.tools")
     if str(tool.get("type", "")).startswith("web_search"):
-        raise InferError(501, "web_search is not supported by the embedded engine")
+        raise InferError(Refusal.UNSUPPORTED, "web_search is not supported by the embedded engine")
     function = {"name": tool.get("name", ""), "description": tool.get("description", ""),
                 "parameters": tool.get("input_schema") or {}}  # fmt: skip
     return {"type": "function", "function": function}

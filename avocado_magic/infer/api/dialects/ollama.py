@@ -8,12 +8,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..domain.names import ModelName
-from ..domain.types import Dialect, InferError, Model
-from ..service import validation as check
-from ..service.inference import Inference, collect
-from . import wire
-from .streams import Pieces, decoded, json_response, notes_of, streamed
+from ...domain.names import ModelName
+from ...domain.types import Dialect, InferError, Model, Refusal
+from ...service.inference import Inference, collect
+from .. import wire
+from ..streams import Pieces, decoded, json_response, notes_of, streamed
+from . import shapes
 
 # The version of the API that this backend answers as; clients switch features on by it.
 API_VERSION = "0.33.0"
@@ -72,40 +72,40 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/api/show")
     async def show(request: Request) -> Response:
-        body = await decoded(request, check.SHOW)
+        body = await decoded(request, shapes.SHOW)
         name = body.get("model") or body.get("name") or ""
         if not name:
-            raise InferError(400, "model is required")
+            raise InferError(Refusal.INVALID, "model is required")
         return json_response(_shown(inference.find(name, full=True)))
 
     @api.post("/api/generate")
     async def generate(request: Request) -> Response:
-        body = await decoded(request, check.GENERATE)
+        body = await decoded(request, shapes.GENERATE)
         return await _answer(inference.generate(body, notes_of(request)), body, "response")
 
     @api.post("/api/chat")
     async def chat(request: Request) -> Response:
-        body = await decoded(request, check.CHAT)
+        body = await decoded(request, shapes.CHAT)
         return await _answer(inference.chat(body, notes_of(request)), body, "message")
 
     @api.post("/api/embed")
     async def embed(request: Request) -> Response:
-        body = await decoded(request, check.EMBED)
+        body = await decoded(request, shapes.EMBED)
         vectors, total, load, tokens = await inference.embed(body)
         counts = {"total_duration": total, "load_duration": load, "prompt_eval_count": tokens} if vectors else {}
         return json_response({"model": body.get("model", ""), "embeddings": vectors, **counts})
 
     @api.post("/api/embeddings")
     async def embeddings(request: Request) -> Response:
-        body = await decoded(request, check.EMBEDDINGS)
+        body = await decoded(request, shapes.EMBEDDINGS)
         return json_response({"embedding": await inference.embedding(body)})
 
     @api.post("/api/pull")
     async def pull(request: Request) -> Response:
-        body = await decoded(request, check.PULL)
+        body = await decoded(request, shapes.PULL)
         name = body.get("model") or body.get("name") or ""
         if not name or (not name.lower().endswith(".gguf") and ModelName.parse(name) is None):
-            raise InferError(400, "invalid model name")
+            raise InferError(Refusal.INVALID, "invalid model name")
         progress = inference.pull(name)
         if body.get("stream", True):
             return await streamed(_dicts(progress), wire.NDJSON, wire.ndjson, Dialect.OLLAMA)
@@ -120,7 +120,7 @@ def router(inference: Inference) -> APIRouter:
 
 
 async def _not_supported() -> Response:
-    raise InferError(501, "not supported by the embedded engine")
+    raise InferError(Refusal.UNSUPPORTED, "not supported by the embedded engine")
 
 
 async def _dicts(progress: Any) -> Pieces:

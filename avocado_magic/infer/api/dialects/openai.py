@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-from ..domain.types import InferError, RequestError
+from ...domain.types import InferError, Refusal, RequestError
 from .go_json import dumps
 
 _EFFORTS: Mapping[str, bool | str] = {
@@ -31,10 +31,10 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     names = _names_of_calls(request.get("messages", []))
     for message in request.get("messages", []):
         if not isinstance(message, dict):
-            raise RequestError(400, "invalid message format")
+            raise RequestError("invalid message format")
         messages += _messages(message, names)
     if not messages:
-        raise RequestError(400, "[] is too short - 'messages'")
+        raise RequestError("[] is too short - 'messages'")
     out = {
         "model": request.get("model", ""),
         "messages": messages,
@@ -56,7 +56,7 @@ def think_of(effort: Any) -> bool | str | None:
         return None
     if not isinstance(effort, str) or effort not in _EFFORTS:
         choices = ", ".join(f'"{known}"' for known in list(_EFFORTS)[:-1])
-        raise RequestError(400, f'invalid reasoning value: "{effort}" (must be {choices}, or "none")')
+        raise RequestError(f'invalid reasoning value: "{effort}" (must be {choices}, or "none")')
     return _EFFORTS[effort]
 
 
@@ -86,7 +86,7 @@ def _messages(message: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[
         return
     if not isinstance(content, list):
         kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}", type(None): "<nil>"}
-        raise RequestError(400, f"invalid message content type: {kind.get(type(content), '?')}")
+        raise RequestError(f"invalid message content type: {kind.get(type(content), '?')}")
     parts = [_part(role, part) for part in content]
     if parts and calls:
         parts[-1] |= more
@@ -100,13 +100,13 @@ def _part(role: Any, part: Any) -> dict[str, Any]:
     if kind == "image_url":
         url = part.get("image_url")
         return {"role": role, "content": "", "images": [image_of(url.get("url") if isinstance(url, dict) else url)]}
-    raise RequestError(400, "invalid message format")
+    raise RequestError("invalid message format")
 
 
 def image_of(url: Any) -> str:
     """The base64 of a data URL; RequestError for any other."""
     if not isinstance(url, str) or not url.startswith("data:") or "," not in url:
-        raise RequestError(400, "invalid image input")
+        raise RequestError("invalid image input")
     return url.partition(",")[2]
 
 
@@ -116,7 +116,7 @@ def tool_calls(given: Any) -> list[dict[str, Any]]:
     for call in given if isinstance(given, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
-            raise RequestError(400, "invalid tool call arguments")
+            raise RequestError("invalid tool call arguments")
         out.append(
             {
                 "id": call.get("id", ""),
@@ -137,9 +137,9 @@ def arguments_of(text: Any, words: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, TypeError):
-        raise RequestError(400, words) from None
+        raise RequestError(words) from None
     if not isinstance(value, dict):
-        raise RequestError(400, words)
+        raise RequestError(words)
     return value
 
 
@@ -175,7 +175,7 @@ def _format(response_format: Mapping[str, Any] | None) -> Any:
     if kind == "json_schema":
         described = (response_format or {}).get("json_schema")
         if not isinstance(described, dict):
-            raise RequestError(400, "invalid json_schema in response_format")
+            raise RequestError("invalid json_schema in response_format")
         return described.get("schema")
     return None
 
@@ -317,7 +317,7 @@ def embeddings(model: str, vectors: list[list[float]], tokens: int, encoding: st
     """The answer of /v1/embeddings."""
     if encoding not in (None, "", "float", "base64"):
         raise InferError(
-            400, f"Invalid value for 'encoding_format' = {encoding}. Supported values: ['float', 'base64']."
+            Refusal.INVALID, f"Invalid value for 'encoding_format' = {encoding}. Supported values: ['float', 'base64']."
         )
     data = [
         {"object": "embedding", "embedding": _encoded(vector) if encoding == "base64" else vector, "index": index}

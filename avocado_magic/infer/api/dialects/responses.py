@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-from ..domain.types import RequestError
+from ...domain.types import RequestError
 from .go_json import sorted_members
 from .openai import arguments_of, image_of, openai_call, think_of
 
@@ -30,7 +30,7 @@ def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(given, list):
         _add_items(given, messages)
     elif given is not None:
-        raise RequestError(400, "input must be a string or array: json: cannot unmarshal into Go value")
+        raise RequestError("input must be a string or array: json: cannot unmarshal into Go value")
     options: dict[str, Any] = {"temperature": 1.0 if request.get("temperature") is None else request["temperature"]}
     for name, option in (("top_p", "top_p"), ("max_output_tokens", "num_predict")):
         if request.get(name) is not None:
@@ -75,7 +75,7 @@ def _add_items(items: list[Any], messages: list[dict[str, Any]]) -> None:
             continue
         else:
             words = f'unknown input item type: "{kind}"' if kind else "input item missing required 'type' field"
-            raise RequestError(400, f"input[{number}]: {words}")
+            raise RequestError(f"input[{number}]: {words}")
     if thinking:
         messages.append({"role": "assistant", "content": "", "thinking": thinking})
 
@@ -110,7 +110,7 @@ def _content(given: Any, where: str) -> tuple[str, list[str]]:
     if given is None or isinstance(given, str):
         return given or "", []
     if not isinstance(given, list):
-        raise RequestError(400, f"{where} must be a string or array: json: cannot unmarshal into Go value")
+        raise RequestError(f"{where} must be a string or array: json: cannot unmarshal into Go value")
     text, images = "", []
     for number, part in enumerate(given):
         kind = part.get("type") if isinstance(part, dict) else None
@@ -120,9 +120,9 @@ def _content(given: Any, where: str) -> tuple[str, list[str]]:
             if part.get("image_url"):
                 images.append(image_of(part["image_url"]))
         elif kind == "input_file":
-            raise RequestError(400, "file inputs are not currently supported")
+            raise RequestError("file inputs are not currently supported")
         else:
-            raise RequestError(400, f"{where}[{number}]: unknown content type: {kind or ''}")
+            raise RequestError(f"{where}[{number}]: unknown content type: {kind or ''}")
     return text, images
 
 
@@ -134,7 +134,7 @@ def _all_tools(given: list[Any]) -> list[dict[str, Any]]:
         for made in _tools(tool):
             written += len(made["function"]["name"])
             if written > _NAMES:
-                raise RequestError(400, f"the names of these tools are longer than {_NAMES} characters in all")
+                raise RequestError(f"the names of these tools are longer than {_NAMES} characters in all")
             found.append(made)
     if any(str(tool.get("type", "")).startswith("web_search") for tool in given):
         logger.info("a request offers web_search, which the embedded engine does not have: the model answers without")
@@ -145,15 +145,15 @@ def _tools(tool: Any, within: str = "", deep: int = 0) -> Iterator[dict[str, Any
     """The functions that `tool` declares: those of a namespace carry its name before their own."""
     name = tool.get("name") or "" if isinstance(tool, dict) else None
     if not isinstance(name, str) or deep > _DEEPEST:
-        raise RequestError(400, _NOT_TOOLS)
+        raise RequestError(_NOT_TOOLS)
     if within and not name.startswith(f"{within}."):
         name = f"{within}.{name}"
     if len(name) > _LONGEST_NAME:
-        raise RequestError(400, f"the name of a tool is longer than {_LONGEST_NAME} characters")
+        raise RequestError(f"the name of a tool is longer than {_LONGEST_NAME} characters")
     if tool.get("type") == "namespace":
         members = tool.get("tools") or []
         if not isinstance(members, list):
-            raise RequestError(400, _NOT_TOOLS)
+            raise RequestError(_NOT_TOOLS)
         for member in members:
             yield from _tools(member, name if tool.get("name") else within, deep + 1)
         return

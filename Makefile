@@ -6,14 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo lab test fuzz lint tables debian clean
+.PHONY: help demo lab unit test fuzz lint tables debian clean
 
 help:
 	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
 	@echo "make lab    open it in JupyterLab"
+	@echo "make unit   run the tests that need no broker, no browser and no model: seconds"
 	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
+	@echo "make lint   ruff and mypy alone"
 	@echo "make fuzz MINUTES=5 SEED=1  attack the gateway's server for as long as asked"
 	@echo "make tables write the README's tables of routes from the code"
+	@echo "make debian install the programs that the tests drive (as root, on a Debian)"
 	@echo "make clean  remove the virtual environments"
 
 $(BIN)/python:
@@ -56,6 +59,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_config.py tests/test_limits.py tests/test_http_server.py
 
 .venv-lowest/.done: pyproject.toml tests/lowest_versions.py
 	PYTHON=$(PYTHON) sh tests/lowest.sh --prepare

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AvocadoError, ConfigError
-from .process import replace_file
+from .files import replace_file
 
 ROLES = ("inference", "admin", "metrics")
 # Names of the keys that have files of their own; usage is counted by name.

@@ -17,11 +17,12 @@ PACKAGE = ROOT / "avocado_magic"
 MAY: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
-    "process": {"config"},
-    "api_keys": {"process", "errors"},
+    "files": set(),
+    "process": {"config", "files"},
+    "api_keys": {"files", "errors"},
     "discovery": {"errors"},
-    "parts": {"discovery", "api_keys", "process", "config", "errors"},
-    "runtime": {"parts", "api_keys", "process", "config", "errors"},
+    "parts": {"discovery", "api_keys", "files", "process", "config", "errors"},
+    "runtime": {"parts", "api_keys", "files", "process", "config", "errors"},
     "notebook": {"runtime", "api_keys", "config", "errors"},
     "cli": {"notebook", "runtime", "api_keys", "config", "errors", "__init__"},
     "__init__": {"notebook", "runtime"},
@@ -167,6 +168,13 @@ def test_the_repository_names_no_registry_and_no_machine() -> None:
         if path.is_file() and path.suffix not in (".png", ".gguf"):
             found = registry.search(path.read_text("utf-8", "replace"))
             assert not found, f"{name}: {found[0] if found else ''}"
+
+
+def test_help_names_every_target() -> None:
+    text = (ROOT / "Makefile").read_text("utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    for target in set(phony.split()) - {"help"}:
+        assert f'@echo "make {target} ' in text, target
 
 
 def test_the_quickstart_is_committed_without_outputs() -> None:

@@ -62,14 +62,15 @@ from pathlib import Path
 from avocado_magic.config import resolve
 from avocado_magic.process import INSTANCE_VARIABLE
 from avocado_magic.runtime.state import ServiceFolder
+from avocado_magic.runtime.service import Service
 from avocado_magic.runtime.supervisor import Supervisor
 
 os.environ[INSTANCE_VARIABLE] = "i" * 32
 settings = resolve({"model": "llama3", "timeout": 30, "tunnel": "ngrok"})
-supervisor = Supervisor(ServiceFolder("default").make(), "i" * 32, settings, None)
+service = Service(ServiceFolder("default").make(), "i" * 32, settings, None)
 
 def lose(*_):
-    parts = supervisor.ready_parts()
+    parts = service.ready_parts()
     agent, take_port = parts.tunnel.identity(), parts.gateway.take_port
 
     def noted():
@@ -80,8 +81,8 @@ def lose(*_):
     parts.gateway._listening.shutdown(socket.SHUT_RDWR)
 
 signal.signal(signal.SIGUSR1, lose)
-signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop("TERM"))
-sys.exit(supervisor.run())
+signal.signal(signal.SIGTERM, lambda *_: service.request_stop("TERM"))
+sys.exit(Supervisor(service).run())
 """
 
 

@@ -21,8 +21,8 @@ from gateways import answers, embedded_engine
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import ConfigError
+from avocado_magic.files import tail
 from avocado_magic.infer.infrastructure.llamacpp.threads import quota
-from avocado_magic.process import tail
 from avocado_magic.runtime import client
 
 MODEL = "smollm2:135m"

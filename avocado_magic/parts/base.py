@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from ..config import Settings
 from ..errors import StartError
-from ..process import Identity, ManagedProcess, tail
+from ..files import tail
+from ..process import Identity, ManagedProcess
 
 LOG_LINES = 12
 # A program that has said nothing for this long after its start will not say anything: seconds.

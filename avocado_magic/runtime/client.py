@@ -13,7 +13,8 @@ from typing import Any
 from .. import api_keys
 from ..config import Settings
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
-from ..process import end, processes_of, tail, wait_until
+from ..files import tail
+from ..process import end, processes_of, wait_until
 from .control import ask
 from .keys import read_key
 from .launch import (

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AvocadoError, NotRunningError
-from ..process import SocketPlace
+from ..files import SocketPlace
 
 logger = logging.getLogger(__name__)
 _LINE_LIMIT = 1 << 20

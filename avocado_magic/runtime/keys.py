@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..api_keys import new_key
 from ..config import Settings
-from ..process import replace_file, write_private
+from ..files import replace_file, write_private
 
 
 def prepare_key(folder: Path, settings: Settings) -> Path:

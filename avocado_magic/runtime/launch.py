@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..config import Settings, home
 from ..errors import AvocadoError, StartError
-from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, open_private, processes_of, tail, wait_until
+from ..files import open_private, tail
+from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
 from .owners import Owner
 from .state import CorruptState, ServiceFolder, ServiceState
 

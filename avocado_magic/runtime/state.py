@@ -16,7 +16,8 @@ from typing import Any
 
 from ..config import check_name, services_dir
 from ..errors import AvocadoError, in_shell, worded
-from ..process import Identity, host_name, replace_file
+from ..files import replace_file
+from ..process import Identity, host_name
 
 PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..errors import AvocadoError, in_shell, worded
-from ..parts.base import Cancelled, Part
+from ..parts.base import Cancelled, Part, StartContext
+from .service import Parts
 from .url_probe import answers
-
-if TYPE_CHECKING:
-    from .supervisor import Supervisor
 
 logger = logging.getLogger("avocado_magic.supervisor")
 CHECK_SECONDS = 2.0
@@ -22,15 +20,35 @@ PATIENCE = 5
 _BACK_OFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A part that stayed well for this long has earned its first, immediate restart again.
 _CALM_SECONDS = 120.0
-_HEAL_SECONDS = 600.0
+
+
+class Told(Protocol):
+    """Who is told what happens to the parts."""
+
+    def may_restart(self, name: str) -> bool: ...
+
+    def unwell(self, name: str, why: str) -> None: ...
+
+    def well(self, name: str) -> None: ...
+
+    def restarting(self, name: str) -> StartContext:
+        """A part is to be started again: with what."""
+
+    def restarted(self, name: str, context: StartContext) -> None:
+        """It has been; what it was started for can be looked at. Raises AvocadoError where it does not do that."""
 
 
 class Watcher:
-    """Checks every part, restarts what fails with growing pauses, and has a new URL proved and announced."""
+    """Checks every part, and restarts what fails with growing pauses; `told` hears of it.
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._parts = supervisor.ready_parts()
+    `url_check` is how many seconds pass between two looks at the public URL from outside.
+    """
+
+    def __init__(self, parts: Parts, told: Told, stopping: threading.Event, url_check: float) -> None:
+        self._parts = parts
+        self._told = told
+        self._stopping = stopping
+        self._url_check = url_check
         self._asked = {name: threading.Event() for name in self._watched()}
         self._threads = [
             threading.Thread(target=self._watch, args=(name, part), name=f"watch-{name}", daemon=True)
@@ -58,10 +76,10 @@ class Watcher:
         return True
 
     def restartable(self) -> list[str]:
-        return [name for name in self._asked if self._may_restart(name)]
+        return [name for name in self._asked if self._told.may_restart(name)]
 
     def _watch(self, name: str, part: Part) -> None:
-        store, stopping, asked = self._supervisor.store, self._supervisor.stopping, self._asked[name]
+        stopping, asked = self._stopping, self._asked[name]
         bad = tries = 0
         well_since = looked_outside = time.monotonic()
         while not stopping.wait(0 if asked.is_set() else CHECK_SECONDS):
@@ -73,12 +91,12 @@ class Watcher:
             if wrong is None and name == "tunnel":
                 wrong = self._parts.tunnel.lost()
                 # Looked at from outside now and then, and at every turn once something was wrong with it.
-                if wrong is None and (bad or time.monotonic() - looked_outside > self._supervisor.settings.url_check):
+                if wrong is None and (bad or time.monotonic() - looked_outside > self._url_check):
                     looked_outside = time.monotonic()
                     wrong = answers(self._parts.tunnel.url or "")
             if wrong is None and not asked.is_set():
                 if bad:
-                    self._supervisor.note(name)
+                    self._told.well(name)
                 bad = 0
                 if time.monotonic() - well_since > _CALM_SECONDS:
                     tries = 0
@@ -87,9 +105,9 @@ class Watcher:
                 bad += 1
                 if bad == 1:
                     logger.error("%s: %s", name, wrong)
-                store.part(name, "unhealthy", wrong, part.identity())
+                self._told.unwell(name, wrong)
             due = asked.is_set() or part.identity() is None or bad >= PATIENCE or lost
-            if not due or not self._may_restart(name):
+            if not due or not self._told.may_restart(name):
                 continue
             if name == "tunnel" and not self._parts.gateway.holds_port():
                 continue  # it would lead to whoever has the port now
@@ -101,27 +119,15 @@ class Watcher:
             if self._heal(name, part):
                 bad, well_since = 0, time.monotonic()
 
-    def _may_restart(self, name: str) -> bool:
-        """An adopted engine and a way in of the user's own are not ours to restart; they are watched."""
-        if name == "engine":
-            return not self._parts.engine.adopted
-        return name != "tunnel" or self._supervisor.store.state.tunnel_kind != "none"
-
     def _heal(self, name: str, part: Part) -> bool:
-        supervisor, store = self._supervisor, self._supervisor.store
         logger.info("restarting %s", name)
-        store.part(name, "starting", store.state.parts[name].error)
-        context = supervisor.context(name, max(60.0, min(supervisor.settings.timeout, _HEAL_SECONDS)))
+        context = self._told.restarting(name)
         try:
             part.stop(5)
             if name == "gateway" and not self._parts.gateway.holds_port():
                 self._parts.gateway.take_port()
             part.start(context)
-            if name == "tunnel":
-                supervisor.prove(context)
-                self._new_url()
-            elif name == "engine":
-                supervisor.refresh()
+            self._told.restarted(name, context)
         except Cancelled:
             return False
         except Exception as error:
@@ -131,17 +137,8 @@ class Watcher:
             logger.error(
                 "restarting %s: %s", name, worded(said, in_shell), exc_info=not isinstance(error, AvocadoError)
             )
-            store.part(name, "unhealthy", said, part.identity())
+            self._told.unwell(name, said)
             return False
-        supervisor.note(name)
+        self._told.well(name)
         logger.info("%s is well again", name)
         return True
-
-    def _new_url(self) -> None:
-        url = self._parts.tunnel.url
-        if url == self._supervisor.store.state.url:
-            return
-        logger.info("the public URL is now %s", url)
-        with self._supervisor.store.change() as state:
-            state.url = url
-        self._parts.announce()

@@ -12,7 +12,8 @@ from typing import Any
 
 from ...config import Settings, is_gguf
 from ...errors import ConfigError
-from ...process import SocketPlace, without_variables
+from ...files import SocketPlace
+from ...process import without_variables
 from ..base import ProcessPart, StartContext, part_error
 from ..local_http import UNIX
 from .common import ensure_models, placement, same_model

@@ -10,7 +10,7 @@ from typing import Any
 
 import requests
 
-from ...process import tail
+from ...files import tail
 from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from ..local_http import local_session
 from ..ports import free_port

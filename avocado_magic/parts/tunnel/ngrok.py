@@ -21,7 +21,8 @@ import requests
 
 from ...config import Settings, cache_dir
 from ...errors import AvocadoError, redact
-from ...process import Identity, append_line, end_group, wait_until, write_private
+from ...files import append_line, write_private
+from ...process import Identity, end_group, wait_until
 from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..local_http import local_session
 

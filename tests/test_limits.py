@@ -17,7 +17,7 @@ from avocado_magic.infer.api.dialects.body import read
 from avocado_magic.infer.api.dialects.tokens import tokens_in
 from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
-from avocado_magic.infer.domain.types import Dialect, InferError, RequestRecord, StoreError, UsageRow
+from avocado_magic.infer.domain.types import Dialect, InferError, Refusal, RequestRecord, StoreError, UsageRow
 from avocado_magic.infer.infrastructure.http.connection import Limits
 from avocado_magic.infer.infrastructure.http.server import HttpServer
 from avocado_magic.infer.service.admission import Admission, Busy
@@ -91,7 +91,7 @@ def test_bodies_are_read_in_one_way_alone(body: bytes, words: str | None, kind: 
     else:
         with pytest.raises(InferError, match=words) as refused:
             read(kind(body), None)
-        assert refused.value.status == 400
+        assert refused.value.why is Refusal.INVALID
 
 
 @pytest.mark.parametrize(

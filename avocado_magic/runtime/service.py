@@ -1,0 +1,218 @@
+"""What a running service is: its parts, what is known of them, and how its URL is proved. The supervisor, its watcher and its
+commands share it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import requests
+
+from ..config import Settings
+from ..errors import AvocadoError
+from ..parts.announcer import Announcer
+from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
+from ..parts.engine import EnginePart
+from ..parts.engine.common import same_model
+from ..parts.gateway import Gateway
+from ..process import Identity
+from .keys import read_key
+from .lifetime import Lifetime
+from .owners import Owner
+from .state import ServiceFolder, ServiceState, utc_now
+from .state_store import StateStore
+from .url_probe import NotProved, prove
+
+logger = logging.getLogger("avocado_magic.supervisor")
+# A fresh tunnel may take a moment to be known everywhere; a way in of the user's own is there or it is not.
+PROVE_SECONDS, PROVE_OWN_SECONDS = 90.0, 30.0
+_HEAL_SECONDS = 600.0
+_ASKED = (
+    "engine",
+    "tunnel",
+    "public_url",
+    "port",
+    "domain",
+    "grace",
+    "announce",
+    "max_lifetime",
+    "gateway_config",
+    "admin_routes",
+    "context",
+    "keep_alive",
+    "parallel",
+    "gpu_layers",
+    "threads",
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The four parts of a service."""
+
+    engine: EnginePart
+    gateway: Gateway
+    tunnel: TunnelPart
+    announcer: Announcer
+    store: StateStore
+
+    def serving(self) -> Mapping[str, Part]:
+        """Those a request passes through, in the order they depend on one another."""
+        return {"engine": self.engine, "gateway": self.gateway, "tunnel": self.tunnel}
+
+    def announce(self) -> None:
+        self.announcer.announce(self.tunnel.url, tuple(self.store.state.models))
+
+
+class Service:
+    """One running service. Every thread of the supervisor may use it.
+
+    `stopping` is set when it is to end; who waits for anything waits for that as well.
+    """
+
+    def __init__(self, folder: ServiceFolder, instance: str, settings: Settings, owner: Owner | None) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.lifetime = Lifetime(settings, owner)
+        me = Identity.of(os.getpid())
+        state = ServiceState(
+            folder.name,
+            instance=instance,
+            state="starting",
+            started_at=utc_now(),
+            asked={name: getattr(settings, name) for name in _ASKED},
+            owners=self.lifetime.owners(),
+            supervisor=me.to_dict() if me else None,
+        )
+        self.store = StateStore(folder, state, settings.secrets())
+        self.parts: Parts | None = None
+        self.stopping = threading.Event()
+
+    def request_stop(self, why: str) -> None:
+        """Begin to stop; returns at once."""
+        logger.info("stopping: %s", why)
+        self.stopping.set()
+
+    def ready_parts(self) -> Parts:
+        """The parts; AvocadoError while there are none yet."""
+        if self.parts is None:
+            raise AvocadoError("the service is not ready yet", "wait until it is")
+        return self.parts
+
+    def context(self, part: str, seconds: float | None = None) -> StartContext:
+        """What `part` needs to start, with `seconds` (default: --timeout) to do it in."""
+        deadline = time.monotonic() + (self.settings.timeout if seconds is None else seconds)
+
+        def report(text: str) -> None:
+            self.store.report(part, text)
+
+        return StartContext(self.settings, self.folder.path, deadline, report, self.stopping)
+
+    def refresh(self) -> None:
+        """Look the engine's models, version and place up again."""
+        engine = self.ready_parts().engine
+        try:
+            models = engine.api.models()
+        except requests.RequestException as error:
+            logger.warning("the engine's models are not known now (%s)", type(error).__name__)
+            models = self.store.state.models
+        with self.store.change() as state:
+            # The one that was asked for comes first: who takes the first takes the one that is loaded.
+            state.models = sorted(models, key=lambda name: not (state.model and same_model(name, state.model)))
+            state.engine |= {**engine.describe(), "where": engine.where}
+            if "although there is a GPU" in engine.where:
+                state.notices = list(dict.fromkeys([*state.notices, f"the model runs {engine.where}"]))
+
+    def announcer_changed(self) -> None:
+        announcer = self.ready_parts().announcer
+        with self.store.change() as state:
+            state.announced = announcer.announced
+        self.store.part("announcer", announcer.state, announcer.reason, None, announcer.describe())
+
+    def prove(self, context: StartContext) -> None:
+        """A request out through the public URL and back, through the local one where there is no other.
+
+        Raises StartError when it does not come.
+        """
+        parts = self.ready_parts()
+        url = parts.tunnel.url or parts.gateway.url
+        if self.settings.public_url:
+            context.deadline = min(context.deadline, time.monotonic() + PROVE_OWN_SECONDS)
+        context.report("proving the URL")
+        while True:
+            try:
+                prove(url, read_key(self.store.state.api_key_file), self._proof_model(parts))
+                context.report("")
+                return
+            except NotProved as error:
+                if context.left() < 0:
+                    own = f"check that it leads to {parts.gateway.url}"
+                    hint = own if self.settings.public_url else "{logs tunnel} may say why"
+                    message = f"{url} does not lead to this service: {error}"
+                    raise part_error("tunnel", message, hint, self.folder.log("tunnel")) from None
+                context.report(f"proving the URL: {error}")
+            if self.stopping.wait(0.5):
+                raise Cancelled
+
+    @staticmethod
+    def _proof_model(parts: Parts) -> str | None:
+        """A model that is in memory already, so that the proof starts no load of its own."""
+        try:
+            loaded = parts.engine.api.loaded()
+        except requests.RequestException:
+            return None  # the gateway's answer to the proof will say more
+        wanted = [each.name for each in loaded if parts.engine.model and same_model(each.name, parts.engine.model)]
+        return next(iter(wanted), loaded[0].name if loaded else None)
+
+    def look_after_owners(self) -> None:
+        """See who still owns the service, and end it when it is due."""
+        ends_at, due = self.lifetime.look()
+        owners, state = self.lifetime.owners(), self.store.state
+        if (owners, ends_at) != (state.owners, state.ends_at):
+            with self.store.change() as state:
+                state.owners, state.ends_at = owners, ends_at
+        if due and not self.stopping.is_set():
+            self.request_stop(due)
+
+    def _led_to(self, url: str | None) -> None:
+        """Write down a public URL that was proved, and announce it where it is new."""
+        if url == self.store.state.url:
+            return
+        logger.info("the public URL is now %s", url)
+        with self.store.change() as state:
+            state.url = url
+        self.ready_parts().announce()
+
+    # what the watcher tells
+
+    def may_restart(self, name: str) -> bool:
+        """An adopted engine and a way in of the user's own are not ours to restart; they are watched."""
+        if name == "engine":
+            return not self.ready_parts().engine.adopted
+        return name != "tunnel" or self.store.state.tunnel_kind != "none"
+
+    def unwell(self, name: str, why: str) -> None:
+        self.store.part(name, "unhealthy", why, self.ready_parts().serving()[name].identity())
+
+    def well(self, name: str) -> None:
+        """Write down that a part is well, which process it is and what it says of itself."""
+        part = self.ready_parts().serving()[name]
+        state = "off" if name == "tunnel" and self.store.state.tunnel_kind == "none" else "healthy"
+        self.store.part(name, state, None, part.identity(), part.describe())
+
+    def restarting(self, name: str) -> StartContext:
+        self.store.part(name, "starting", self.store.state.parts[name].error)
+        return self.context(name, max(60.0, min(self.settings.timeout, _HEAL_SECONDS)))
+
+    def restarted(self, name: str, context: StartContext) -> None:
+        """Prove and announce a new URL, look a new engine's models up. Raises StartError."""
+        if name == "tunnel":
+            self.prove(context)
+            self._led_to(self.ready_parts().tunnel.url)
+        elif name == "engine":
+            self.refresh()

@@ -1,0 +1,95 @@
+"""How a service comes up: its parts chosen and made, started side by side, proved and announced."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from ..parts import engine as engines
+from ..parts import tunnel as tunnels
+from ..parts.announcer import Announcer
+from ..parts.base import Cancelled, Part
+from ..parts.gateway import Gateway
+from .keys import prepare_key
+from .output import RedactedLog
+from .service import PROVE_SECONDS, Parts, Service
+
+logger = logging.getLogger("avocado_magic.supervisor")
+_ANNOUNCE_PATIENCE = 3.0
+_LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN (or install cloudflared) to get a public URL"
+
+
+def start(service: Service) -> None:
+    """Start every part, prove the URL and announce it. Raises AvocadoError, and Cancelled where the service is to stop."""
+    parts = make_parts(service)
+    _start_side_by_side(service, parts)
+    with service.store.change() as state:
+        state.model = parts.engine.model
+    service.refresh()
+    service.prove(service.context("tunnel", min(service.settings.timeout, PROVE_SECONDS)))
+    parts.announcer.start(service.context("announcer"))
+    parts.announce()
+    parts.announcer.settled(_ANNOUNCE_PATIENCE)
+    with service.store.change() as state:
+        state.state = "ready"
+        state.url = parts.tunnel.url
+    logger.info("ready: %s", parts.tunnel.url or parts.gateway.url)
+
+
+def make_parts(service: Service) -> Parts:
+    """The parts that the settings mean, none of them started."""
+    settings, log = service.settings, service.folder.log
+    key_file = prepare_key(service.folder.path, settings)
+    engine_kind, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
+    engine = engines.make(engine_kind, settings, service.folder.path, log("engine"))
+    gateway = Gateway(settings.port, engine.url, key_file, settings, log("gateway"))
+    tunnel = tunnels.make(tunnel_kind, settings, gateway.port, service.folder.path, log("tunnel"))
+    # The announcer is no process: what it and the library under it say is its log.
+    told = RedactedLog(log("announcer"), settings.secrets())
+    for name in ("avocado_magic.parts.announcer", "avocado_magic.discovery"):
+        logging.getLogger(name).addHandler(told)
+    announcer = Announcer(settings, service.folder.name, service.store.state.instance, service.announcer_changed)
+    service.parts = parts = Parts(engine, gateway, tunnel, announcer, service.store)
+    with service.store.change() as state:
+        state.api_key_file = str(key_file)
+        state.local_url = gateway.url
+        state.engine |= {"kind": engine_kind, "adopted": engine.adopted, "url": engine.url, "where": ""}
+        state.tunnel_kind = tunnel_kind
+        if tunnel_kind == "none" and not tunnel.url:
+            state.notices.append(_LOCAL_ONLY)
+        state.notices += engines.notices(engine, settings)
+    service.announcer_changed()
+    return parts
+
+
+def _start_side_by_side(service: Service, parts: Parts) -> None:
+    errors: list[BaseException] = []
+    called_off = threading.Event()
+
+    def work(name: str, part: Part) -> None:
+        context = service.context(name)
+        context.cancelled = called_off
+        service.store.part(name, "starting")
+        try:
+            part.start(context)
+            service.well(name)
+        except BaseException as error:  # sorted out below, by the thread that waits
+            errors.append(error)
+            if not isinstance(error, Cancelled):
+                service.store.part(name, "failed", str(error))
+            called_off.set()
+
+    threads = [
+        threading.Thread(target=work, args=item, name=f"start-{item[0]}", daemon=True)
+        for item in parts.serving().items()
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if service.stopping.wait(0.05):
+            called_off.set()
+    if service.stopping.is_set():
+        raise Cancelled
+    for error in errors:
+        if not isinstance(error, Cancelled):
+            raise error

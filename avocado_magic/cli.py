@@ -20,7 +20,7 @@ from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
 from .notebook.panel import progress, text
 from .runtime import client
 from .runtime.owners import Owner
-from .runtime.state import LOGS, PARTS, ServiceState
+from .runtime.state import LOGS, PARTS, ServiceRecord
 
 app = typer.Typer(
     help="One line serves an LLM at a safe, public, findable URL.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -44,7 +44,7 @@ def _one_sentence() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _print(state: ServiceState, as_json: bool) -> None:
+def _print(state: ServiceRecord, as_json: bool) -> None:
     print(json.dumps(state.public(), indent=2) if as_json else text(state, in_shell))
 
 
@@ -158,7 +158,7 @@ def status(name: Name = None, as_json: Json = False) -> None:
     with _one_sentence():
         state = client.status(service_name(name))
     _print(state, as_json)
-    if state.state not in ("ready", "degraded"):
+    if not state.state.serving:
         raise typer.Exit(3)
 
 

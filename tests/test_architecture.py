@@ -16,15 +16,17 @@ PACKAGE = ROOT / "avocado_magic"
 # Folder or module -> what of ours it may import, besides itself.
 MAY: dict[str, set[str]] = {
     "errors": set(),
+    "states": set(),
+    "background": set(),
     "config": {"errors"},
     "files": set(),
     "process": {"config", "files"},
     "api_keys": {"files", "errors"},
-    "discovery": {"errors"},
-    "parts": {"discovery", "api_keys", "files", "process", "config", "errors"},
-    "runtime": {"parts", "api_keys", "files", "process", "config", "errors"},
-    "notebook": {"runtime", "api_keys", "config", "errors"},
-    "cli": {"notebook", "runtime", "api_keys", "config", "errors", "__init__"},
+    "discovery": {"background", "errors"},
+    "parts": {"background", "states", "discovery", "api_keys", "files", "process", "config", "errors"},
+    "runtime": {"background", "states", "parts", "api_keys", "files", "process", "config", "errors"},
+    "notebook": {"states", "runtime", "api_keys", "config", "errors"},
+    "cli": {"states", "notebook", "runtime", "api_keys", "config", "errors", "__init__"},
     "__init__": {"notebook", "runtime"},
     "infer/domain": set(),
     "infer/service": {"infer/domain"},
@@ -180,3 +182,26 @@ def test_help_names_every_target() -> None:
 def test_the_quickstart_is_committed_without_outputs() -> None:
     for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]:
         assert not cell.get("outputs")
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    """Nor behind TYPE_CHECKING."""
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    imports: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        imports[module] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            base = [*path.relative_to(PACKAGE).parent.parts]
+            base = base[: len(base) - node.level + 1] + (node.module or "").split(".") * bool(node.module)
+            for alias in node.names:
+                for target in (".".join([*base, alias.name]), ".".join(base), ".".join([*base, "__init__"])):
+                    if target in modules:
+                        imports[module].add(target)
+                        break
+    left = {module: targets - {module} for module, targets in imports.items()}
+    while ready := [module for module, targets in left.items() if not targets & left.keys()]:
+        for module in ready:
+            del left[module]
+    assert not left, f"in or behind a circle: {sorted(left)}"

@@ -29,7 +29,7 @@ from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlChanged
 from avocado_magic.discovery.publisher import publish
 from avocado_magic.errors import ConfigError
 from avocado_magic.runtime import client
-from avocado_magic.runtime.state import ServiceState
+from avocado_magic.runtime.state import ServiceRecord
 
 QUEUE = "inference-url-updates"
 BODY = UrlChanged("https://abc.ngrok-free.app").to_json()
@@ -69,7 +69,7 @@ def consumer(broker: Any) -> Iterator[Consumer]:
     reader.close()
 
 
-def announced(url: str = "http://127.0.0.1:9", **flags: Any) -> ServiceState:
+def announced(url: str = "http://127.0.0.1:9", **flags: Any) -> ServiceRecord:
     port = free_port()
     options = {"model": "llama3", "timeout": 30, "port": port, "public_url": f"http://127.0.0.1:{port}", **flags}
     return client.up(resolve(options), None).state

@@ -19,7 +19,8 @@ from conftest import free_port, until
 
 from avocado_magic.notebook import panel
 from avocado_magic.runtime import client
-from avocado_magic.runtime.state import ServiceState
+from avocado_magic.runtime.state import ServiceRecord
+from avocado_magic.states import PartState, ServiceState
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 quiet = pytest.mark.filterwarnings(
@@ -27,9 +28,9 @@ quiet = pytest.mark.filterwarnings(
 )
 
 
-def nasty() -> ServiceState:
-    state = ServiceState(
-        "default", state="ready", url='https://x.example/"><script>alert(1)</script>', models=["<b>m</b>"]
+def nasty() -> ServiceRecord:
+    state = ServiceRecord(
+        "default", state=ServiceState.READY, url='https://x.example/"><script>alert(1)</script>', models=["<b>m</b>"]
     )
     state.parts["engine"].error = '"><img src=x onerror=alert(1)>'
     return state
@@ -39,12 +40,15 @@ def test_html_is_escaped() -> None:
     shown = panel.html(nasty())
     assert "<script>" not in shown
     assert "<img" not in shown
-    assert "javascript:" not in panel.html(ServiceState("x", state="ready", url="javascript:alert(1)"))
+    assert "javascript:" not in panel.html(ServiceRecord("x", state=ServiceState.READY, url="javascript:alert(1)"))
 
 
 def test_text_says_what_failed_and_where_its_log_is() -> None:
-    state = ServiceState("default", state="ready", started_at="2026-01-01T00:00:00Z")
-    state.parts["announcer"].state, state.parts["announcer"].error = "failed", "nothing listens at amqp://h:5672"
+    state = ServiceRecord("default", state=ServiceState.READY, started_at="2026-01-01T00:00:00Z")
+    state.parts["announcer"].state, state.parts["announcer"].error = (
+        PartState.FAILED,
+        "nothing listens at amqp://h:5672",
+    )
     assert "nothing listens at amqp://h:5672 (%avocado_logs announcer)" in panel.text(state)
 
 

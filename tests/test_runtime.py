@@ -23,14 +23,14 @@ from avocado_magic.process import Identity
 from avocado_magic.runtime import client
 from avocado_magic.runtime.lifetime import Lifetime
 from avocado_magic.runtime.owners import Owner
-from avocado_magic.runtime.state import ServiceFolder, ServiceState
+from avocado_magic.runtime.state import ServiceFolder, ServiceRecord
 
 
 def settings(**flags: Any) -> Settings:
     return resolve({"model": "llama3", "timeout": 30, **flags})
 
 
-def up(**flags: Any) -> ServiceState:
+def up(**flags: Any) -> ServiceRecord:
     return client.up(settings(**flags), None).state
 
 
@@ -363,7 +363,7 @@ def test_a_restarted_kernel_is_the_same_owner(tmp_path: Path) -> None:
 def test_ctrl_c_during_up_undoes_it(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_OLLAMA_MODE", "slow_start:30")
 
-    def interrupt(state: ServiceState) -> None:
+    def interrupt(state: ServiceRecord) -> None:
         if state.parts["gateway"].state == "healthy":
             raise KeyboardInterrupt
 
@@ -378,7 +378,7 @@ def test_ctrl_c_during_an_attached_pull_leaves_the_service_as_it_was(
     monkeypatch.setenv("FAKE_OLLAMA_MODE", "slow_pull:20")
     up()
 
-    def interrupt(state: ServiceState) -> None:
+    def interrupt(state: ServiceRecord) -> None:
         if "% of" in state.parts["engine"].detail:
             raise KeyboardInterrupt
 
@@ -483,7 +483,7 @@ def test_a_crash_with_a_fixed_port_does_not_stand_in_the_way(ollama: Path) -> No
 def test_ctrl_c_while_a_model_loads_is_quick(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_OLLAMA_MODE", "slow_load:60")
 
-    def interrupt(state: ServiceState) -> None:
+    def interrupt(state: ServiceRecord) -> None:
         if "loading" in state.parts["engine"].detail:
             raise KeyboardInterrupt
 
@@ -586,7 +586,7 @@ def test_a_pull_that_stands_still_ends_with_the_timeout_and_with_ctrl_c(
         up(model="mistral", timeout=3)
     assert time.monotonic() - begin < 20
 
-    def interrupt(state: ServiceState) -> None:
+    def interrupt(state: ServiceRecord) -> None:
         if "pulling" in state.parts["engine"].detail:
             raise KeyboardInterrupt
 

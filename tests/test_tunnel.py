@@ -17,10 +17,10 @@ from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
 from avocado_magic.parts.tunnel.ngrok import explain, find_agent
 from avocado_magic.runtime import client
-from avocado_magic.runtime.state import ServiceState
+from avocado_magic.runtime.state import ServiceRecord
 
 
-def up(**flags: Any) -> ServiceState:
+def up(**flags: Any) -> ServiceRecord:
     return client.up(resolve({"model": "llama3", "timeout": 30, **flags}), None).state
 
 

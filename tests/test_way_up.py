@@ -203,7 +203,8 @@ def test_it_computes_in_the_runtime_that_leaves_cores_to_others(model_cache: Pat
     with embedded_engine(model_cache, tmp_path / "log", "--threads", "2") as url:
         body = {"model": MODEL, "prompt": "Hi", "stream": False, "options": {"num_predict": 4}}
         requests.post(f"{url}/api/generate", json=body, timeout=30).raise_for_status()
-        (process,) = [p for p in psutil.Process().children() if "llamacpp" in p.cmdline()]
+        children = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+        (process,) = [p for p in children if "llamacpp" in p.cmdline()]
         mapped = {Path(each.path).name for each in process.memory_maps()}
         process.kill()
         assert not list(Path("/dev/shm").glob(f"*_{process.pid}_*")), "a killed engine leaves the runtime's mark behind"

@@ -10,9 +10,11 @@ import logging
 import ssl
 import threading
 import time
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..background import in_thread
 from .broker import Broker
 from .failures import PublishError, sentence
 from .message import EXCHANGE, EXCHANGE_TYPE
@@ -39,27 +41,18 @@ def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEA
     Raises PublishError with one sentence for whatever the broker or the network answers. The work runs
     in a daemon thread of its own, so that not even a name server that hangs holds the caller longer.
     """
-    result: list[Outcome | BaseException] = []
     attempt = _Attempt(time.monotonic() + deadline)
-
-    def work() -> None:
-        try:
-            result.append(_publish(broker, routing_key, body, attempt))
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=work, name="avocado-publish", daemon=True)
-    thread.start()
-    thread.join(deadline + 1.0)
-    if not result:
+    published = in_thread(lambda: _publish(broker, routing_key, body, attempt), "avocado-publish")
+    if not wait([published], deadline + 1.0).done:
         attempt.abandoned.set()  # from here on it must not go out: a newer URL may follow
         raise PublishError(
             f"no answer from {broker} within {deadline:g} s", "check the host name and the network", part="announcer"
         )
-    if isinstance(result[0], Outcome):
-        return result[0]
-    failed = sentence(result[0], broker, deadline)
-    failed.unknown = bool(getattr(result[0], "avocado_sent", False))
+    error = published.exception()
+    if error is None:
+        return published.result()
+    failed = sentence(error, broker, deadline)
+    failed.unknown = bool(getattr(error, "avocado_sent", False))
     raise failed from None
 
 

@@ -71,7 +71,7 @@ def request_of(args: Any, name: str, elsewhere: Mapping[str, Any]) -> Request:
             raise ConfigError("--url needs a model", "name one, as in %%ollama llama3 --url URL")
         return Request(base_url(args.url, "--url"), model, options, args.system, key.reveal() if key else "")
     state = client.status(name)
-    if state.state not in ("ready", "degraded") or not state.local_url:
+    if not state.state.serving or not state.local_url:
         raise NotRunningError(f"the service {name!r} is {state.state}", "%avocado_up MODEL starts it")
     model = args.model or state.model or next(iter(state.models), "")
     return Request(state.local_url, model, options, args.system, client.api_key(state))

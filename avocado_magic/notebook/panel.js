@@ -3,7 +3,6 @@
 const BEAT_LIMIT_MS = 15000;
 const HELLO_MS = 10000;
 const WAIT_MS = 1000;
-const GOOD = ["healthy"], BAD = ["failed", "unhealthy", "unrouted"], CALM = ["off", "not configured", "stopped"];
 const PARTS = ["engine", "gateway", "tunnel", "announcer"];
 
 function element(tag, className, text) {
@@ -57,12 +56,12 @@ function render({ model, el }) {
     head.replaceChildren(element("span", "name", `avocado ${service.name || ""}`), element("span", "", service.state || ""));
     chips.replaceChildren(...PARTS.map(name => {
       const part = parts[name] || {}, state = part.state || "";
-      const kind = GOOD.includes(state) ? "good" : BAD.includes(state) ? "bad" : CALM.includes(state) ? "" : "busy";
+      const kind = (service.moods || {})[name] || "busy";
       const chip = element("span", `chip ${kind}`, `${name}: ${(service.details || {})[name] || state}`);
       chip.title = part.error || state;
       return chip;
     }));
-    const running = ["ready", "degraded"].includes(service.state);
+    const running = service.serving;
     url.field.value = service.url || "";
     url.row.style.display = service.url ? "" : "none";
     local.field.value = service.local_url || "";
@@ -76,7 +75,7 @@ function render({ model, el }) {
   }
 
   function tick() {
-    const service = model.get("service") || {}, over = ["stopped", "failed"].includes(service.state);
+    const service = model.get("service") || {}, over = service.over;
     const gone = !over && Date.now() - lastBeat > BEAT_LIMIT_MS;
     root.classList.toggle("gone", gone || service.state === "stopped");
     const notes = [];

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import AvocadoError, in_notebook, worded
 from ..runtime import client
-from ..runtime.state import PARTS, ServiceState
+from ..runtime.state import PARTS, ServiceRecord
+from ..states import PartState, ServiceState
 from .host import enable_widgets, in_kernel
 
 _POLL_SECONDS = 0.5
@@ -24,11 +25,9 @@ _BEAT_SECONDS = 5.0
 # Pages say hello every 10 s while they show the panel; after this long without one nobody looks.
 _UNSEEN_SECONDS = 120.0
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-_GOOD, _BAD = ("healthy",), ("failed", "unhealthy", "unrouted")
-_CALM = ("off", "not configured", "stopped")
 
 
-def lines(state: ServiceState) -> list[str]:
+def lines(state: ServiceRecord) -> list[str]:
     """The service as plain text, the commands in it still to be worded."""
     out = [f"avocado {state.name}: {state.state}"]
     if state.url:
@@ -44,37 +43,39 @@ def lines(state: ServiceState) -> list[str]:
         out.append(f"  models     {', '.join(state.models)}")
     if state.announced:
         out.append(f"  announced  {state.announced['outcome']} at {state.announced['at']}")
-    if state.api_key_file and state.state != "stopped":
+    if state.api_key_file and state.state is not ServiceState.STOPPED:
         out.append(f"  key        in {state.api_key_file}")
-    if state.state in ("ready", "degraded"):
+    if state.state.serving:
         out.append(f"  since      {state.started_at}" + (f", ends {state.ends_at}" if state.ends_at else ""))
-    if state.error and state.state == "failed":
+    if state.error and state.state is ServiceState.FAILED:
         out.append(f"  error      {AvocadoError.from_dict(state.error).sentence()}")
-    return out + [f"  note       {notice}" for notice in state.notices if state.state in ("ready", "degraded")]
+    return out + [f"  note       {notice}" for notice in state.notices if state.state.serving]
 
 
-def text(state: ServiceState, front_end: Callable[[str], str] = in_notebook) -> str:
+def text(state: ServiceRecord, front_end: Callable[[str], str] = in_notebook) -> str:
     return worded("\n".join(lines(state)), front_end)
 
 
-def progress(state: ServiceState) -> str:
+def progress(state: ServiceRecord) -> str:
     """One line for what is going on while a service starts."""
-    parts = " · ".join(f"{name}: {_told(state, name)}" for name in PARTS if state.parts[name].state != "not configured")
+    parts = " · ".join(
+        f"{name}: {_told(state, name)}" for name in PARTS if state.parts[name].state is not PartState.NOT_CONFIGURED
+    )
     return f"avocado {state.name}: {state.state} · {parts}"
 
 
-def _told(state: ServiceState, name: str) -> str:
+def _told(state: ServiceRecord, name: str) -> str:
     part = state.parts[name]
-    said = part.detail or part.state
-    if name == "engine" and part.state == "healthy":
+    said = part.detail or part.state.value
+    if name == "engine" and part.state is PartState.HEALTHY:
         words = (state.engine.get("kind"), state.engine.get("version"), state.engine.get("where"))
         said = f"{said} ({', '.join(str(word) for word in words if word)})"
-    elif part.state == "healthy" and (what := part.about.get("kind") or part.about.get("broker")):
+    elif part.state is PartState.HEALTHY and (what := part.about.get("kind") or part.about.get("broker")):
         said = f"{said} ({what})"
     return said
 
 
-def html(state: ServiceState) -> str:
+def html(state: ServiceRecord) -> str:
     """One static line: where the service is, as of when, and how to get a live panel. Everything escaped."""
     url = state.url or state.local_url
     where = (
@@ -88,7 +89,7 @@ def html(state: ServiceState) -> str:
     )
     stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     error = ""
-    if state.error and state.state == "failed":
+    if state.error and state.state is ServiceState.FAILED:
         error = f"<br><small>{escape(AvocadoError.from_dict(state.error).sentence())}</small>"
     return worded(
         f"<div><b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "
@@ -101,24 +102,27 @@ def _is_web(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
-def _mark(state: str) -> str:
-    colour = "#2e9e4f" if state in _GOOD else "#d33a3a" if state in _BAD else "#8a8a8a" if state in _CALM else "#d9a400"
+_COLOURS = {"good": "#2e9e4f", "bad": "#d33a3a", "calm": "#8a8a8a", "busy": "#d9a400"}
+
+
+def _mark(state: PartState) -> str:
+    colour = _COLOURS[state.mood]
     return f'<span style="color:{colour}">●</span>'
 
 
-def line(state: ServiceState) -> dict[str, Any]:
+def line(state: ServiceRecord) -> dict[str, Any]:
     """The static line, for any front end and for ever: where the service was, and when."""
     stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     where = state.url or state.local_url or ""
     return {"text/plain": f"avocado {state.name}: {state.state} {where} (as of {stamp})", "text/html": html(state)}
 
 
-def whole(state: ServiceState) -> dict[str, Any]:
+def whole(state: ServiceRecord) -> dict[str, Any]:
     """All there is to say, where the live panel cannot be shown."""
     return {"text/plain": text(state), "text/html": f"<pre>{escape(text(state))}</pre>"}
 
 
-def show(shell: Any, state: ServiceState, *, with_line: bool = True) -> None:
+def show(shell: Any, state: ServiceRecord, *, with_line: bool = True) -> None:
     """Show a service: text in a terminal; in a notebook the static line, unless it is there already, and the live panel."""
     if not in_kernel(shell):
         print(text(state))
@@ -127,14 +131,14 @@ def show(shell: Any, state: ServiceState, *, with_line: bool = True) -> None:
 
     if with_line:
         display(line(state), raw=True)
-    widget = _widget(shell, state) if state.state != "stopped" else None
+    widget = _widget(shell, state) if state.state is not ServiceState.STOPPED else None
     view = (
         {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}} if widget is not None else {}
     )
     display({**whole(state), **view}, raw=True)
 
 
-def _widget(shell: Any, state: ServiceState) -> Any:
+def _widget(shell: Any, state: ServiceRecord) -> Any:
     try:
         import anywidget  # noqa: F401
 
@@ -144,12 +148,17 @@ def _widget(shell: Any, state: ServiceState) -> Any:
     return LivePanel(shell, state.name).widget
 
 
-def view_of(state: ServiceState) -> dict[str, Any]:
+def view_of(state: ServiceRecord) -> dict[str, Any]:
     """What the page is given; it is saved with the notebook, so nothing in it is secret."""
-    problem = AvocadoError.from_dict(state.error).sentence() if state.error and state.state == "failed" else ""
+    problem = (
+        AvocadoError.from_dict(state.error).sentence() if state.error and state.state is ServiceState.FAILED else ""
+    )
     return {
         **state.public(in_notebook),
         "url": state.url,
+        "serving": state.state.serving,
+        "over": state.state.over,
+        "moods": {name: state.parts[name].state.mood for name in PARTS},
         "details": {name: _told(state, name) for name in PARTS},
         "notices": [worded(notice, in_notebook) for notice in state.notices],
         "ends_at": state.ends_at,
@@ -197,11 +206,11 @@ class LivePanel:
         if self in _open_panels:
             _open_panels.remove(self)
 
-    def _state(self) -> ServiceState:
+    def _state(self) -> ServiceRecord:
         try:
             return client.status(self._name)
         except AvocadoError as error:
-            return ServiceState(self._name, state="failed", error=error.to_dict())
+            return ServiceRecord(self._name, state=ServiceState.FAILED, error=error.to_dict())
 
     def _feed(self) -> None:
         with self._lock:
@@ -227,7 +236,7 @@ class LivePanel:
                 beat = time.monotonic()
                 self.widget.beat += 1
                 self._ask_the_loop()
-            if view["state"] in ("stopped", "failed") or self._unseen():
+            if view["over"] or self._unseen():
                 return
 
     def _ask_the_loop(self) -> None:

@@ -6,7 +6,8 @@ import time
 from html import escape
 from typing import Any
 
-from ..runtime.state import ServiceState
+from ..runtime.state import ServiceRecord
+from ..states import ServiceState
 from . import panel
 from .host import in_kernel
 
@@ -22,14 +23,14 @@ class Progress:
         self._handle: Any = None
         self._shown = ""
         self._at = 0.0
-        self._pending: ServiceState | None = None
+        self._pending: ServiceRecord | None = None
 
-    def show(self, state: ServiceState) -> None:
+    def show(self, state: ServiceRecord) -> None:
         line = panel.progress(state)
         if line == self._shown:
             return
         pause = _NOTEBOOK_SECONDS if self._notebook else _TERMINAL_SECONDS
-        if time.monotonic() - self._at < pause and state.state == "starting":
+        if time.monotonic() - self._at < pause and state.state is ServiceState.STARTING:
             self._pending = state
             return
         self._put(line)
@@ -54,7 +55,7 @@ class Progress:
         if self._pending is not None:
             self._put(panel.progress(self._pending))
 
-    def replace(self, state: ServiceState) -> None:
+    def replace(self, state: ServiceRecord) -> None:
         """Turn the line into what stays: the static one with URL and date. In a terminal the text follows anyway."""
         if self._notebook:
             self._update(panel.line(state))

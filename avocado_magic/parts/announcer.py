@@ -10,6 +10,7 @@ from ..discovery.announcer import UrlAnnouncer
 from ..discovery.broker import parse_broker_url
 from ..discovery.message import UrlChanged
 from ..process import Identity
+from ..states import PartState
 from .base import StartContext
 
 
@@ -29,9 +30,9 @@ class Announcer(UrlAnnouncer):
         self._enabled = settings.announce
         self._instance = f"{service}-{instance[:8]}"
         if not self._enabled:
-            self.state, self.reason = "off", "switched off (--no-announce)"
+            self.state, self.reason = PartState.OFF, "switched off (--no-announce)"
         elif self._broker is None:
-            self.state, self.reason = "not configured", None
+            self.state, self.reason = PartState.NOT_CONFIGURED, None
 
     @property
     def active(self) -> bool:

@@ -6,15 +6,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import api_keys
+from ..background import in_thread
 from ..config import Settings
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
 from ..files import tail
 from ..process import end, processes_of, wait_until
+from ..states import PartState, ServiceState
 from .control import ask
 from .keys import read_key
 from .launch import (
@@ -29,9 +32,9 @@ from .launch import (
     wait_gone,
 )
 from .owners import Owner
-from .state import LOGS, RUNNING, CorruptState, ServiceFolder, ServiceState, all_folders, part_identities
+from .state import LOGS, CorruptState, ServiceFolder, ServiceRecord, all_folders, part_identities
 
-OnProgress = Callable[[ServiceState], None]
+OnProgress = Callable[[ServiceRecord], None]
 _POLL = 0.1
 
 
@@ -39,7 +42,7 @@ _POLL = 0.1
 class Up:
     """What `up` came to: the service, whether it ran before, and what of the wishes it could not meet."""
 
-    state: ServiceState
+    state: ServiceRecord
     attached: bool
     notices: tuple[str, ...] = ()
 
@@ -76,32 +79,32 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
         raise StoppedByUser(f"Stopped: {what}.") from None
 
 
-def status(name: str = "default") -> ServiceState:
+def status(name: str = "default") -> ServiceRecord:
     """The service as its state file has it, put right where its supervisor is gone. Starts nothing."""
     folder = ServiceFolder(name).check()
     state = folder.read()
-    if state.state in RUNNING and not state.live():
+    if not state.state.over and not state.live():
         crashed = {
             "message": "its supervisor is gone",
             "hint": "{up} starts it again, {down} clears it away",
             "part": "supervisor",
         }
-        state = replace(state, state="failed", url=None, owners=[], error=state.error or crashed)
+        state = replace(state, state=ServiceState.FAILED, url=None, owners=[], error=state.error or crashed)
         for name_, part in state.parts.items():
             identity = part_identities(state).get(name_)
             if identity is None or not identity.alive():
-                part.state, part.pid = "stopped", None
+                part.state, part.pid = PartState.STOPPED, None
     return state
 
 
-def services() -> list[ServiceState]:
+def services() -> list[ServiceRecord]:
     """Every service this home knows, running or not. One that cannot be read counts as failed."""
     found = []
     for folder in all_folders():
         try:
             found.append(status(folder.name))
         except AvocadoError as error:
-            found.append(ServiceState(folder.name, state="failed", error=error.to_dict()))
+            found.append(ServiceRecord(folder.name, state=ServiceState.FAILED, error=error.to_dict()))
     return found
 
 
@@ -144,19 +147,19 @@ def _down(folder: ServiceFolder, name: str) -> bool:
             except AvocadoError:
                 end([identity], 20)  # it does not listen: TERM means down as well
         # Also where it stops by itself already: it writes its last state a moment before it ends.
-        if not wait_until(lambda: not running(name, identity), DOWN_SECONDS):
+        if not wait_until(lambda: not running(identity), DOWN_SECONDS):
             end([identity], 5)
-    reap(name)
+    reap()
     orphans = sweep(folder, state)
     left = [i for i in orphans if i.alive()]
     if left:
         pids = ", ".join(str(i.pid) for i in left)
         raise AvocadoError(f"these processes of {name!r} do not end: {pids}", "end them by hand")
     fresh = readable_state(folder)
-    if fresh.state != "stopped" and folder.state_file.exists():
-        fresh.state, fresh.url, fresh.socket, fresh.owners = "stopped", None, None, []
+    if fresh.state is not ServiceState.STOPPED and folder.state_file.exists():
+        fresh.state, fresh.url, fresh.socket, fresh.owners = ServiceState.STOPPED, None, None, []
         for part in fresh.parts.values():
-            part.state, part.pid, part.identity = "stopped", None, None
+            part.state, part.pid, part.identity = PartState.STOPPED, None, None
         folder.write(fresh)
     # The supervisor's lock goes with it: who could take it now waits for the lock that we hold here.
     for file in (folder.lock_file, folder.instance_file, folder.path / "ngrok.yml"):
@@ -179,7 +182,7 @@ def keys_file(name: str = "default") -> Path:
     return api_keys.keys_file(ServiceFolder(name).make().path)
 
 
-def api_key(state: ServiceState) -> str:
+def api_key(state: ServiceRecord) -> str:
     """The key of a service, read from its file; empty if there is none."""
     return read_key(state.api_key_file)
 
@@ -206,7 +209,7 @@ class Connection:
 def connection(name: str = "default") -> Connection:
     """The way to a running service. Raises NotRunningError."""
     state = status(name)
-    if state.state not in ("ready", "degraded") or not state.local_url:
+    if not state.state.serving or not state.local_url:
         raise NotRunningError(f"the service {name!r} is {state.state}", "{up} starts it")
     return Connection(name, state.url or state.local_url, state.local_url, tuple(state.models), api_key(state))
 
@@ -219,20 +222,20 @@ def command(name: str, what: str, **arguments: Any) -> dict[str, Any]:
     return ask(state.socket, what, **arguments)
 
 
-def _current(folder: ServiceFolder) -> ServiceState:
+def _current(folder: ServiceFolder) -> ServiceRecord:
     state = readable_state(folder)
     where = state.elsewhere()
     if where:
         raise AvocadoError(
             f"the service {folder.name!r} runs on {where}", "use it from there, or choose another --name"
         )
-    if state.state not in ("starting", "ready", "degraded"):
-        wait_gone(folder.name, state)
+    if not (state.state.serving or state.state is ServiceState.STARTING):
+        wait_gone(state)
         state = readable_state(folder)
     return state
 
 
-def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
+def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceRecord:
     shown = ""
     while True:
         try:
@@ -244,16 +247,16 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
         if text != shown:
             shown = text
             on_progress(state)
-        if state.state in ("ready", "degraded"):
+        if state.state.serving:
             return state
-        if state.state == "failed" and state.error:
-            wait_gone(folder.name, state)
+        if state.state is ServiceState.FAILED and state.error:
+            wait_gone(state)
             raise AvocadoError.from_dict(state.error)
-        if state.state in ("stopped", "failed"):
-            wait_gone(folder.name, state)
+        if state.state.over:
+            wait_gone(state)
             raise StartError("the service was stopped while it started", "run {up} again")
         if not state.live():
-            reap(folder.name)
+            reap()
             log = folder.log("supervisor")
             sweep(folder, state)
             raise StartError(
@@ -267,8 +270,8 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceState:
 
 
 def _catch_up(
-    folder: ServiceFolder, state: ServiceState, settings: Settings, on_progress: OnProgress
-) -> tuple[ServiceState, tuple[str, ...]]:
+    folder: ServiceFolder, state: ServiceRecord, settings: Settings, on_progress: OnProgress
+) -> tuple[ServiceRecord, tuple[str, ...]]:
     """Bring what runs to what was asked: other models are pulled, the first one loaded; what only a new start can change is said."""
     from ..parts.engine.common import same_model
     from ..parts.engine.embedded import model_name
@@ -282,7 +285,7 @@ def _catch_up(
     return state, _not_heard(state, settings)
 
 
-def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
+def _not_heard(state: ServiceRecord, settings: Settings) -> tuple[str, ...]:
     """What was asked for and only a new start can give."""
     running = {
         **state.asked,
@@ -295,7 +298,7 @@ def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
     notices = []
     if state.tunnel_kind == "none" and settings.tunnel == "auto" and tunnel.choose(settings) != "none":
         notices.append("the tunnel you can have now is opened by the next start; {down} first")
-    if settings.broker_url and state.parts["announcer"].state == "not configured":
+    if settings.broker_url and state.parts["announcer"].state is PartState.NOT_CONFIGURED:
         notices.append("the broker you set now is used from the next start on; {down} first")
     for f in fields(Settings):
         wanted = getattr(settings, f.name)
@@ -310,27 +313,21 @@ def _not_heard(state: ServiceState, settings: Settings) -> tuple[str, ...]:
     return tuple(notices)
 
 
-def _pull(folder: ServiceFolder, model: str, load: bool, state: ServiceState, on_progress: OnProgress) -> None:
-    failed: list[BaseException] = []
+def _pull(folder: ServiceFolder, model: str, load: bool, state: ServiceRecord, on_progress: OnProgress) -> None:
     call_off = threading.Event()
 
     def work() -> None:
-        try:
-            ask(state.socket, "pull", timeout=None, call_off=call_off, model=model, load=load)
-        except BaseException as error:  # handed to the waiting thread below
-            failed.append(error)
+        ask(state.socket, "pull", timeout=None, call_off=call_off, model=model, load=load)
 
     # In a thread, so that this one can show progress and be interrupted.
-    thread = threading.Thread(target=work, name="avocado-pull", daemon=True)
-    thread.start()
+    pulled = in_thread(work, "avocado-pull")
     try:
-        while thread.is_alive():
+        while not pulled.done():
             on_progress(folder.read())
-            thread.join(_POLL)
+            wait([pulled], _POLL)
     finally:
         call_off.set()
-    if failed:
-        raise failed[0]
+    pulled.result()
 
 
 def _undo(folder: ServiceFolder, owner: Owner | None, instance: str | None, *, joined: bool) -> None:

@@ -16,12 +16,12 @@ from ..errors import AvocadoError, StartError
 from ..files import open_private, tail
 from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
 from .owners import Owner
-from .state import CorruptState, ServiceFolder, ServiceState
+from .state import CorruptState, ServiceFolder, ServiceRecord
 
 DOWN_SECONDS = 40.0
 _STARTED_SECONDS = 30.0
 # Our supervisors stay children of this kernel until it ends; kept here so that they are reaped.
-_children: dict[str, subprocess.Popen[bytes]] = {}
+_children: list[subprocess.Popen[bytes]] = []
 
 
 def preflight(settings: Settings) -> None:
@@ -40,7 +40,7 @@ def preflight(settings: Settings) -> None:
 
 
 def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
-    reap(folder.name)
+    reap()
     log = folder.log("supervisor")
     root = home()
     environment = child_environment(
@@ -59,14 +59,14 @@ def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instan
             )
     except OSError as error:
         raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
-    _children[folder.name] = child
+    _children.append(child)
     try:
         _give_order(child, folder, settings, owner, instance)
         _wait_begun(child, folder, instance, log)
     except BaseException:
         # Nothing has been written by which anybody could find it later.
         end([*processes_of(instance)], 6)
-        reap(folder.name)
+        reap()
         raise
 
 
@@ -110,7 +110,7 @@ def _import_path() -> str | None:
     return os.pathsep.join(dict.fromkeys([root, *filter(None, given.split(os.pathsep))]))
 
 
-def readable_state(folder: ServiceFolder) -> ServiceState:
+def readable_state(folder: ServiceFolder) -> ServiceRecord:
     """The state; a file that nobody can read and nobody rewrites is set aside."""
     try:
         return folder.read()
@@ -118,7 +118,7 @@ def readable_state(folder: ServiceFolder) -> ServiceState:
         if _locked(folder) and wait_until(lambda: _reads(folder), 12):
             return folder.read()
         folder.set_aside()
-        return ServiceState(folder.name)
+        return ServiceRecord(folder.name)
 
 
 def _reads(folder: ServiceFolder) -> bool:
@@ -140,25 +140,24 @@ def _locked(folder: ServiceFolder) -> bool:
         return True
 
 
-def running(name: str, supervisor: Identity) -> bool:
-    reap(name)
+def running(supervisor: Identity) -> bool:
+    reap()
     return supervisor.alive()
 
 
-def wait_gone(name: str, state: ServiceState) -> None:
+def wait_gone(state: ServiceRecord) -> None:
     """Wait for a supervisor that has written its last state to end."""
     identity = state.supervisor_identity()
     if identity:
-        wait_until(lambda: not running(name, identity), DOWN_SECONDS)
+        wait_until(lambda: not running(identity), DOWN_SECONDS)
 
 
-def reap(name: str) -> None:
-    child = _children.get(name)
-    if child is not None and child.poll() is not None:
-        del _children[name]
+def reap() -> None:
+    """Take note of our supervisors that have ended; one whose last threads still end is kept for the next time."""
+    _children[:] = [child for child in _children if child.poll() is None]
 
 
-def sweep(folder: ServiceFolder, state: ServiceState) -> Sequence[Identity]:
+def sweep(folder: ServiceFolder, state: ServiceRecord) -> Sequence[Identity]:
     """End what a supervisor that is gone left behind: its instance's processes, and nobody else's."""
     try:
         instance = state.instance or folder.instance_file.read_text().strip()

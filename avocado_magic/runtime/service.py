@@ -21,10 +21,11 @@ from ..parts.engine import EnginePart
 from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
 from ..process import Identity
+from ..states import PartState, ServiceState
 from .keys import read_key
 from .lifetime import Lifetime
 from .owners import Owner
-from .state import ServiceFolder, ServiceState, utc_now
+from .state import ServiceFolder, ServiceRecord, utc_now
 from .state_store import StateStore
 from .url_probe import NotProved, prove
 
@@ -80,10 +81,10 @@ class Service:
         self.settings = settings
         self.lifetime = Lifetime(settings, owner)
         me = Identity.of(os.getpid())
-        state = ServiceState(
+        state = ServiceRecord(
             folder.name,
             instance=instance,
-            state="starting",
+            state=ServiceState.STARTING,
             started_at=utc_now(),
             asked={name: getattr(settings, name) for name in _ASKED},
             owners=self.lifetime.owners(),
@@ -132,7 +133,7 @@ class Service:
         announcer = self.ready_parts().announcer
         with self.store.change() as state:
             state.announced = announcer.announced
-        self.store.part("announcer", announcer.state, announcer.reason, None, announcer.describe())
+        self.store.part("announcer", PartState(announcer.state), announcer.reason, None, announcer.describe())
 
     def prove(self, context: StartContext) -> None:
         """A request out through the public URL and back, through the local one where there is no other.
@@ -197,16 +198,16 @@ class Service:
         return name != "tunnel" or self.store.state.tunnel_kind != "none"
 
     def unwell(self, name: str, why: str) -> None:
-        self.store.part(name, "unhealthy", why, self.ready_parts().serving()[name].identity())
+        self.store.part(name, PartState.UNHEALTHY, why, self.ready_parts().serving()[name].identity())
 
     def well(self, name: str) -> None:
         """Write down that a part is well, which process it is and what it says of itself."""
         part = self.ready_parts().serving()[name]
-        state = "off" if name == "tunnel" and self.store.state.tunnel_kind == "none" else "healthy"
+        state = PartState.OFF if name == "tunnel" and self.store.state.tunnel_kind == "none" else PartState.HEALTHY
         self.store.part(name, state, None, part.identity(), part.describe())
 
     def restarting(self, name: str) -> StartContext:
-        self.store.part(name, "starting", self.store.state.parts[name].error)
+        self.store.part(name, PartState.STARTING, self.store.state.parts[name].error)
         return self.context(name, max(60.0, min(self.settings.timeout, _HEAL_SECONDS)))
 
     def restarted(self, name: str, context: StartContext) -> None:

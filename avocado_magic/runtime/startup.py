@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 
+from ..background import in_thread
 from ..parts import engine as engines
 from ..parts import tunnel as tunnels
 from ..parts.announcer import Announcer
 from ..parts.base import Cancelled, Part
 from ..parts.gateway import Gateway
+from ..states import PartState, ServiceState
 from .keys import prepare_key
 from .output import RedactedLog
 from .service import PROVE_SECONDS, Parts, Service
@@ -31,7 +34,7 @@ def start(service: Service) -> None:
     parts.announce()
     parts.announcer.settled(_ANNOUNCE_PATIENCE)
     with service.store.change() as state:
-        state.state = "ready"
+        state.state = ServiceState.READY
         state.url = parts.tunnel.url
     logger.info("ready: %s", parts.tunnel.url or parts.gateway.url)
 
@@ -40,8 +43,8 @@ def make_parts(service: Service) -> Parts:
     """The parts that the settings mean, none of them started."""
     settings, log = service.settings, service.folder.log
     key_file = prepare_key(service.folder.path, settings)
-    engine_kind, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
-    engine = engines.make(engine_kind, settings, service.folder.path, log("engine"))
+    choice, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
+    engine = engines.make(choice, settings, service.folder.path, log("engine"))
     gateway = Gateway(settings.port, engine.url, key_file, settings, log("gateway"))
     tunnel = tunnels.make(tunnel_kind, settings, gateway.port, service.folder.path, log("tunnel"))
     # The announcer is no process: what it and the library under it say is its log.
@@ -53,7 +56,7 @@ def make_parts(service: Service) -> Parts:
     with service.store.change() as state:
         state.api_key_file = str(key_file)
         state.local_url = gateway.url
-        state.engine |= {"kind": engine_kind, "adopted": engine.adopted, "url": engine.url, "where": ""}
+        state.engine |= {"kind": choice.kind, "adopted": engine.adopted, "url": engine.url, "where": ""}
         state.tunnel_kind = tunnel_kind
         if tunnel_kind == "none" and not tunnel.url:
             state.notices.append(_LOCAL_ONLY)
@@ -63,33 +66,26 @@ def make_parts(service: Service) -> Parts:
 
 
 def _start_side_by_side(service: Service, parts: Parts) -> None:
-    errors: list[BaseException] = []
     called_off = threading.Event()
 
     def work(name: str, part: Part) -> None:
         context = service.context(name)
         context.cancelled = called_off
-        service.store.part(name, "starting")
+        service.store.part(name, PartState.STARTING)
         try:
             part.start(context)
             service.well(name)
-        except BaseException as error:  # sorted out below, by the thread that waits
-            errors.append(error)
+        except BaseException as error:
             if not isinstance(error, Cancelled):
-                service.store.part(name, "failed", str(error))
+                service.store.part(name, PartState.FAILED, str(error))
             called_off.set()
+            raise
 
-    threads = [
-        threading.Thread(target=work, args=item, name=f"start-{item[0]}", daemon=True)
-        for item in parts.serving().items()
-    ]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
+    starting = [in_thread(partial(work, *item), f"start-{item[0]}") for item in parts.serving().items()]
+    while not all(future.done() for future in starting):
         if service.stopping.wait(0.05):
             called_off.set()
     if service.stopping.is_set():
         raise Cancelled
-    for error in errors:
-        if not isinstance(error, Cancelled):
-            raise error
+    for future in sorted(starting, key=lambda each: isinstance(each.exception(), Cancelled)):
+        future.result()  # the error that called the others off comes first

@@ -18,10 +18,10 @@ from ..config import check_name, services_dir
 from ..errors import AvocadoError, in_shell, worded
 from ..files import replace_file
 from ..process import Identity, host_name
+from ..states import PartState, ServiceState
 
 PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")
-RUNNING = ("starting", "ready", "degraded", "stopping")
 BEAT_SECONDS = 10.0
 # A beat older than this is nobody's: its writer is gone, or its host is.
 STALE_SECONDS = 60.0
@@ -36,10 +36,10 @@ class CorruptState(AvocadoError):
 
 
 @dataclass
-class PartState:
-    """One part as it is shown. `state`: waiting, starting, healthy, unhealthy, failed, stopped, off, …"""
+class PartRecord:
+    """One part as it is shown."""
 
-    state: str = "waiting"
+    state: PartState = PartState.WAITING
     pid: int | None = None
     since: str = field(default_factory=utc_now)
     error: str | None = None
@@ -49,22 +49,22 @@ class PartState:
 
     def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
         error = self.error and worded(self.error, front_end)
-        return {"state": self.state, "pid": self.pid, "since": self.since, "error": error}
+        return {"state": self.state.value, "pid": self.pid, "since": self.since, "error": error}
 
 
 @dataclass
-class ServiceState:
+class ServiceRecord:
     """Everything there is to know about a service. Times are UTC, ISO 8601 with Z; `beat` is time.time()."""
 
     name: str
     instance: str = ""
-    state: str = "stopped"
+    state: ServiceState = ServiceState.STOPPED
     url: str | None = None
     local_url: str | None = None
     api_key_file: str | None = None
     engine: dict[str, Any] = field(default_factory=lambda: {"kind": None, "version": None, "adopted": False})
     models: list[str] = field(default_factory=list)
-    parts: dict[str, PartState] = field(default_factory=lambda: {name: PartState() for name in PARTS})
+    parts: dict[str, PartRecord] = field(default_factory=lambda: {name: PartRecord() for name in PARTS})
     owners: list[dict[str, Any]] = field(default_factory=list)
     started_at: str | None = None
     announced: dict[str, str] | None = None
@@ -82,7 +82,7 @@ class ServiceState:
         """The object that scripts rely on (`avocado status --json`)."""
         return {
             "name": self.name,
-            "state": self.state,
+            "state": self.state.value,
             "url": self.url or self.local_url,
             "local_url": self.local_url,
             "api_key_file": self.api_key_file,
@@ -98,18 +98,19 @@ class ServiceState:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     @staticmethod
-    def from_json(text: str) -> ServiceState:
+    def from_json(text: str) -> ServiceRecord:
         """Read what `to_json` wrote; ValueError if it is something else."""
         data = json.loads(text)
         if not isinstance(data, dict) or not isinstance(data.get("parts"), dict) or "name" not in data:
             raise ValueError("not a service state")
-        known = {f.name for f in fields(ServiceState)}
-        part_fields = {f.name for f in fields(PartState)}
-        parts = {name: PartState() for name in PARTS}
+        known = {f.name for f in fields(ServiceRecord)}
+        part_fields = {f.name for f in fields(PartRecord)}
+        parts = {name: PartRecord() for name in PARTS}
         for name, part in data["parts"].items():
             if not isinstance(part, dict):
                 raise ValueError("not a service state")
-            parts[name] = PartState(**{key: value for key, value in part.items() if key in part_fields})
+            known_of_part = {key: value for key, value in part.items() if key in part_fields}
+            parts[name] = PartRecord(**{**known_of_part, "state": PartState(known_of_part.get("state", "waiting"))})
         values = {key: value for key, value in data.items() if key in known}
         for key, kind in (
             ("beat", (int, float)),
@@ -121,7 +122,8 @@ class ServiceState:
         ):
             if key in values and not isinstance(values[key], kind):
                 raise ValueError(f"{key} has another type")
-        return ServiceState(**{**values, "parts": parts})
+        values["state"] = ServiceState(values.get("state", ServiceState.STOPPED))
+        return ServiceRecord(**{**values, "parts": parts})
 
     # who runs it
 
@@ -131,14 +133,14 @@ class ServiceState:
     def live(self) -> bool:
         """True if its supervisor runs, here or, by its beat, on another host."""
         identity = self.supervisor_identity()
-        if self.state not in RUNNING or identity is None:
+        if self.state.over or identity is None:
             return False
         return identity.alive() or self.elsewhere() is not None
 
     def elsewhere(self) -> str | None:
         """The other host this service runs on; None if it runs here or nowhere."""
         identity = self.supervisor_identity()
-        if self.state not in RUNNING or identity is None or identity.host == host_name():
+        if self.state.over or identity is None or identity.host == host_name():
             return None
         return identity.host if abs(time.time() - self.beat) < STALE_SECONDS else None
 
@@ -202,12 +204,12 @@ class ServiceFolder:
         """The instance id of the last supervisor, so that its orphans are found even if state.json is lost."""
         return self.path / "instance"
 
-    def read(self) -> ServiceState:
+    def read(self) -> ServiceRecord:
         """The state; a stopped one where there is no file. Raises CorruptState."""
         try:
-            return ServiceState.from_json(self.state_file.read_text("utf-8"))
+            return ServiceRecord.from_json(self.state_file.read_text("utf-8"))
         except FileNotFoundError:
-            return ServiceState(self.name)
+            return ServiceRecord(self.name)
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptState(
                 f"{self.state_file} is unreadable ({type(error).__name__})",
@@ -218,7 +220,7 @@ class ServiceFolder:
                 f"{self.state_file} cannot be read: {error.strerror}", "check the rights of that folder"
             ) from None
 
-    def write(self, state: ServiceState) -> None:
+    def write(self, state: ServiceRecord) -> None:
         """Replace the state file; a reader sees the old or the new one, never a torn one."""
         replace_file(self.state_file, state.to_json())
 
@@ -234,7 +236,7 @@ def all_folders() -> list[ServiceFolder]:
     return [ServiceFolder(name) for name in found]
 
 
-def part_identities(state: ServiceState) -> Mapping[str, Identity]:
+def part_identities(state: ServiceRecord) -> Mapping[str, Identity]:
     """The identity of each part's process, as it was last written."""
     found = {name: Identity.from_dict(part.identity) for name, part in state.parts.items()}
     return {name: identity for name, identity in found.items() if identity}

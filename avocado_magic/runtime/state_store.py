@@ -11,19 +11,20 @@ from typing import Any
 
 from ..errors import AvocadoError, in_shell, redact, worded
 from ..process import Identity
-from .state import ServiceFolder, ServiceState, utc_now
+from ..states import PartState, ServiceState
+from .state import ServiceFolder, ServiceRecord, utc_now
 
 logger = logging.getLogger("avocado_magic.supervisor")
 # The parts that a request passes through; the announcer's troubles leave the service ready.
 SERVING = ("engine", "gateway", "tunnel")
-_WELL = ("healthy", "off")
+_WELL = (PartState.HEALTHY, PartState.OFF)
 _REPORT_SECONDS = 0.1
 
 
 class StateStore:
     """Owns the state of one service. Any thread may write to it; every change goes to the state file."""
 
-    def __init__(self, folder: ServiceFolder, state: ServiceState, secrets: Sequence[str]) -> None:
+    def __init__(self, folder: ServiceFolder, state: ServiceRecord, secrets: Sequence[str]) -> None:
         self._folder = folder
         self._secrets = secrets
         self._lock = threading.RLock()
@@ -31,7 +32,7 @@ class StateStore:
         self.state = state
 
     @contextmanager
-    def change(self) -> Iterator[ServiceState]:
+    def change(self) -> Iterator[ServiceRecord]:
         """Change several things at once; written down at the end."""
         with self._lock:
             yield self.state
@@ -40,7 +41,7 @@ class StateStore:
     def part(
         self,
         name: str,
-        state: str,
+        state: PartState,
         error: str | None = None,
         identity: Identity | None = None,
         about: Mapping[str, Any] | None = None,
@@ -55,9 +56,9 @@ class StateStore:
             part.error = redact(error, self._secrets) if error else None
             part.identity = identity.to_dict() if identity else None
             part.pid = identity.pid if identity else None
-            if service.state in ("ready", "degraded"):
+            if service.state.serving:
                 well = all(service.parts[each].state in _WELL for each in SERVING)
-                service.state = "ready" if well else "degraded"
+                service.state = ServiceState.READY if well else ServiceState.DEGRADED
 
     def report(self, name: str, text: str) -> None:
         """Note in words how far a part is; written down at most ten times a second."""

@@ -20,6 +20,7 @@ from ..errors import AvocadoError, ConfigError
 from ..files import replace_file, rotate
 from ..parts.base import Cancelled, Part, part_error
 from ..process import INSTANCE_VARIABLE, end, processes_of
+from ..states import PartState, ServiceState
 from .commands import Commands
 from .control import ControlServer
 from .output import LOG_FORMAT, redacted_output
@@ -107,7 +108,7 @@ class Supervisor:
         service = self._service
         service.stopping.set()
         with service.store.change() as state:
-            state.state = "stopping"
+            state.state = ServiceState.STOPPING
         if self._watcher:
             self._watcher.stop()
         parts = service.parts
@@ -117,8 +118,8 @@ class Supervisor:
                 part.stop(STOP_BUDGET / len(order))
             except Exception:
                 logger.exception("stopping %s failed", part.name)
-            if service.store.state.parts[part.name].state != "failed":
-                service.store.part(part.name, "stopped")
+            if service.store.state.parts[part.name].state is not PartState.FAILED:
+                service.store.part(part.name, PartState.STOPPED)
         if parts:
             parts.gateway.release()
             parts.engine.release()
@@ -126,7 +127,7 @@ class Supervisor:
         if left:
             logger.error("these processes do not end: %s", ", ".join(str(i.pid) for i in left))
         with service.store.change() as state:
-            state.state = "failed" if failed else "stopped"
+            state.state = ServiceState.FAILED if failed else ServiceState.STOPPED
             state.url = state.socket = state.ends_at = None
             state.owners = []
             for part_state in state.parts.values():

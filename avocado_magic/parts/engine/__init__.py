@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,17 @@ class EnginePart(Part, Protocol):
         ...
 
 
-def choose(settings: Settings) -> str:
-    """The engine that `settings` come to, "ollama" or "embedded". Raises ConfigError where none can serve the model.
+@dataclass(frozen=True)
+class Choice:
+    """The engine that settings come to; for Ollama the URL of the one that runs, or the program that is there, if any."""
+
+    kind: str  # "ollama" or "embedded"
+    running: str | None = None
+    program: Path | None = None
+
+
+def choose(settings: Settings) -> Choice:
+    """Decide once, for `make`: asked again, an Ollama may answer otherwise. Raises ConfigError where none can serve the model.
 
     `auto`: an Ollama that answers, an ollama program, the embedded engine where it knows the model, a
     fresh Ollama.
@@ -49,17 +59,14 @@ def choose(settings: Settings) -> str:
             )
         for model in settings.models or (None,):
             check_model(model)
-        return "embedded"
-    check_host(settings)
-    if (
-        settings.engine == "ollama"
-        or running_ollama(settings)
-        or find_ollama()
-        or not (installed() and all(map(knows, settings.models)))
-    ):
+        return Choice("embedded")
+    running = running_ollama(settings)
+    check_host(settings, running)
+    program = None if running else find_ollama()
+    if settings.engine == "ollama" or running or program or not (installed() and all(map(knows, settings.models))):
         check_options(settings)
-        return "ollama"
-    return "embedded"
+        return Choice("ollama", running, program)
+    return Choice("embedded")
 
 
 def notices(engine: EnginePart, settings: Settings) -> list[str]:
@@ -72,6 +79,8 @@ def notices(engine: EnginePart, settings: Settings) -> list[str]:
     ]
 
 
-def make(kind: str, settings: Settings, folder: Path, log: Path) -> EnginePart:
-    """The part for an engine that `choose` chose; `folder` is the service's."""
-    return Embedded(settings, folder, log) if kind == "embedded" else Ollama(settings, log)
+def make(choice: Choice, settings: Settings, folder: Path, log: Path) -> EnginePart:
+    """The part for the engine that `choose` chose; `folder` is the service's."""
+    if choice.kind == "embedded":
+        return Embedded(settings, folder, log)
+    return Ollama(settings, log, choice.running, choice.program)

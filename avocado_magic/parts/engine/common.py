@@ -9,6 +9,7 @@ from pathlib import Path
 
 import requests
 
+from ...background import in_thread
 from ..base import StartContext, part_error
 from .rest import EngineApi
 
@@ -74,19 +75,9 @@ def pull_model(api: EngineApi, model: str, context: StartContext) -> None:
 
 def _in_background(context: StartContext, work: Callable[[], None], what: str) -> None:
     """Do `work` in a thread of its own, so that neither silence nor slowness of the engine holds the caller."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # handed to the waiting thread below
-            failed.append(error)
-
-    thread = threading.Thread(target=run, name="avocado-engine", daemon=True)
-    thread.start()
-    context.wait_until(lambda: not thread.is_alive(), what, "engine")
-    if failed:
-        raise failed[0]
+    done = in_thread(work, "avocado-engine")
+    context.wait_until(done.done, what, "engine")
+    done.result()
 
 
 def gpu_present() -> bool:

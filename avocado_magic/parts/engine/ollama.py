@@ -25,8 +25,8 @@ _COLAB_DRIVER = "/usr/lib64-nvidia"
 _GPU_IDS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES")
 
 
-def running_ollama(settings: Settings) -> EngineApi | None:
-    """The Ollama that answers at OLLAMA_HOST, if one does.
+def running_ollama(settings: Settings) -> str | None:
+    """The URL of the Ollama that answers at OLLAMA_HOST, if one does.
 
     Not one that another service of ours started: it would end with that service.
     """
@@ -34,7 +34,7 @@ def running_ollama(settings: Settings) -> EngineApi | None:
     if api.version(timeout=1.5) is None:
         return None
     pid = _local_pid(api.url)
-    return None if pid is not None and belongs_to_a_service(pid) else api
+    return None if pid is not None and belongs_to_a_service(pid) else api.url
 
 
 def _local_pid(url: str) -> int | None:
@@ -52,10 +52,10 @@ def find_ollama() -> Path | None:
     return installed[-1] if installed else None
 
 
-def check_host(settings: Settings) -> None:
+def check_host(settings: Settings, running: str | None) -> None:
     """Refuse an OLLAMA_HOST on another machine where nothing answers: we could not start one there."""
     url = ollama_base_url(settings.ollama_host)
-    if urlsplit(url).hostname not in _LOOPBACK and running_ollama(settings) is None:
+    if urlsplit(url).hostname not in _LOOPBACK and running is None:
         raise ConfigError(
             f"no Ollama answers at {url}", "start it there, or unset OLLAMA_HOST to have one started here"
         )
@@ -100,17 +100,17 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 class Ollama(ProcessPart):
-    """Part `engine`, by Ollama. Adopted engines are used and never stopped."""
+    """Part `engine`, by Ollama: the one at the URL `running`, which is used and never stopped, or one served by `program`."""
 
     name = "engine"
     kind = "ollama"
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    def __init__(self, settings: Settings, log: Path, running: str | None, program: Path | None) -> None:
         self._settings = settings
         self.log = log
-        adopted = running_ollama(settings)
-        self.adopted = adopted is not None
-        self.url = adopted.url if adopted else f"http://127.0.0.1:{_port_for(settings)}"
+        self._program = program
+        self.adopted = running is not None
+        self.url = running or f"http://127.0.0.1:{_port_for(settings)}"
         self.api = EngineApi(self.url)
         self.version: str | None = None
         self.model = settings.model
@@ -127,7 +127,7 @@ class Ollama(ProcessPart):
         self.where = placement(self.api)
 
     def _serve(self, context: StartContext) -> None:
-        program = find_ollama() or install_ollama(context)
+        program = self._program = self._program or install_ollama(context)
         context.report("starting")
         libraries = os.environ.get("LD_LIBRARY_PATH", "")
         if os.path.isdir(_COLAB_DRIVER) and _COLAB_DRIVER not in libraries.split(":"):

@@ -12,13 +12,14 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from ...background import in_thread
 from ...config import Settings, cache_dir
 from ...errors import AvocadoError, redact
 from ...files import append_line, write_private
@@ -144,21 +145,13 @@ class Ngrok:
     def _install(self, path: str, context: StartContext) -> None:
         from pyngrok import installer
 
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                installer.install_ngrok(path)
-            except BaseException as error:  # handed to the caller below
-                failed.append(error)
-
-        thread = threading.Thread(target=work, name="ngrok-install", daemon=True)
-        thread.start()
-        context.wait_until(lambda: not thread.is_alive(), "installing ngrok", self.name, self.log)
-        if failed:
+        installed = in_thread(lambda: installer.install_ngrok(path), "ngrok-install")
+        context.wait_until(installed.done, "installing ngrok", self.name, self.log)
+        error = installed.exception()
+        if error:
             raise part_error(
                 self.name,
-                f"ngrok cannot be installed ({type(failed[0]).__name__})",
+                f"ngrok cannot be installed ({type(error).__name__})",
                 "check the network, or install it yourself and set AVOCADO_NGROK_PATH",
             )
 
@@ -208,32 +201,22 @@ class Ngrok:
                 options["domain" if version[:1] >= (3,) else "hostname"] = self._settings.domain
         if version < _ENDPOINTS_SINCE:
             options["bind_tls"] = True  # https alone, not an http tunnel beside it
-        result: list[str | BaseException] = []
-
-        def work() -> None:
-            try:
-                tunnel = ngrok.connect(f"http://127.0.0.1:{self._port}", "http", _NAME, config, **options)
-                result.append(str(tunnel.public_url))
-            except BaseException as error:  # handed to the caller below
-                result.append(error)
-
+        address = f"http://127.0.0.1:{self._port}"
         # In a thread of its own: connect blocks for ever on a silent agent.
-        thread = threading.Thread(target=work, name="ngrok-connect", daemon=True)
-        thread.start()
+        opened = in_thread(lambda: ngrok.connect(address, "http", _NAME, config, **options), "ngrok-connect")
         context.wait_until(
-            lambda: self._settled(result), "opening the ngrok tunnel", self.name, self.log, ANSWER_SECONDS
+            lambda: self._settled(opened), "opening the ngrok tunnel", self.name, self.log, ANSWER_SECONDS
         )
         self._remember_agent()
-        if isinstance(result[0], BaseException):
-            raise self._error(result[0])
-        return result[0]
+        # The agent says why it cannot log in, and pyngrok goes on waiting for it.
+        error = opened.exception() if opened.done() else RuntimeError(self._refusal())
+        if error is not None:
+            raise self._error(error)
+        return str(opened.result().public_url)
 
-    def _settled(self, result: list[str | BaseException]) -> bool:
+    def _settled(self, opened: Future[Any]) -> bool:
         self._remember_agent()
-        if not result and (refusal := self._refusal()):
-            # The agent said why it cannot log in and pyngrok goes on waiting for it.
-            result.append(RuntimeError(refusal))
-        return bool(result)
+        return opened.done() or self._refusal() is not None
 
     def _refusal(self) -> str | None:
         tries = [line for line in self._said if "failed to reconnect" in line or "failed to dial" in line]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__, api_keys
-from .config import Settings, resolve, service_name
+from .config import resolve, service_name
 from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
 from .notebook.panel import progress, text
 from .runtime import client
 from .runtime.owners import Owner
 from .runtime.state import LOGS, PARTS, ServiceRecord
+from .settings import Settings
 
 app = typer.Typer(
     help="One line serves an LLM at a safe, public, findable URL.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -48,51 +50,50 @@ def _print(state: ServiceRecord, as_json: bool) -> None:
     print(json.dumps(state.public(), indent=2) if as_json else text(state, in_shell))
 
 
+def _completing(choices: Sequence[str]) -> Callable[[], list[str]]:
+    return lambda: list(choices)
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with an option for each setting that `up` takes; they come to it by name, None where they were not given."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = []
+    for option in Settings.OPTIONS.values():
+        if not option.flag:
+            continue
+        said = f"{option.explained[0].upper()}{option.explained[1:]}."
+        kind: Any = str
+        more: dict[str, Any] = {"metavar": option.metavar}
+        if option.on or option.off:
+            kind, more, said = bool, {}, said if option.on else f"Do not {option.help}."
+        elif option.choices:
+            more["autocompletion"] = _completing(option.choices)
+        annotation = Annotated[kind | None, typer.Option(option.flag, help=said, **more)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options.append(inspect.Parameter(option.name, keyword, default=None, annotation=annotation))
+    keyword_only = [p.replace(kind=p.KEYWORD_ONLY) for p in own[1:]]
+    command.__signature__ = inspect.Signature([own[0], *options, *keyword_only])  # type: ignore[attr-defined]
+    return command
+
+
 @app.command()
+@_with_settings
 def up(
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="[MODEL]...", help="Names, or paths of *.gguf files; the first is loaded."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, ollama or embedded.")] = None,
-    tunnel: Annotated[str | None, typer.Option(help="auto, ngrok, cloudflared or none.")] = None,
-    public_url: Annotated[
-        str | None, typer.Option(help="What the world calls this service, when the way in is yours.")
-    ] = None,
-    port: Annotated[str | None, typer.Option(help="Port of the gateway; 0 picks a free one.")] = None,
-    name: Name = None,
-    domain: Annotated[str | None, typer.Option(help="Your ngrok domain.")] = None,
-    grace: Annotated[str | None, typer.Option(help="Minutes it outlives its last owner.")] = None,
-    context: Annotated[str | None, typer.Option(help="Tokens of a request, prompt and answer.")] = None,
-    keep_alive: Annotated[
-        str | None, typer.Option(help="How long a model stays in memory: 30s, 5m, 24h; -1 is for ever.")
-    ] = None,
-    parallel: Annotated[str | None, typer.Option(help="Requests a model works at side by side.")] = None,
-    gpu_layers: Annotated[str | None, typer.Option(help="Layers on the GPU, 0 for none; with Ollama 0 alone.")] = None,
-    threads: Annotated[str | None, typer.Option(help="Threads to compute with; the embedded engine's alone.")] = None,
-    gateway_config: Annotated[
-        str | None, typer.Option(help="TOML file for the gateway: presets, aliases, limits, cache.")
-    ] = None,
-    admin_routes: Annotated[
-        bool, typer.Option("--admin-routes", help="Let admin keys change the engine's models.")
-    ] = False,
-    no_announce: Annotated[bool, typer.Option("--no-announce", help="Publish nothing.")] = False,
-    timeout: Annotated[str | None, typer.Option(help="Seconds until it gives up.")] = None,
-    max_lifetime: Annotated[str | None, typer.Option(help="Hours a service without an owner lives.")] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Own the service: it ends with this command.")
     ] = False,
     owner_pid: Annotated[int | None, typer.Option(help="The process that owns the service.")] = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Serve one model or several; returns when they are ready."""
-    flags: dict[str, Any] = {
-        "model": models[0] if models else None, "more_models": models[1:] if models else None, "engine": engine, "tunnel": tunnel, "public_url": public_url, "port": port, "name": name,
-        "domain": domain, "grace": grace, "timeout": timeout, "max_lifetime": max_lifetime,
-        "context": context, "keep_alive": keep_alive, "parallel": parallel, "gpu_layers": gpu_layers, "threads": threads,
-        "gateway_config": gateway_config, "admin_routes": admin_routes or None,
-        "announce": False if no_announce else None,
-    }  # fmt: skip
+    flags = {**given, "model": models[0] if models else None, "more_models": models[1:] if models else None}
+    if flags["announce"] is not None:
+        flags["announce"] = False  # its flag switches it off
     with _one_sentence():
         settings = resolve(flags)
         owner = _owner(foreground, owner_pid)

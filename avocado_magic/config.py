@@ -1,149 +1,22 @@
-"""Settings: flag > trait > environment > notebook secret > default.
-
-Every setting is one field of `Settings`; its metadata names the environment variables that carry
-it, so the README's table, the traits and the resolver cannot disagree.
-"""
+"""Where settings come from (flag > trait > environment > notebook secret > default), what they may be, and where things are kept."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .settings import Option, Secret, Settings
 
-ENGINES = ("auto", "ollama", "embedded")
-TUNNELS = ("auto", "ngrok", "cloudflared", "none")
-DEFAULT_PORT = 11435
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # a number of seconds, or a Go duration (Ollama's envconfig.KeepAlive)
 _PERIOD = re.compile(r"-?(\d+|((\d+(\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h))+)")
 # host name labels, so that a domain cannot smuggle options or paths into the agent's configuration
 _DOMAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)+")
-
-
-class Secret:
-    """A string that never shows itself: not in a repr, a traceback, a log or a JSON document."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Secret is not pickled")
-
-
-def _setting(default: Any, help: str, *env: str, secret: bool = False, kind: type | None = None) -> Any:
-    kind = kind or (str if default is None else type(default))
-    return field(default=default, metadata={"help": help, "env": env, "secret": secret, "kind": kind})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything `up` may be told. Checked by `validate`; times in the unit their help names."""
-
-    model: str | None = _setting(None, "model to serve: a name, or the path of a *.gguf file", "AVOCADO_MODEL")
-    more_models: tuple[str, ...] = _setting((), "models to have ready besides it", "AVOCADO_MORE_MODELS")
-    engine: str = _setting("auto", f"what runs the model: {', '.join(ENGINES)}", "AVOCADO_ENGINE")
-    tunnel: str = _setting("auto", f"how the world reaches it: {', '.join(TUNNELS)}", "AVOCADO_TUNNEL")
-    public_url: str | None = _setting(None, "the URL the world uses, when the way in is yours", "AVOCADO_PUBLIC_URL")
-    port: int = _setting(DEFAULT_PORT, "port of the gateway on 127.0.0.1; 0 picks a free one", "AVOCADO_PORT")
-    name: str = _setting("default", "name of the service, when you run several", "AVOCADO_NAME")
-    domain: str | None = _setting(None, "your ngrok domain, for a URL that stays the same", "AVOCADO_DOMAIN")
-    grace: float = _setting(10.0, "minutes a service outlives its last notebook", "AVOCADO_GRACE")
-    announce: bool = _setting(True, "publish the URL when a broker is configured", "AVOCADO_ANNOUNCE")
-    timeout: float = _setting(600.0, "seconds until `up` gives up; a moving download extends it", "AVOCADO_TIMEOUT")
-    max_lifetime: float = _setting(24.0, "hours a service without an owner lives", "AVOCADO_MAX_LIFETIME")
-    url_check: float = _setting(60.0, "seconds between looks at the public URL from outside", "AVOCADO_URL_CHECK")
-    context: int | None = _setting(
-        None, "tokens of a request, prompt and answer", "AVOCADO_CONTEXT", "OLLAMA_CONTEXT_LENGTH", kind=int
-    )
-    keep_alive: str | None = _setting(
-        None,
-        "how long a model stays in memory: 30s, 5m, 24h; -1 is for ever",
-        "AVOCADO_KEEP_ALIVE",
-        "OLLAMA_KEEP_ALIVE",
-    )
-    parallel: int | None = _setting(
-        None, "requests a model works at side by side", "AVOCADO_PARALLEL", "OLLAMA_NUM_PARALLEL", kind=int
-    )
-    gpu_layers: int | None = _setting(
-        None, "layers on the GPU, 0 for none; with Ollama 0 alone", "AVOCADO_GPU_LAYERS", kind=int
-    )
-    threads: int | None = _setting(
-        None, "threads to compute with; the embedded engine's alone", "AVOCADO_THREADS", kind=int
-    )
-    ollama_host: str = _setting("127.0.0.1:11434", "where an Ollama of yours listens", "OLLAMA_HOST")
-    ollama_models: str | None = _setting(None, "folder in which Ollama keeps its models", "OLLAMA_MODELS")
-    ollama_download: str | None = _setting(
-        None, "mirror to install Ollama from, in place of its official releases", "AVOCADO_OLLAMA_DOWNLOAD"
-    )
-    ngrok_path: str | None = _setting(None, "an ngrok agent of yours, used as it is", "AVOCADO_NGROK_PATH")
-    ngrok_config: str | None = _setting(None, "an ngrok config file of yours, used as it is", "AVOCADO_NGROK_CONFIG")
-    gateway_config: str | None = _setting(
-        None, "TOML file for the gateway: presets, aliases, limits, cache", "AVOCADO_GATEWAY_CONFIG"
-    )
-    admin_routes: bool = _setting(
-        False, "let admin keys pull, push, create, copy and delete models", "AVOCADO_ADMIN_ROUTES"
-    )
-    ngrok_token: Secret | None = _setting(None, "ngrok authtoken", "NGROK_AUTHTOKEN", "NGROK_AUTH_TOKEN", secret=True)
-    broker_url: Secret | None = _setting(
-        None, "AMQP URL of RabbitMQ, amqp:// or amqps://", "RABBITMQ_URL", "AMQP_URL", "CLOUDAMQP_URL", secret=True
-    )
-    api_key: Secret | None = _setting(
-        None, "API key of the gateway; made when not given", "AVOCADO_API_KEY", secret=True
-    )
-
-    def secrets(self) -> tuple[str, ...]:
-        """The values that must never be shown, a broker password on its own among them."""
-        values = [value.reveal() for value in (self.ngrok_token, self.broker_url, self.api_key) if value]
-        if self.broker_url:
-            password = _password_of(self.broker_url.reveal())
-            values += [password] if password else []
-        return tuple(values)
-
-    def to_wire(self) -> dict[str, Any]:
-        """A JSON object with the secrets in clear: only ever for the pipe to the supervisor's stdin."""
-        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return {name: value.reveal() if isinstance(value, Secret) else value for name, value in pairs}
-
-    @staticmethod
-    def from_wire(data: Mapping[str, Any]) -> Settings:
-        values: dict[str, Any] = {}
-        for f in fields(Settings):
-            if f.name in data:
-                value = data[f.name]
-                if f.metadata["secret"] and value is not None:
-                    value = Secret(value)
-                values[f.name] = tuple(value) if f.metadata["kind"] is tuple else value  # JSON has lists
-        return Settings(**values)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Every model to have ready, the one that is loaded first."""
-        return (*((self.model,) if self.model else ()), *self.more_models)
-
-
-SECRET_VARIABLES = tuple(name for f in fields(Settings) if f.metadata["secret"] for name in f.metadata["env"])
 
 
 def resolve(
@@ -158,7 +31,7 @@ def resolve(
     a name up in the notebook host's secret store; it is asked for secrets and the model only, because
     on Colab every question may open a dialog. Raises ConfigError naming the source of a bad value.
     """
-    return validate(Settings(**lookup([f.name for f in fields(Settings)], flags, traits, environ, notebook_secret)))
+    return validate(Settings(**lookup(Settings.OPTIONS, flags, traits, environ, notebook_secret)))
 
 
 def lookup(
@@ -171,18 +44,18 @@ def lookup(
     """The settings `names` alone, those that have a value; what `resolve` does, without looking at the others."""
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
-    for f in fields(Settings):
-        if f.name not in names:
+    for name, option in Settings.OPTIONS.items():
+        if name not in names:
             continue
         for source in (flags, traits or {}):
-            if source.get(f.name) not in (None, "", (), []):
-                origin = f"--{f.name.replace('_', '-')}" if source is flags else f"c.AvocadoMagics.{f.name}"
-                values[f.name] = _typed(f, source[f.name], origin)
+            if source.get(name) not in (None, "", (), []):
+                origin = f"--{name.replace('_', '-')}" if source is flags else f"c.AvocadoMagics.{name}"
+                values[name] = _typed(option, source[name], origin)
                 break
         else:
-            named = _from_environment(f, environ, notebook_secret)
+            named = _from_environment(option, environ, notebook_secret)
             if named is not None:
-                values[f.name] = _typed(f, named[1], named[0])
+                values[name] = _typed(option, named[1], named[0])
     return values
 
 
@@ -192,23 +65,23 @@ def service_name(name: str | None, traits: Mapping[str, Any] | None = None) -> s
 
 
 def _from_environment(
-    f: Field[Any], environ: Mapping[str, str], notebook_secret: Callable[[str], str | None] | None
+    option: Option, environ: Mapping[str, str], notebook_secret: Callable[[str], str | None] | None
 ) -> tuple[str, str] | None:
-    for name in f.metadata["env"]:
+    for name in option.env:
         if environ.get(name, "").strip():
             return name, environ[name].strip()
-    if notebook_secret and (f.metadata["secret"] or f.name == "model"):
-        for name in f.metadata["env"]:
+    if notebook_secret and (option.secret or option.name == "model"):
+        for name in option.env:
             value = notebook_secret(name)
             if value:
                 return name, value.strip()
     return None
 
 
-def _typed(f: Field[Any], value: Any, origin: str) -> Any:
-    if f.metadata["secret"]:
+def _typed(option: Option, value: Any, origin: str) -> Any:
+    if option.secret:
         return value if isinstance(value, Secret) else Secret(str(value))
-    kind = f.metadata["kind"]
+    kind = option.kind
     if kind is tuple:
         return (
             tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else tuple(value)
@@ -233,38 +106,14 @@ def _typed(f: Field[Any], value: Any, origin: str) -> Any:
 
 def validate(s: Settings) -> Settings:
     """`s`, with URLs in their normal form; raises ConfigError with one sentence for the first bad value."""
-    if s.engine not in ENGINES:
-        raise ConfigError(f"unknown engine {s.engine!r}", f"choose one of {', '.join(ENGINES)}")
-    if s.tunnel not in TUNNELS:
-        raise ConfigError(f"unknown tunnel {s.tunnel!r}", f"choose one of {', '.join(TUNNELS)}")
+    for name, option in s.OPTIONS.items():
+        _check(option, name.replace("_", "-"), getattr(s, name))
     check_name(s.name)
-    if not 0 <= s.port <= 65535:
+    if s.port > 65535:
         raise ConfigError(f"port {s.port} does not exist", "choose 1 to 65535, or 0 for any free one")
-    for label, number in (
-        ("grace", s.grace),
-        ("timeout", s.timeout),
-        ("max_lifetime", s.max_lifetime),
-        ("url_check", s.url_check),
-    ):
-        if not (number >= 0 and number != float("inf")) or (number == 0 and label != "grace"):
-            raise ConfigError(f"{label.replace('_', '-')} {number:g} is not possible", "give a positive number")
-    for label, number, longest in (
-        ("grace", s.grace, 10 * 365 * 24 * 60),
-        ("max-lifetime", s.max_lifetime, 10 * 365 * 24),
-    ):
-        if number > longest:
-            raise ConfigError(f"{label} {number:g} is longer than ten years", "give a smaller number")
     for model in s.models:
         if not model.strip() or (any(c.isspace() for c in model) and not is_gguf(model)):
             raise ConfigError(f"{model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
-    for label, count, least, most in (
-        ("context", s.context, 1, 100_000_000),
-        ("parallel", s.parallel, 1, 256),
-        ("gpu-layers", s.gpu_layers, 0, 10_000),
-        ("threads", s.threads, 1, 1024),
-    ):
-        if count is not None and not least <= count <= most:
-            raise ConfigError(f"{label} {count} is not possible", f"give a number from {least} to {most}")
     if s.keep_alive is not None and not _PERIOD.fullmatch(s.keep_alive):
         raise ConfigError(
             f"keep-alive {s.keep_alive!r} is no time", "write it as in 30s, 5m or 24h; 0 is at once and -1 for ever"
@@ -292,7 +141,25 @@ def validate(s: Settings) -> Settings:
         changes |= {"public_url": base_url(s.public_url, "--public-url"), "tunnel": "none"}
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):
         raise ConfigError("the API key is not usable", "AVOCADO_API_KEY takes 16 to 512 visible ASCII characters")
-    return Settings(**{f.name: changes.get(f.name, getattr(s, f.name)) for f in fields(s)})
+    return Settings(**{**vars(s), **changes})
+
+
+def _check(option: Option, label: str, value: Any) -> None:
+    """Refuse a `value` that is none of the choices, or out of bounds."""
+    if option.choices and value not in option.choices:
+        raise ConfigError(f"unknown {label} {value!r}", f"choose one of {', '.join(option.choices)}")
+    if option.least is None or value is None:
+        return
+    most = option.most
+    if option.kind is int and most is not None and not option.least <= value <= most:
+        raise ConfigError(f"{label} {value} is not possible", f"give a number from {option.least} to {most}")
+    # Only a grace may be none at all.
+    if option.kind is float and (not 0 <= value < float("inf") or (value == 0 and label != "grace")):
+        raise ConfigError(f"{label} {value:g} is not possible", "give a positive number")
+    if option.kind is float and most is not None and value > most:
+        raise ConfigError(f"{label} {value:g} is longer than ten years", "give a smaller number")
+    if value < option.least:
+        raise ConfigError(f"{label} {value} does not exist", "choose 1 to 65535, or 0 for any free one")
 
 
 def _absolute(path: str) -> str:
@@ -353,12 +220,6 @@ def ollama_base_url(host: str) -> str:
     name = parts.hostname or "127.0.0.1"
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
     return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}{parts.path.rstrip('/')}"
-
-
-def _password_of(url: str) -> str:
-    # Not urlsplit alone: a malformed URL must still give its password up to be hidden.
-    match = re.search(r"://[^:/@]*:(?P<password>.*)@", url)
-    return match["password"] if match else ""
 
 
 def home() -> Path | None:

@@ -19,8 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .config import SECRET_VARIABLES
 from .files import open_private
+from .settings import SECRET_VARIABLES
 
 # Every process of a service carries its instance id in this variable; a child that outlived its
 # parent is recognised by it, whatever became of its pid or its process group.

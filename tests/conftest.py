@@ -16,9 +16,9 @@ import psutil
 import pytest
 import requests
 
-from avocado_magic.config import SECRET_VARIABLES
 from avocado_magic.process import INSTANCE_VARIABLE
 from avocado_magic.runtime import client
+from avocado_magic.settings import SECRET_VARIABLES
 
 HERE = Path(__file__).parent
 DOUBLES = HERE / "doubles"

@@ -1,4 +1,4 @@
-"""Writes the tables of routes and of who may what into the README, from the code that decides about them.
+"""Writes the tables of settings, of routes and of who may what into the README, from the code that decides about them.
 
 usage: python tests/readme_tables.py [--check]
 """
@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from avocado_magic.infer.api.headers import Refused, check_role
+from avocado_magic.infer.api.headers import check_role
+from avocado_magic.infer.api.refusals import Refused
 from avocado_magic.infer.api.routes import ROUTES, Access, Route, Serves
 from avocado_magic.infer.domain.keys import ApiKey, Role
 from avocado_magic.infer.service.access import AccessPolicy
+from avocado_magic.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -31,6 +33,16 @@ def routes() -> Iterator[str]:
     yield "|---|---|---|"
     for route in ROUTES:
         yield f"| `{route.path}` | {', '.join(sorted(route.methods))} | {route.summary} |"
+
+
+def settings() -> Iterator[str]:
+    yield "| setting | flag | environment | what it is |"
+    yield "|---|---|---|---|"
+    for name, option in Settings.OPTIONS.items():
+        value = "" if option.on or option.off or not option.flag else f" {option.metavar}"
+        flag = f"`{option.flag}`{value}" if option.flag else "no trait either" if option.secret else ""
+        variables = ", ".join(f"`{variable}`" for variable in option.env)
+        yield f"| `{name}` | {flag} | {variables} | {option.explained.replace('|', chr(92) + '|')} |"
 
 
 def who() -> Iterator[str]:
@@ -62,7 +74,7 @@ def _cells(route: Route) -> Iterator[str]:
 
 def written(text: str) -> str:
     """`text` with the tables between their marks made anew."""
-    for name, lines in (("routes", routes()), ("who", who())):
+    for name, lines in (("settings", settings()), ("routes", routes()), ("who", who())):
         begin, end = f"<!-- {name}: made by `make tables` -->", f"<!-- /{name} -->"
         body = "\n".join(lines)
         text = re.sub(

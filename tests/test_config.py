@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import traceback
-from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from avocado_magic.config import Secret, Settings, base_url, ollama_base_url, resolve
+from avocado_magic.config import base_url, ollama_base_url, resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError, redact
 from avocado_magic.notebook.arguments import without_note
 from avocado_magic.notebook.magics import AvocadoMagics
+from avocado_magic.settings import Secret, Settings
 
 
 def test_flag_then_trait_then_environment_then_notebook_secret_then_default() -> None:
@@ -108,7 +108,7 @@ def test_errors_survive_the_way_from_the_supervisor() -> None:
 
 
 def test_every_setting_has_a_trait_but_the_secrets() -> None:
-    wanted = {f.name for f in fields(Settings) if not f.metadata["secret"]}
+    wanted = {name for name, option in Settings.OPTIONS.items() if not option.secret}
     assert set(AvocadoMagics.class_trait_names(config=True)) == wanted
     for name in wanted:
         assert AvocadoMagics.class_traits()[name].help, name

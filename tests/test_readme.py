@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import readme_tables
 from gateways import running
 from kernels import Kernel
 
-from avocado_magic.config import Settings
 from avocado_magic.notebook.magics import AvocadoMagics
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
@@ -37,14 +35,6 @@ def test_the_examples_run_one_after_another(
         assert "stopped" in ran.text
     finally:
         kernel.close()
-
-
-def test_every_setting_and_its_variables_are_listed() -> None:
-    for f in fields(Settings):
-        row = next((line for line in README.splitlines() if line.startswith(f"| `{f.name}`")), "")
-        assert row, f"{f.name} is not in the table of settings"
-        for variable in f.metadata["env"]:
-            assert f"`{variable}`" in row
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,14 @@ import pytest
 import requests
 from conftest import everything_written, free_port, trace_of, until
 
-from avocado_magic.config import Settings, resolve
+from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
 from avocado_magic.process import Identity
 from avocado_magic.runtime import client
 from avocado_magic.runtime.lifetime import Lifetime
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceFolder, ServiceRecord
+from avocado_magic.settings import Settings
 
 
 def settings(**flags: Any) -> Settings:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
@@ -16,65 +18,51 @@ from .settings import InferSettings, load
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def _option(name: str, *flags: str) -> Any:
-    return typer.Option(*flags, help=InferSettings.model_fields[name].description)
+# Options that may be repeated have the name of one of what they add up to.
+_SINGULAR = {"cors_origins": "cors_origin", "aliases": "alias", "fallbacks": "fallback"}
+# Secrets are in the environment or in files, and presets in a file: never options.
+_NO_OPTIONS = ("api_key", "database", "presets")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with an option for each setting; they come to it by name, None where they were not given."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = []
+    for name, field in InferSettings.model_fields.items():
+        if name in _NO_OPTIONS:
+            continue
+        flag = "--" + _SINGULAR.get(name, name).replace("_", "-")
+        switch = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
+        kind = list[str] if name in _SINGULAR or name == "model" else _kind(field.annotation)
+        option = typer.Option(*([switch] if kind is bool else [flag]), help=field.description)
+        options.append(
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+            )
+        )
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return command
+
+
+def _kind(annotation: Any) -> Any:
+    """What an option of a setting is read as: the one type besides None, text for one of several words."""
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) else str
 
 
 @cli.command()
+@_with_settings
 def infer(
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings, and presets.")] = None,
-    host: Annotated[str | None, _option("host")] = None,
-    port: Annotated[int | None, _option("port")] = None,
-    fd: Annotated[int | None, _option("fd")] = None,
-    socket: Annotated[Path | None, _option("socket")] = None,
-    backend: Annotated[str | None, _option("backend")] = None,
-    upstream: Annotated[str | None, _option("upstream")] = None,
-    model: Annotated[list[str] | None, _option("model")] = None,
-    cache: Annotated[Path | None, _option("cache")] = None,
-    context: Annotated[int | None, _option("context")] = None,
-    keep_alive: Annotated[str | None, _option("keep_alive")] = None,
-    parallel: Annotated[int | None, _option("parallel")] = None,
-    gpu_layers: Annotated[int | None, _option("gpu_layers")] = None,
-    threads: Annotated[int | None, _option("threads")] = None,
-    api_key_file: Annotated[Path | None, _option("api_key_file")] = None,
-    keys_file: Annotated[Path | None, _option("keys_file")] = None,
-    admin_key_file: Annotated[Path | None, _option("admin_key_file")] = None,
-    admin_routes: Annotated[bool | None, _option("admin_routes", "--admin-routes")] = None,
-    no_auth: Annotated[bool | None, _option("no_auth", "--no-auth")] = None,
-    cors_origin: Annotated[list[str] | None, _option("cors_origins", "--cors-origin")] = None,
-    max_parallel: Annotated[int | None, _option("max_parallel")] = None,
-    max_queue: Annotated[int | None, _option("max_queue")] = None,
-    max_body: Annotated[int | None, _option("max_body")] = None,
-    first_byte_timeout: Annotated[float | None, _option("first_byte_timeout")] = None,
-    sse_comments: Annotated[float | None, _option("sse_comments")] = None,
-    drain: Annotated[float | None, _option("drain")] = None,
-    default_model: Annotated[str | None, _option("default_model")] = None,
-    vision_model: Annotated[str | None, _option("vision_model")] = None,
-    alias: Annotated[list[str] | None, _option("aliases", "--alias")] = None,
-    fallback: Annotated[list[str] | None, _option("fallbacks", "--fallback")] = None,
-    allow_cloud: Annotated[bool | None, _option("allow_cloud", "--allow-cloud")] = None,
-    allow_fragile_schemas: Annotated[bool | None, _option("allow_fragile_schemas", "--allow-fragile-schemas")] = None,
-    answer_cache: Annotated[int | None, _option("answer_cache")] = None,
-    answer_cache_age: Annotated[float | None, _option("answer_cache_age")] = None,
-    answer_cache_shared: Annotated[bool | None, _option("answer_cache_shared", "--answer-cache-shared")] = None,
-    state_dir: Annotated[Path | None, _option("state_dir")] = None,
-    service_state: Annotated[Path | None, _option("service_state")] = None,
-    service_name: Annotated[str | None, _option("service_name")] = None,
-    announce: Annotated[bool | None, _option("announce", "--announce")] = None,
-    public_url: Annotated[str | None, _option("public_url")] = None,
-    log_json: Annotated[bool | None, _option("log_json", "--log-json")] = None,
-    access_log: Annotated[bool | None, _option("access_log", "--access-log/--no-access-log")] = None,
+    **options: Any,
 ) -> None:
     """Serve the Ollama API behind an API key.
 
     Every option is also AVOCADO_INFER_<NAME> in the environment; secrets are there or in files, never options.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     if config is None and os.environ.get("AVOCADO_INFER_CONFIG"):
         config = Path(os.environ["AVOCADO_INFER_CONFIG"])
-    given.pop("config", None)
-    renamed = {"cors_origin": "cors_origins", "alias": "aliases", "fallback": "fallbacks"}
-    given = {renamed.get(name, name): value for name, value in given.items()}
     for name in ("aliases", "fallbacks"):
         if name in given:
             given[name] = _pairs(given[name], many=name == "fallbacks")

@@ -6,64 +6,55 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from traitlets import Bool, CFloat, CInt, List, TraitError, Unicode, validate
 
+from ..settings import Option, Settings
 from .arguments import parse, without_note
 
-if TYPE_CHECKING:
-    from ..config import Settings
-
-_ENGINES = ("auto", "ollama", "embedded")
-_TUNNELS = ("auto", "ngrok", "cloudflared", "none")
+_KINDS = {str: Unicode, int: CInt, float: CFloat, bool: Bool, tuple: List}
 
 
-def _trait(kind: Any, help: str, **more: Any) -> Any:
-    return kind(default_value=None, allow_none=True, help=help, **more).tag(config=True)
+def _trait(option: Option) -> Any:
+    """The trait of a setting. None leaves the choice to the environment and the default."""
+    kind = _KINDS[option.kind]
+    more = {"trait": Unicode()} if kind is List else {}
+    told = f"{option.explained} ({', '.join(option.env)})."
+    return kind(default_value=None, allow_none=True, help=told[0].upper() + told[1:], **more).tag(config=True)
+
+
+def _flags(function: Any) -> Any:
+    """`function` with the flags of `up`, as `argument` would give it each of them."""
+    for option in reversed([*Settings.OPTIONS.values()]):
+        if option.on or option.off:
+            constant = bool(option.on)
+            function = argument(option.flag, dest=option.name, action="store_const", const=constant, help=option.help)(
+                function
+            )
+        elif option.flag:
+            function = argument(option.flag, metavar=option.metavar, help=option.explained)(function)
+    return function
 
 
 @magics_class
 class AvocadoMagics(Magics):
     """Serve an LLM from a notebook. A trait that is None leaves the choice to the environment and the default."""
 
-    model = _trait(Unicode, "Model to serve: a name, or the path of a *.gguf file (AVOCADO_MODEL).")
-    more_models = _trait(List, "Models to have ready besides it (AVOCADO_MORE_MODELS).", trait=Unicode())
-    engine = _trait(Unicode, "What runs the model: auto, ollama or embedded (AVOCADO_ENGINE).")
-    tunnel = _trait(Unicode, "How the world reaches it: auto, ngrok, cloudflared or none (AVOCADO_TUNNEL).")
-    public_url = _trait(Unicode, "The URL the world uses, when the way in is yours (AVOCADO_PUBLIC_URL).")
-    port = _trait(CInt, "Port of the gateway on 127.0.0.1; 0 picks a free one (AVOCADO_PORT).")
-    name = _trait(Unicode, "Name of the service, when you run several (AVOCADO_NAME).")
-    domain = _trait(Unicode, "Your ngrok domain, for a URL that stays the same (AVOCADO_DOMAIN).")
-    grace = _trait(CFloat, "Minutes a service outlives its last notebook (AVOCADO_GRACE).")
-    announce = _trait(Bool, "Publish the URL when a broker is configured (AVOCADO_ANNOUNCE).")
-    timeout = _trait(CFloat, "Seconds until %avocado_up gives up (AVOCADO_TIMEOUT).")
-    max_lifetime = _trait(CFloat, "Hours a service without an owner lives (AVOCADO_MAX_LIFETIME).")
-    url_check = _trait(CFloat, "Seconds between looks at the public URL from outside (AVOCADO_URL_CHECK).")
-    context = _trait(CInt, "Tokens of a request, prompt and answer (AVOCADO_CONTEXT, OLLAMA_CONTEXT_LENGTH).")
-    keep_alive = _trait(Unicode, "How long a model stays in memory (AVOCADO_KEEP_ALIVE, OLLAMA_KEEP_ALIVE).")
-    parallel = _trait(CInt, "Requests a model works at side by side (AVOCADO_PARALLEL, OLLAMA_NUM_PARALLEL).")
-    gpu_layers = _trait(CInt, "Layers on the GPU, 0 for none; with Ollama 0 alone (AVOCADO_GPU_LAYERS).")
-    threads = _trait(CInt, "Threads to compute with; the embedded engine's alone (AVOCADO_THREADS).")
-    ollama_host = _trait(Unicode, "Where an Ollama of yours listens (OLLAMA_HOST).")
-    ollama_models = _trait(Unicode, "Folder in which Ollama keeps its models (OLLAMA_MODELS).")
-    ollama_download = _trait(Unicode, "Mirror to install Ollama from (AVOCADO_OLLAMA_DOWNLOAD).")
-    ngrok_path = _trait(Unicode, "An ngrok agent of yours (AVOCADO_NGROK_PATH).")
-    ngrok_config = _trait(Unicode, "An ngrok config file of yours (AVOCADO_NGROK_CONFIG).")
-    gateway_config = _trait(Unicode, "A TOML file for the gateway: presets, aliases, … (AVOCADO_GATEWAY_CONFIG).")
-    admin_routes = _trait(Bool, "Let admin keys pull, push, create, copy and delete models (AVOCADO_ADMIN_ROUTES).")
+    # Here, and not set afterwards: traits are what a class has when it is made.
+    locals().update({name: _trait(option) for name, option in Settings.OPTIONS.items() if not option.secret})
 
-    @validate("engine", "tunnel")
+    @validate(*(name for name, option in Settings.OPTIONS.items() if option.choices))
     def _one_of(self, proposal: Any) -> Any:
-        choices = _ENGINES if proposal["trait"].name == "engine" else _TUNNELS
+        choices = Settings.OPTIONS[proposal["trait"].name].choices
         if proposal["value"] not in (None, *choices):
             raise TraitError(f"{proposal['trait'].name} must be one of {', '.join(choices)}, not {proposal['value']!r}")
         return proposal["value"]
 
-    @validate("port", "grace", "timeout", "max_lifetime", "url_check", "context", "parallel", "gpu_layers", "threads")
+    @validate(*(name for name, option in Settings.OPTIONS.items() if option.least is not None))
     def _not_negative(self, proposal: Any) -> Any:
         if proposal["value"] is not None and proposal["value"] < 0:
             raise TraitError(f"{proposal['trait'].name} must not be negative")
@@ -72,22 +63,7 @@ class AvocadoMagics(Magics):
     @line_magic
     @magic_arguments()
     @argument("models", nargs="*", metavar="model", help="names, or paths of *.gguf files; the first is loaded")
-    @argument("--engine", help="auto (default), ollama or embedded")
-    @argument("--tunnel", help="auto (default), ngrok, cloudflared or none")
-    @argument("--public-url", metavar="URL", help="what the world calls this service, when the way in is yours")
-    @argument("--port", metavar="N", help="port of the gateway, 11435 by default; 0 picks a free one")
-    @argument("--name", help="name of the service, for running several")
-    @argument("--domain", metavar="D", help="your ngrok domain")
-    @argument("--grace", metavar="MINUTES", help="how long it outlives its last notebook, 10 by default")
-    @argument("--context", metavar="N", help="tokens of a request, prompt and answer")
-    @argument("--keep-alive", metavar="TIME", help="how long a model stays in memory: 30s, 5m, 24h; -1 is for ever")
-    @argument("--parallel", metavar="N", help="requests a model works at side by side")
-    @argument("--gpu-layers", metavar="N", help="layers on the GPU, 0 for none; with Ollama 0 alone")
-    @argument("--threads", metavar="N", help="threads to compute with; the embedded engine's alone")
-    @argument("--gateway-config", metavar="FILE", help="TOML file for the gateway: presets, aliases, limits, cache")
-    @argument("--admin-routes", action="store_const", const=True, help="let admin keys change the engine's models")
-    @argument("--no-announce", dest="announce", action="store_const", const=False, help="publish nothing")
-    @argument("--timeout", metavar="S", help="seconds until it gives up, 600 by default; a moving download extends it")
+    @_flags
     def avocado_up(self, line: str) -> None:
         """Serve models at a safe public URL; returns when a request has come back through it.
 
@@ -204,8 +180,8 @@ class AvocadoMagics(Magics):
             %avocado_key revoke bob
         """
         from .. import api_keys
-        from ..config import Secret
         from ..runtime import client
+        from ..settings import Secret
 
         args = parse(self.avocado_key, line)
         if (args.key is None) != (args.action == "list"):

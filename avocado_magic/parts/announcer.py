@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..config import Settings
 from ..discovery.announcer import UrlAnnouncer
 from ..discovery.broker import parse_broker_url
 from ..discovery.message import UrlChanged
 from ..process import Identity
+from ..settings import Settings
 from ..states import PartState
 from .base import StartContext
 

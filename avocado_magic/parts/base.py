@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config import Settings
 from ..errors import StartError
 from ..files import tail
 from ..process import Identity, ManagedProcess
+from ..settings import Settings
 
 LOG_LINES = 12
 # A program that has said nothing for this long after its start will not say anything: seconds.

@@ -10,8 +10,8 @@ from typing import Any
 import requests
 
 from ..api_keys import keys_file
-from ..config import Settings
 from ..process import without_variables
+from ..settings import Settings
 from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from .local_http import local_session
 from .ports import listen, listens

@@ -7,16 +7,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import wait
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .. import api_keys
 from ..background import in_thread
-from ..config import Settings
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
 from ..files import tail
 from ..process import end, processes_of, wait_until
+from ..settings import Settings
 from ..states import PartState, ServiceState
 from .control import ask
 from .keys import read_key
@@ -300,15 +300,10 @@ def _not_heard(state: ServiceRecord, settings: Settings) -> tuple[str, ...]:
         notices.append("the tunnel you can have now is opened by the next start; {down} first")
     if settings.broker_url and state.parts["announcer"].state is PartState.NOT_CONFIGURED:
         notices.append("the broker you set now is used from the next start on; {down} first")
-    for f in fields(Settings):
-        wanted = getattr(settings, f.name)
-        if (
-            f.name in running
-            and wanted != f.default
-            and wanted != running[f.name]
-            and not (f.name == "port" and wanted == 0)
-        ):
-            flag = f.name.replace("_", "-")
+    for name, option in Settings.OPTIONS.items():
+        wanted = getattr(settings, name)
+        if name in running and wanted not in (option.default, running[name]) and not (name == "port" and wanted == 0):
+            flag = name.replace("_", "-")
             notices.append(f"{flag} {wanted} has no effect on a running service; {{down}} first")
     return tuple(notices)
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from ..api_keys import new_key
-from ..config import Settings
 from ..files import replace_file, write_private
+from ..settings import Settings
 
 
 def prepare_key(folder: Path, settings: Settings) -> Path:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config import Settings, home
+from ..config import home
 from ..errors import AvocadoError, StartError
 from ..files import open_private, tail
 from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
+from ..settings import Settings
 from .owners import Owner
 from .state import CorruptState, ServiceFolder, ServiceRecord
 

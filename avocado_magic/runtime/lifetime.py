@@ -6,7 +6,7 @@ import threading
 import time
 from datetime import datetime, timedelta, timezone
 
-from ..config import Settings
+from ..settings import Settings
 from .owners import Owner
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import requests
 
-from ..config import Settings
 from ..errors import AvocadoError
 from ..parts.announcer import Announcer
 from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
@@ -21,6 +20,7 @@ from ..parts.engine import EnginePart
 from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
 from ..process import Identity
+from ..settings import Settings
 from ..states import PartState, ServiceState
 from .keys import read_key
 from .lifetime import Lifetime

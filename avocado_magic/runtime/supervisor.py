@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 
-from ..config import SECRET_VARIABLES, Settings
 from ..errors import AvocadoError, ConfigError
 from ..files import replace_file, rotate
 from ..parts.base import Cancelled, Part, part_error
 from ..process import INSTANCE_VARIABLE, end, processes_of
+from ..settings import SECRET_VARIABLES, Settings
 from ..states import PartState, ServiceState
 from .commands import Commands
 from .control import ControlServer

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ...config import Settings, is_gguf
+from ...config import is_gguf
 from ...errors import ConfigError
+from ...settings import Settings
 from ..base import Part
 from .embedded import Embedded, check_model, installed, knows
 from .ollama import Ollama, check_host, check_options, find_ollama, not_for_adopted, running_ollama

@@ -10,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...config import Settings, is_gguf
+from ...config import is_gguf
 from ...errors import ConfigError
 from ...files import SocketPlace
 from ...process import without_variables
+from ...settings import Settings
 from ..base import ProcessPart, StartContext, part_error
 from ..local_http import UNIX
 from .common import ensure_models, placement, same_model

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...config import Settings, cache_dir, ollama_base_url
+from ...config import cache_dir, ollama_base_url
 from ...errors import ConfigError
 from ...process import Identity, belongs_to_a_service
+from ...settings import Settings
 from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
 from ..ports import free_port, is_free, listener
 from .common import ensure_models, placement, require_some_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...config import Settings
 from ...errors import ConfigError
+from ...settings import Settings
 from ..base import TunnelPart
 from .cloudflared import Cloudflared, find_cloudflared
 from .local import Local

@@ -20,10 +20,11 @@ from typing import Any
 import requests
 
 from ...background import in_thread
-from ...config import Settings, cache_dir
+from ...config import cache_dir
 from ...errors import AvocadoError, redact
 from ...files import append_line, write_private
 from ...process import Identity, end_group, wait_until
+from ...settings import Settings
 from ..base import ANSWER_SECONDS, StartContext, part_error
 from ..local_http import local_session
 

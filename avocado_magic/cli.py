@@ -18,7 +18,7 @@ import typer
 from . import __version__, api_keys
 from .config import resolve, service_name
 from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
-from .notebook.panel import progress, text
+from .notebook.render import progress, text
 from .runtime import client
 from .runtime.owners import Owner
 from .runtime.state import LOGS, PARTS, ServiceRecord

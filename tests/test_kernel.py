@@ -296,7 +296,7 @@ def test_the_panels_thread_ends_when_nobody_looks_and_when_the_service_is_gone(o
     threads = "import threading; print(sum(t.name == 'avocado-panel' for t in threading.enumerate()))"
     kernel.run("%avocado_up llama3")
     assert kernel.run(threads).printed == "1\n"
-    kernel.run("import avocado_magic.notebook.panel as panel; panel._UNSEEN_SECONDS = 0.5")
+    kernel.run("import avocado_magic.notebook.widget as panel; panel._UNSEEN_SECONDS = 0.5")
     until(lambda: kernel.run(threads).printed == "0\n", 30, "the end of the unseen panel's thread")
     kernel.run("panel._UNSEEN_SECONDS = 600")
     kernel.run("%avocado_status")

@@ -17,7 +17,7 @@ import pytest
 import requests
 from conftest import free_port, until
 
-from avocado_magic.notebook import panel
+from avocado_magic.notebook import render
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 from avocado_magic.states import PartState, ServiceState
@@ -37,10 +37,10 @@ def nasty() -> ServiceRecord:
 
 
 def test_html_is_escaped() -> None:
-    shown = panel.html(nasty())
+    shown = render.html(nasty())
     assert "<script>" not in shown
     assert "<img" not in shown
-    assert "javascript:" not in panel.html(ServiceRecord("x", state=ServiceState.READY, url="javascript:alert(1)"))
+    assert "javascript:" not in render.html(ServiceRecord("x", state=ServiceState.READY, url="javascript:alert(1)"))
 
 
 def test_text_says_what_failed_and_where_its_log_is() -> None:
@@ -49,7 +49,7 @@ def test_text_says_what_failed_and_where_its_log_is() -> None:
         PartState.FAILED,
         "nothing listens at amqp://h:5672",
     )
-    assert "nothing listens at amqp://h:5672 (%avocado_logs announcer)" in panel.text(state)
+    assert "nothing listens at amqp://h:5672 (%avocado_logs announcer)" in render.text(state)
 
 
 class Lab:

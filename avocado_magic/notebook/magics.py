@@ -78,7 +78,7 @@ class AvocadoMagics(Magics):
         """
         from ..errors import in_notebook, worded
         from ..runtime import client
-        from . import panel
+        from . import widget
         from .host import connection_file
         from .progress import Progress
 
@@ -96,7 +96,7 @@ class AvocadoMagics(Magics):
             finally:
                 progress.end()
             progress.replace(result.state)
-            panel.show(self.shell, result.state, with_line=False)
+            widget.show(self.shell, result.state, with_line=False)
             for notice in result.notices:
                 print(f"note: {worded(notice, in_notebook)}")
 
@@ -107,7 +107,7 @@ class AvocadoMagics(Magics):
     def avocado_status(self, line: str) -> None:
         """Show the service: URL, health, models, owners; live in a notebook. Starts nothing."""
         from ..runtime import client
-        from . import panel
+        from . import widget
 
         args = parse(self.avocado_status, line)
         with _usage_errors():
@@ -119,7 +119,7 @@ class AvocadoMagics(Magics):
                 print(f"No service {state.name!r} has been started. %avocado_up MODEL starts it.")
                 print(f"Running: {others}; --name shows one of them." if others else "No other is running.")
             else:
-                panel.show(self.shell, state)
+                widget.show(self.shell, state)
 
     @line_magic
     @magic_arguments()
@@ -294,8 +294,8 @@ def unregister(shell: Any) -> None:
     """Take the magics and their configurable out of `shell`, and end the panels' threads."""
     import sys
 
-    if f"{__package__}.panel" in sys.modules:
-        from .panel import close_panels
+    if f"{__package__}.widget" in sys.modules:
+        from .widget import close_panels
 
         close_panels()
     if not any(isinstance(c, AvocadoMagics) for c in shell.configurables):

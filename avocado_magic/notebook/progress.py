@@ -8,7 +8,7 @@ from typing import Any
 
 from ..runtime.state import ServiceRecord
 from ..states import ServiceState
-from . import panel
+from . import render
 from .host import in_kernel
 
 _NOTEBOOK_SECONDS = 0.2
@@ -26,7 +26,7 @@ class Progress:
         self._pending: ServiceRecord | None = None
 
     def show(self, state: ServiceRecord) -> None:
-        line = panel.progress(state)
+        line = render.progress(state)
         if line == self._shown:
             return
         pause = _NOTEBOOK_SECONDS if self._notebook else _TERMINAL_SECONDS
@@ -53,9 +53,9 @@ class Progress:
     def end(self) -> None:
         """Show what the throttle held back."""
         if self._pending is not None:
-            self._put(panel.progress(self._pending))
+            self._put(render.progress(self._pending))
 
     def replace(self, state: ServiceRecord) -> None:
         """Turn the line into what stays: the static one with URL and date. In a terminal the text follows anyway."""
         if self._notebook:
-            self._update(panel.line(state))
+            self._update(render.line(state))

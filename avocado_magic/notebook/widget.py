@@ -1,4 +1,4 @@
-"""A service as a person sees it: text, an HTML line, and a live widget where the front end has widgets.
+"""A service as a live widget, where the front end has widgets.
 
 The only place that imports widgets, and only when one is shown. The key never enters a trait or a
 mimebundle, because both are saved with the notebook: it is sent on a click and lives in the page alone.
@@ -8,118 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from datetime import datetime, timezone
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..errors import AvocadoError, in_notebook, worded
 from ..runtime import client
 from ..runtime.state import PARTS, ServiceRecord
-from ..states import PartState, ServiceState
+from ..states import ServiceState
 from .host import enable_widgets, in_kernel
+from .render import line, text, told, whole
 
 _POLL_SECONDS = 0.5
 _BEAT_SECONDS = 5.0
 # Pages say hello every 10 s while they show the panel; after this long without one nobody looks.
 _UNSEEN_SECONDS = 120.0
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
-def lines(state: ServiceRecord) -> list[str]:
-    """The service as plain text, the commands in it still to be worded."""
-    out = [f"avocado {state.name}: {state.state}"]
-    if state.url:
-        out.append(f"  url        {state.url}")
-    if state.local_url:
-        out.append(f"  local url  {state.local_url}")
-    for name in PARTS:
-        part = state.parts[name]
-        out.append(f"  {name:<10} {_told(state, name)}")
-        if part.error and part.error not in out[-1]:
-            out.append(f"             {part.error} ({{logs {name}}})")
-    if state.models:
-        out.append(f"  models     {', '.join(state.models)}")
-    if state.announced:
-        out.append(f"  announced  {state.announced['outcome']} at {state.announced['at']}")
-    if state.api_key_file and state.state is not ServiceState.STOPPED:
-        out.append(f"  key        in {state.api_key_file}")
-    if state.state.serving:
-        out.append(f"  since      {state.started_at}" + (f", ends {state.ends_at}" if state.ends_at else ""))
-    if state.error and state.state is ServiceState.FAILED:
-        out.append(f"  error      {AvocadoError.from_dict(state.error).sentence()}")
-    return out + [f"  note       {notice}" for notice in state.notices if state.state.serving]
-
-
-def text(state: ServiceRecord, front_end: Callable[[str], str] = in_notebook) -> str:
-    return worded("\n".join(lines(state)), front_end)
-
-
-def progress(state: ServiceRecord) -> str:
-    """One line for what is going on while a service starts."""
-    parts = " · ".join(
-        f"{name}: {_told(state, name)}" for name in PARTS if state.parts[name].state is not PartState.NOT_CONFIGURED
-    )
-    return f"avocado {state.name}: {state.state} · {parts}"
-
-
-def _told(state: ServiceRecord, name: str) -> str:
-    part = state.parts[name]
-    said = part.detail or part.state.value
-    if name == "engine" and part.state is PartState.HEALTHY:
-        words = (state.engine.get("kind"), state.engine.get("version"), state.engine.get("where"))
-        said = f"{said} ({', '.join(str(word) for word in words if word)})"
-    elif part.state is PartState.HEALTHY and (what := part.about.get("kind") or part.about.get("broker")):
-        said = f"{said} ({what})"
-    return said
-
-
-def html(state: ServiceRecord) -> str:
-    """One static line: where the service is, as of when, and how to get a live panel. Everything escaped."""
-    url = state.url or state.local_url
-    where = (
-        f'<a href="{escape(url, quote=True)}" target="_blank" rel="noopener">{escape(url)}</a>'
-        if url and _is_web(url)
-        else ""
-    )
-    chips = " ".join(
-        f'<span title="{escape(state.parts[name].error or "", quote=True)}">{_mark(state.parts[name].state)} {escape(name)}</span>'
-        for name in PARTS
-    )
-    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    error = ""
-    if state.error and state.state is ServiceState.FAILED:
-        error = f"<br><small>{escape(AvocadoError.from_dict(state.error).sentence())}</small>"
-    return worded(
-        f"<div><b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "
-        f"<small>as of {stamp}; <code>%avocado_status</code> shows a live panel</small>{error}</div>",
-        in_notebook,
-    )
-
-
-def _is_web(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
-
-
-_COLOURS = {"good": "#2e9e4f", "bad": "#d33a3a", "calm": "#8a8a8a", "busy": "#d9a400"}
-
-
-def _mark(state: PartState) -> str:
-    colour = _COLOURS[state.mood]
-    return f'<span style="color:{colour}">●</span>'
-
-
-def line(state: ServiceRecord) -> dict[str, Any]:
-    """The static line, for any front end and for ever: where the service was, and when."""
-    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    where = state.url or state.local_url or ""
-    return {"text/plain": f"avocado {state.name}: {state.state} {where} (as of {stamp})", "text/html": html(state)}
-
-
-def whole(state: ServiceRecord) -> dict[str, Any]:
-    """All there is to say, where the live panel cannot be shown."""
-    return {"text/plain": text(state), "text/html": f"<pre>{escape(text(state))}</pre>"}
 
 
 def show(shell: Any, state: ServiceRecord, *, with_line: bool = True) -> None:
@@ -159,7 +62,7 @@ def view_of(state: ServiceRecord) -> dict[str, Any]:
         "serving": state.state.serving,
         "over": state.state.over,
         "moods": {name: state.parts[name].state.mood for name in PARTS},
-        "details": {name: _told(state, name) for name in PARTS},
+        "details": {name: told(state, name) for name in PARTS},
         "notices": [worded(notice, in_notebook) for notice in state.notices],
         "ends_at": state.ends_at,
         "problem": worded(problem, in_notebook),
@@ -173,8 +76,8 @@ def _widget_class() -> Any:
     here = Path(__file__).parent
 
     class PanelWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget is untyped here
-        _esm = (here / "panel.js").read_text("utf-8")
-        _css = (here / "panel.css").read_text("utf-8")
+        _esm = (here / "widget.js").read_text("utf-8")
+        _css = (here / "widget.css").read_text("utf-8")
         service = traitlets.Dict().tag(sync=True)
         beat = traitlets.Int(0).tag(sync=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .model_names import is_gguf
 from .settings import Option, Secret, Settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -171,11 +172,6 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is not a service name", "use letters, digits, '.', '_' and '-', at most 64")
     return name
-
-
-def is_gguf(model: str) -> bool:
-    """True if `model` names a file rather than a model of a library."""
-    return model.lower().endswith(".gguf")
 
 
 def base_url(url: str, origin: str) -> str:

@@ -273,7 +273,7 @@ def _catch_up(
     folder: ServiceFolder, state: ServiceRecord, settings: Settings, on_progress: OnProgress
 ) -> tuple[ServiceRecord, tuple[str, ...]]:
     """Bring what runs to what was asked: other models are pulled, the first one loaded; what only a new start can change is said."""
-    from ..parts.engine.common import same_model
+    from ..model_names import same_model
     from ..parts.engine.embedded import model_name
 
     for number, model in enumerate(settings.models):

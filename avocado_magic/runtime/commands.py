@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AvocadoError
+from ..model_names import same_model
 from ..parts.base import Cancelled
-from ..parts.engine.common import load_model, placement, pull_model, same_model
+from ..parts.engine.common import load_model, placement, pull_model
 from .control import Command
 from .keys import rotate_key
 from .owners import Owner

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import requests
 
 from ..errors import AvocadoError
+from ..model_names import same_model
 from ..parts.announcer import Announcer
 from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
 from ..parts.engine import EnginePart
-from ..parts.engine.common import same_model
 from ..parts.gateway import Gateway
 from ..process import Identity
 from ..settings import Settings

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
+from ...model_names import LONGEST_NAME
 from ..domain.keys import ApiKey
-from ..domain.names import LONGEST_NAME
 from ..domain.presets import Preset
 from ..domain.requests import SMALL
 from ..domain.types import Dialect, RequestRecord

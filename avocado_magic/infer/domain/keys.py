@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 from functools import cached_property
 
-from .names import ModelName
+from ...model_names import ModelName
 
 
 class Role(Enum):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from .names import ModelName
+from ...model_names import ModelName
 from .presets import PREFIX, Preset
 
 _SUGGESTIONS = 3

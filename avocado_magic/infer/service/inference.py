@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-from ..domain.names import ModelName
+from ...model_names import ModelName
 from ..domain.ports import ModelLibrary, SchemaCompiler, Session, TextEngine
 from ..domain.types import InferError, Loaded, Model, Piece, Refusal
 from . import validation as check

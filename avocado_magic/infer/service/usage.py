@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..domain.names import common_name
+from ...model_names import common_name
 from ..domain.ports import UsageStore
 from ..domain.types import RequestRecord, StoreError, UsageRow
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ...config import is_gguf
 from ...errors import ConfigError
+from ...model_names import is_gguf
 from ...settings import Settings
 from ..base import Part
 from .embedded import Embedded, check_model, installed, knows

@@ -10,6 +10,7 @@ from pathlib import Path
 import requests
 
 from ...background import in_thread
+from ...model_names import same_model
 from ..base import StartContext, part_error
 from .rest import EngineApi
 
@@ -24,16 +25,6 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
-
-
-def same_model(one: str, other: str) -> bool:
-    """True if two names mean the same model to Ollama: case folded, ``:latest`` implied."""
-    return _complete(one) == _complete(other)
-
-
-def _complete(name: str) -> str:
-    name = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
-    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ...config import is_gguf
 from ...errors import ConfigError
 from ...files import SocketPlace
+from ...model_names import is_gguf, name_of_file, same_model
 from ...process import without_variables
 from ...settings import Settings
 from ..base import ProcessPart, StartContext, part_error
 from ..local_http import UNIX
-from .common import ensure_models, placement, same_model
+from .common import ensure_models, placement
 from .rest import EngineApi
 
 # Names the llama.cpp backend can fetch; the catalog itself is the backend's (a test holds them together).
@@ -65,8 +64,7 @@ def model_name(model: str) -> str:
     """The name a model is served under: its own, or for a file its stem."""
     if not is_gguf(model):
         return model
-    stem = re.sub(r"[^a-z0-9_.-]+", "-", Path(model).stem.lower()).strip("-.") or "model"
-    return f"{stem[:80]}:latest"
+    return name_of_file(Path(model))
 
 
 class Embedded(ProcessPart):

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ...domain.names import LONGEST_NAME
+from ....model_names import LONGEST_NAME
 from ...domain.presets import Preset
 from ...domain.types import InferError, Refusal, RequestError
 from ...service import fragile

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ...domain.names import LONGEST_NAME
+from ....model_names import LONGEST_NAME
 from ...domain.presets import Preset
 from ...domain.types import RequestError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ...domain.names import ModelName
+from ....model_names import ModelName
 from ...domain.types import Dialect, InferError, Model, Refusal
 from ...service.inference import Inference, collect
 from .. import wire

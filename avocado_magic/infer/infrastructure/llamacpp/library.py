@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ...domain.names import ModelName
+from ....model_names import ModelName, name_of_file
 from ...domain.types import InferError, Model, Refusal
 from .gguf import NotGguf, read_gguf
 
@@ -159,12 +159,6 @@ class Library:
         )
         self._models[_parsed(name)] = model
         return model
-
-
-def name_of_file(path: Path) -> str:
-    """The model name a GGUF file goes by: its stem, with what a name cannot hold replaced."""
-    stem = re.sub(r"[^a-z0-9_.-]+", "-", path.stem.lower()).strip("-.") or "model"
-    return f"{stem[:80]}:latest"
 
 
 def _parsed(name: str) -> ModelName:

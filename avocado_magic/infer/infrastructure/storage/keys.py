@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ....api_keys import entries, parse_time
 from ....errors import ConfigError
+from ....model_names import ModelName
 from ...domain.keys import ApiKey, Role
-from ...domain.names import ModelName
 
 logger = logging.getLogger(__name__)
 _Stamp = tuple[int, int, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 _HOST = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,349}"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
@@ -57,3 +58,19 @@ def common_name(text: str) -> str | None:
     """The one spelling by which a model is counted, whatever a client wrote: no case, no defaults; None for no name."""
     parsed = ModelName.parse(text)
     return parsed.short.removesuffix(":latest") if parsed else None
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same model to Ollama; what is no name is only itself."""
+    return one == other or (ModelName.parse(one) or one) == (ModelName.parse(other) or other)
+
+
+def is_gguf(model: str) -> bool:
+    """Whether `model` names a file rather than a model of a library."""
+    return model.lower().endswith(".gguf")
+
+
+def name_of_file(path: Path) -> str:
+    """The name a GGUF file is served under: its stem, with what a name cannot hold replaced."""
+    stem = re.sub(r"[^a-z0-9_.-]+", "-", path.stem.lower()).strip("-.") or "model"
+    return f"{stem[:80]}:latest"

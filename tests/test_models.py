@@ -236,6 +236,9 @@ def test_a_variable_without_a_value_is_said() -> None:
     preset = Preset.of("p", {"model": "m", "template": "{{ tone }} {{prompt}} {kept}"})
     with pytest.raises(InferError, match='preset/p needs the variable "tone"'):
         applied(preset, presets.generate, {"prompt": "x"})
+    for wrong in ({"variables": ["tone"]}, {"variables": ["tone"], "options": {"variables": {"tone": "Kind:"}}}):
+        with pytest.raises(InferError, match="must be an object"):
+            applied(preset, presets.generate, {"prompt": "x", **wrong})
     made = applied(preset, presets.generate, {"prompt": "x", "options": {"variables": {"tone": "Kind:"}, "seed": 1}})
     assert made == {"model": "m", "prompt": "Kind: x {kept}", "options": {"seed": 1}}
 

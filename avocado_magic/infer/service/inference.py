@@ -35,6 +35,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 _NOT_SAMPLING = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep")
 _OPEN_ENDED = 10  # full contexts that an answer without an end may be long, as with Ollama (llm/llama_server.go)
+_LOOKING = 2.0  # seconds that are spent on finding what of a refused schema can be left out
 _KEPT = 4  # tokens kept of the beginning when a prompt is cut (num_keep)
 # The header field that says so.
 PROMPT_CUT = "x-avocado-prompt-cut"
@@ -234,9 +235,13 @@ class Inference:
         compiler = self._schemas
         refusal = await asyncio.to_thread(compiler.refusal, schema)
         if refusal is not None:
-            less = await asyncio.to_thread(
-                without_refused, schema, lambda part: compiler.refusal(part) is not None, schema
-            )
+            until = time.monotonic() + _LOOKING
+
+            def refuses(branch: Mapping[str, Any]) -> bool:
+                # Each branch is compiled with all definitions: many of them in a large schema would take hours.
+                return time.monotonic() < until and compiler.refusal(branch) is not None
+
+            less = await asyncio.to_thread(without_refused, schema, refuses, schema)
             if less == schema or await asyncio.to_thread(compiler.refusal, less) is not None:
                 raise InferError(Refusal.INVALID, f"no answer can be held to this JSON schema: {refusal}")
             schema = less

@@ -26,12 +26,12 @@ def applied(preset: Preset, shape: PresetShape | None, request: dict[str, Any]) 
     """The request that `preset` makes of `request`, in the `shape` of its API; what the client says wins. Raises InferError 400."""
     out = {name: value for name, value in request.items() if name not in ("variables", "name")}
     given = request.get("variables") or {}
+    if not isinstance(given, dict):
+        raise InferError(Refusal.INVALID, '"variables" must be an object of strings')
     options = request.get("options")
     if isinstance(options, dict) and isinstance(options.get("variables"), dict):
         given = {**options["variables"], **given}
         out["options"] = {name: value for name, value in options.items() if name != "variables"}
-    if not isinstance(given, dict):
-        raise InferError(Refusal.INVALID, '"variables" must be an object of strings')
     out["model"] = preset.model
     if shape is not None:
         shape(preset, out, lambda text: preset.render(text, given))

@@ -133,17 +133,15 @@ def test_formats_that_pydantic_writes_only_annotate(engine: str) -> None:
 
 
 def test_looking_for_what_can_be_left_out_of_a_schema_has_an_end(engine: str) -> None:
-    """Every branch is compiled with all definitions: 1,500 of them, over 1,500 definitions, took minutes."""
-    definitions = {f"d{n}": {"type": "object", "properties": {"a": {"type": "string"}}} for n in range(1500)}
-    branches = [{"type": "string", "pattern": f"^(?!x){n}$"} for n in range(1500)]
-    schema = {
-        "$defs": definitions,
-        "type": "object",
-        "properties": {"k": {"anyOf": [*branches, {"$ref": "#/$defs/d1"}]}},
-    }
+    """Each of these branches takes the compiler half a second to refuse, and all of them half a minute."""
+    branches = [
+        {"type": "array", "items": {"type": "string", "maxLength": n + 1}, "maxItems": 70_000} for n in range(60)
+    ]
+    schema = {"type": "object", "properties": {"k": {"anyOf": [*branches, {"type": "string"}]}}}
     begin = time.monotonic()
-    assert ask(engine, schema).status_code == 400
-    assert time.monotonic() - begin < 30
+    refused = ask(engine, schema)
+    assert "no answer can be held to this JSON schema" in refused.text
+    assert time.monotonic() - begin < 15
 
 
 def test_a_tuple_of_draft_4_is_held_to_its_items(engine: str) -> None:

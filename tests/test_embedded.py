@@ -25,10 +25,12 @@ from gateways import templated_engine
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError
-from avocado_magic.infer.domain.types import InferError
+from avocado_magic.infer.domain.chat import ChatRequest, Chunk, ToolCall
+from avocado_magic.infer.domain.types import InferError, Piece
 from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
 from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file, unpack
-from avocado_magic.infer.service.output import OutputParser, tool_call
+from avocado_magic.infer.service.generation import Generation
+from avocado_magic.infer.service.output import OutputParser
 from avocado_magic.parts.engine import embedded
 from avocado_magic.runtime import client
 
@@ -254,14 +256,34 @@ def test_every_request_has_the_whole_context(engine: str) -> None:
     assert [answer.status_code for answer in done] == [200] * 5
 
 
-def test_an_answer_without_an_end_is_bounded() -> None:
-    """As Ollama bounds it: ten full contexts; not run, for the smallest there is are 2,560 tokens."""
-    from avocado_magic.infer.service.inference import _Run
+class SilentSession:
+    """A session that says nothing, and keeps what it was asked for."""
 
-    for wanted, bounded in ((-1, 2560), (None, 2560), (5000, 2560), (7, 7)):
-        run = _Run({"options": {} if wanted is None else {"num_predict": wanted}})
-        run.fit([1] * 10, context=256)
-        assert run.sampling["num_predict"] == bounded
+    context_length = 256
+    load_duration = 0
+
+    async def tokenize(self, text: str) -> list[int]:
+        return [1] * len(text)
+
+    async def complete(self, prompt: Any, options: Any) -> Any:
+        self.prompt, self.options = prompt, options
+        yield Piece("", reason="stop")
+
+
+@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize("wanted", [-1, None, 5000, 7])
+def test_an_answer_without_an_end_is_bounded(wanted: int | None, shift: bool) -> None:
+    """As Ollama bounds it, by ten full contexts, or by this one; not run, for the smallest there is are 2,560 tokens."""
+    session = SilentSession()
+    options = {} if wanted is None else {"num_predict": wanted}
+    run = Generation(ChatRequest(model="m", options=options, shift=shift), None)
+
+    async def answered() -> list[Chunk]:
+        parser = OutputParser("", "", tools=False, think=False)
+        return [chunk async for chunk in run.chunks(session, "x" * 10, parser)]  # type: ignore[arg-type]
+
+    assert [chunk.reason for chunk in asyncio.run(answered())] == ["stop"]
+    assert session.options["num_predict"] == (7 if wanted == 7 else 2560 if shift else 246)
 
 
 def test_no_number_of_tokens_is_as_many_as_it_takes(engine: str) -> None:
@@ -466,7 +488,11 @@ def test_what_a_model_says_is_taken_apart_at_any_size_of_piece(size: int) -> Non
     def parts(text: str, **how: bool) -> tuple[str, str, list[Any]]:
         parser = OutputParser(TEMPLATE, "<|im_start|>assistant\n", **how)
         said = [s for at in range(0, len(text), size) for s in parser.feed(text[at : at + size])] + list(parser.end())
-        return "".join(s.thinking for s in said), "".join(s.content for s in said), [s.call for s in said if s.call]
+        return (
+            "".join(s.thinking for s in said),
+            "".join(s.content for s in said),
+            [{"name": call.name, "arguments": call.arguments} for s in said for call in s.calls],
+        )
 
     assert parts(SAID[0], tools=True, think=True) == ("hm", "I look.", [json.loads(CALL)])
     assert parts("a <tool_call> b", tools=True, think=False)[1:] == ("a<tool_call>b", [])
@@ -477,33 +503,29 @@ def test_what_a_model_says_is_taken_apart_at_any_size_of_piece(size: int) -> Non
 
 
 def test_calls_in_each_of_the_apis() -> None:
-    from avocado_magic.infer.api.dialects.anthropic import Message
+    from avocado_magic.infer.api.dialects.anthropic import Answer
     from avocado_magic.infer.api.dialects.openai import Completions
     from avocado_magic.infer.api.dialects.responses import Response
 
-    call = tool_call(json.loads(CALL), 0)
-    answer = {
-        "message": {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [call]},
-        "done": True,
-        "done_reason": "stop",
-    }
+    made = json.loads(CALL)
+    call = ToolCall(made["name"], made["arguments"], "call_1")
+    answer = Chunk(thinking="hm", calls=(call,), reason="stop")
     choice = Completions("m", chat=True).whole(answer)["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city":"Paris"}'}
     output = Response({"model": "m"}).whole(answer)["output"]
     assert [item["type"] for item in output] == ["reasoning", "function_call"]
-    message = Message("m", 1).whole(answer)
+    message = Answer("m", 1).whole(answer)
     assert [block["type"] for block in message["content"]] == ["thinking", "tool_use"]
     assert message["stop_reason"] == "tool_use"
 
     async def streams() -> tuple[list[str], list[str]]:
         async def pieces() -> Any:
-            yield {"message": {"role": "assistant", "content": "", "thinking": "hm"}, "done": False}
-            yield {"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "done": False}
-            yield {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
+            for chunk in (Chunk(thinking="hm"), Chunk(calls=(call,)), Chunk(reason="stop")):
+                yield chunk
 
         return ([name async for name, _ in Response({"model": "m"}).stream(pieces())],
-                [name async for name, _ in Message("m", 1).stream(pieces())])  # fmt: skip
+                [name async for name, _ in Answer("m", 1).stream(pieces())])  # fmt: skip
 
     responses, messages = asyncio.run(streams())
     assert responses[-4:] == [
@@ -548,8 +570,8 @@ def test_reasoning_efforts_are_taken_as_the_nearest_of_ollamas(effort: str | Non
     from avocado_magic.infer.api.dialects import openai, responses
 
     said = {"model": "m", "messages": [{"role": "user", "content": "x"}], "reasoning_effort": effort}
-    assert openai.chat_request(said).get("think") == think
-    assert responses.chat_request({"model": "m", "input": "x", "reasoning": {"effort": effort}}).get("think") == think
+    assert openai.parse_chat(said).think == think
+    assert responses.parse({"model": "m", "input": "x", "reasoning": {"effort": effort}}).think == think
 
 
 def test_an_effort_that_there_is_not_is_refused(clever: str) -> None:
@@ -565,7 +587,7 @@ def test_an_effort_that_there_is_not_is_refused(clever: str) -> None:
 
 
 def test_tools_of_a_namespace_carry_its_name_and_web_search_is_left_out(clever: str) -> None:
-    from avocado_magic.infer.api.dialects.responses import chat_request
+    from avocado_magic.infer.api.dialects.responses import parse
 
     function = {
         "type": "function",
@@ -580,7 +602,7 @@ def test_tools_of_a_namespace_carry_its_name_and_web_search_is_left_out(clever: 
         {**function, "name": "plain"}, {"type": "web_search"},
     ]  # fmt: skip
     given = {"model": "clever", "input": "Hi", "tools": tools, "max_output_tokens": 4}
-    names = [tool["function"]["name"] for tool in chat_request(given)["tools"]]
+    names = [tool["function"]["name"] for tool in parse(given).tools]
     assert names == ["calendar.create", "calendar.list", "calendar.rooms.create", "plain"]
     answer = requests.post(f"{clever}/v1/responses", json=given, timeout=60)
     assert answer.status_code == 200
@@ -610,33 +632,28 @@ def test_what_a_request_may_have_written_for_it_is_bounded(engine: str, more: di
 
 
 def test_what_was_said_between_a_call_and_its_result_is_of_the_same_turn() -> None:
-    from avocado_magic.infer.api.dialects.responses import chat_request
+    from avocado_magic.infer.api.dialects.responses import parse
 
     call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
     result = {"type": "function_call_output", "call_id": "c1", "output": "22"}
     said = {"role": "assistant", "content": "I look."}
-    messages = chat_request({"model": "m", "input": [{"role": "user", "content": "x"}, call, said, result]})["messages"]
-    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
-    assert (messages[1]["content"], len(messages[1]["tool_calls"])) == ("I look.", 1)
-    other = chat_request({"model": "m", "input": [call, said, {**result, "call_id": "c2"}]})["messages"]
-    assert [message["role"] for message in other] == ["assistant", "assistant", "tool"]
+    messages = parse({"model": "m", "input": [{"role": "user", "content": "x"}, call, said, result]}).messages
+    assert [message.role for message in messages] == ["user", "assistant", "tool"]
+    assert (messages[1].content, len(messages[1].calls)) == ("I look.", 1)
+    other = parse({"model": "m", "input": [call, said, {**result, "call_id": "c2"}]}).messages
+    assert [message.role for message in other] == ["assistant", "assistant", "tool"]
 
 
 def test_a_block_is_closed_before_a_later_one_begins() -> None:
-    from avocado_magic.infer.api.dialects.anthropic import Message
+    from avocado_magic.infer.api.dialects.anthropic import Answer
 
     async def blocks(*said: tuple[str, str]) -> list[tuple[str, int | None]]:
         async def pieces() -> Any:
             for kind, text in said:
-                message = {
-                    "role": "assistant",
-                    "content": "",
-                    **({"thinking": text} if kind == "t" else {"content": text}),
-                }
-                yield {"message": message, "done": False}
-            yield {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
+                yield Chunk(thinking=text) if kind == "t" else Chunk(text)
+            yield Chunk(reason="stop")
 
-        found = [event async for _, event in Message("m", 1).stream(pieces())]
+        found = [event async for _, event in Answer("m", 1).stream(pieces())]
         return [
             (event["type"].removeprefix("content_block_"), event.get("index"))
             for event in found
@@ -659,14 +676,12 @@ def test_it_answers_as_ollama_0_33(engine: str) -> None:
 
 @pytest.mark.timeout(30)
 def test_results_find_their_calls_in_any_number_of_messages() -> None:
-    from avocado_magic.infer.api.dialects.openai import chat_request
+    from avocado_magic.infer.api.dialects.openai import parse_chat
 
     def call(name: str) -> dict[str, Any]:
         return {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": name, "arguments": "{}"}}]}
 
     result = {"role": "tool", "content": "22", "tool_call_id": "c1"}
-    made = chat_request({"model": "m", "messages": [call("old"), call("new"), *[result] * 200_000]})["messages"]
-    assert {message["tool_name"] for message in made[2:]} == {"new"}
-    assert (
-        "tool_name" not in chat_request({"model": "m", "messages": [{**result, "tool_call_id": "c9"}]})["messages"][0]
-    )
+    made = parse_chat({"model": "m", "messages": [call("old"), call("new"), *[result] * 200_000]}).messages
+    assert {message.tool_name for message in made[2:]} == {"new"}
+    assert parse_chat({"model": "m", "messages": [{**result, "tool_call_id": "c9"}]}).messages[0].tool_name == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -18,10 +19,14 @@ from gateways import embedded_engine, templated_engine
 from gguf import with_metadata
 from pydantic import BaseModel, FilePath, HttpUrl, IPvAnyAddress, SecretStr
 
-from avocado_magic.infer.domain.types import InferError
+from avocado_magic.infer.api.dialects.ollama import parse_chat
+from avocado_magic.infer.domain.chat import ChatRequest, Chunk, Message
+from avocado_magic.infer.domain.types import InferError, Piece
 from avocado_magic.infer.infrastructure.llamacpp.loading import why
 from avocado_magic.infer.infrastructure.llamacpp.schemas import Llguidance
+from avocado_magic.infer.service.generation import Generation
 from avocado_magic.infer.service.json_schema import WHITE_SPACE, prepared
+from avocado_magic.infer.service.output import OutputParser
 from avocado_magic.infer.service.turns import alternating, without_system
 
 MODEL = "smollm2:135m"
@@ -240,16 +245,31 @@ def test_an_answer_is_followed_as_it_is_written() -> None:
     assert not follows(', "b": 1}')
 
 
-def test_pieces_that_leave_their_schema_are_an_error_and_not_an_answer() -> None:
-    from avocado_magic.infer.domain.types import Piece
-    from avocado_magic.infer.service.inference import _Run
+class DeafSession:
+    """A session of an engine that does not hold its answer to the schema."""
 
-    run = _Run({"format": LISTED})
-    run.keeps = COMPILER.guard(made(LISTED) | WHITE_SPACE)
-    run.check(Piece('{"a": "x\ufffd', reason="length"))  # cut inside a character
-    run.keeps = COMPILER.guard(made(LISTED) | WHITE_SPACE)
+    context_length = 256
+    load_duration = 0
+
+    def __init__(self, *said: Piece) -> None:
+        self._said = said
+
+    async def complete(self, prompt: Any, options: Any) -> Any:
+        for piece in self._said:
+            yield piece
+
+
+def test_pieces_that_leave_their_schema_are_an_error_and_not_an_answer() -> None:
+    async def answered(*said: Piece) -> list[Chunk]:
+        run = Generation(ChatRequest(model="m", format=LISTED), None)
+        await run.hold_to_schema(COMPILER)
+        parser = OutputParser("", "", tools=False, think=False)
+        return [chunk async for chunk in run.chunks(DeafSession(*said), "x", parser)]  # type: ignore[arg-type]
+
+    cut = asyncio.run(answered(Piece('{"a": "x\ufffd', reason="length")))  # inside a character
+    assert [chunk.reason for chunk in cut] == [None, "length"]
     with pytest.raises(InferError, match="left its JSON schema"):
-        run.check(Piece("Bob is a man"))
+        asyncio.run(answered(Piece("Bob is a man"), Piece("", reason="stop")))
 
 
 @pytest.mark.parametrize(
@@ -326,13 +346,13 @@ def test_a_template_that_wants_alternating_turns_gets_them(strict: str, name: st
 
 def test_nothing_that_was_said_is_left_out() -> None:
     for turns in CONVERSATIONS.values():
-        out = without_system(alternating(turns))
-        assert [t["role"] for t in out] == [("user", "assistant")[n % 2] for n in range(len(out))]
-        whole = " ".join(t["content"] for t in out)
+        out = without_system(alternating(parse_chat({"messages": turns}).messages))
+        assert [t.role for t in out] == [("user", "assistant")[n % 2] for n in range(len(out))]
+        whole = " ".join(t.content for t in out)
         assert all(t["content"] in whole for t in turns)
-    calls = alternating(CONVERSATIONS["a tool"])
-    assert calls[1]["content"] == 'f({"x": 1})'
-    assert calls[2]["content"] == "f answered: 7"
+    calls = alternating(parse_chat({"messages": CONVERSATIONS["a tool"]}).messages)
+    assert calls[1].content == 'f({"x": 1})'
+    assert calls[2].content == "f answered: 7"
 
 
 def test_a_template_that_refuses_a_conversation_in_every_form_is_one_clear_sentence(
@@ -418,9 +438,9 @@ def test_a_prompt_that_the_context_cuts_is_said(engine: str, stream: bool) -> No
 
 @pytest.mark.timeout(30)
 def test_many_turns_are_put_together_in_one_go() -> None:
-    (turn_,) = alternating([{"role": "user", "content": "x" * 100}] * 200_000)
-    assert len(turn_["content"]) == 200_000 * 102 - 2
-    assert len(alternating([{"role": role, "content": "x"} for role in ("user", "assistant") * 100_000])) == 200_000
+    (turn_,) = alternating([Message("user", "x" * 100)] * 200_000)
+    assert len(turn_.content) == 200_000 * 102 - 2
+    assert len(alternating([Message(role, "x") for role in ("user", "assistant") * 100_000])) == 200_000
 
 
 # files that do not load

@@ -11,6 +11,8 @@ from .sender import Send
 
 # Where the application finds the place for what is to be said in the head of the answer.
 NOTES = "avocado.notes"
+# The header that says that the prompt was cut, and how.
+PROMPT_CUT = "x-avocado-prompt-cut"
 
 
 def handler_of(app: Any) -> Handler:

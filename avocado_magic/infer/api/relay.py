@@ -8,6 +8,7 @@ from typing import Any
 
 from ..domain.ports import Upstream, UpstreamAnswer
 from ..domain.types import UpstreamError
+from .asgi import PROMPT_CUT
 from .dispatch import Request
 from .sender import Send, answer_error
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 _FORWARDED = (b"content-type", b"accept", b"user-agent")
 # All that comes back of the engine's head; the server frames the body itself.
 _RETURNED = frozenset(
-    (b"content-type", b"content-length", b"cache-control", b"allow", b"retry-after", b"x-avocado-prompt-cut")
+    (b"content-type", b"content-length", b"cache-control", b"allow", b"retry-after", PROMPT_CUT.encode())
 )
 
 

@@ -14,12 +14,12 @@ from fastapi.responses import StreamingResponse
 from ..domain.requests import SMALL
 from ..domain.types import Dialect, InferError
 from . import wire
-from .asgi import NOTES
+from .asgi import NOTES, PROMPT_CUT
 from .dialects.go_json import decode
 from .dialects.shapes import Shape
 
 logger = logging.getLogger(__name__)
-Pieces = AsyncGenerator[dict[str, Any], None]
+Objects = AsyncGenerator[dict[str, Any], None]
 Frame = Callable[[Any], bytes]
 
 
@@ -28,10 +28,10 @@ def json_response(value: Any, status: int = 200, kind: str = wire.JSON, newline:
     return Response(body, status, headers={"content-type": kind})
 
 
-def notes_of(request: Request) -> dict[str, str]:
-    """The place for what a use case has to say in the head of the answer to `request`."""
+def cut_of(request: Request) -> Callable[[str], None]:
+    """Takes how the prompt of `request` was cut, to be said in the head of its answer."""
     notes: dict[str, str] = request.scope.get(NOTES, {})
-    return notes
+    return lambda words: notes.update({PROMPT_CUT: words})
 
 
 async def decoded(request: Request, shape: Shape) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from .chat import Message
 from .keys import ApiKey
 from .types import Embedding, Loaded, Model, ModelDetails, Piece, RequestRecord, UsageRow
 
@@ -132,9 +133,9 @@ class Session(Protocol):
     load_duration: int  # nanoseconds this session waited for the model
 
     async def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), think: bool | None = None
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), think: bool | None = None
     ) -> str:
-        """The prompt that the model's own chat template makes of `messages` (Ollama's) and `tools`.
+        """The prompt that the model's own chat template makes of `messages` and `tools`.
 
         `think` switches thinking on or off where the template can; None leaves it as the template has it.
         """
@@ -142,8 +143,8 @@ class Session(Protocol):
 
     async def tokenize(self, text: str) -> list[int]: ...
 
-    def complete(self, prompt: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
-        """Generate; `options` carry Ollama's names. Closing the generator stops the work."""
+    def complete(self, prompt: str | Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        """Generate; `options` carry Ollama's names. Closing the generator stops the work. Raises PromptTooLong."""
         ...
 
     async def embed(self, prompt: Sequence[int]) -> Embedding:

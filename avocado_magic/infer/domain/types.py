@@ -38,6 +38,13 @@ class RequestError(InferError):
         super().__init__(Refusal.INVALID, message)
 
 
+class PromptTooLong(InferError):
+    """A prompt that the model's context does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__(Refusal.INVALID, "the input length exceeds the context length")
+
+
 class UpstreamError(Exception):
     """The engine could not be reached, or broke off before its answer was whole."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from ..domain.chat import Chunk, ToolCall
 
 THINK, END_THINK = "<think>", "</think>"
 # How templates have a model begin a call, with what ends it; the first that a template names counts.
@@ -18,15 +19,6 @@ _CALLS = (
     ("<function_call>", "</function_call>"),
 )
 _ALPHABET = string.ascii_lowercase + string.digits
-
-
-@dataclass(frozen=True)
-class Said:
-    """A piece of an answer: exactly one of the three."""
-
-    content: str = ""
-    thinking: str = ""
-    call: Any = None  # {"name": …, "arguments": …}
 
 
 def capabilities_of(template: str) -> tuple[str, ...]:
@@ -52,9 +44,10 @@ class OutputParser:
         self._began = self._thinking
         self._in_call = False
         self._text = ""
-        self._any_content = self._any_thinking = self._called = False
+        self._any_content = self._any_thinking = False
+        self._calls = 0
 
-    def feed(self, text: str) -> Iterator[Said]:
+    def feed(self, text: str) -> Iterator[Chunk]:
         """What is certain after `text`; what may be the beginning of a tag is kept back."""
         self._text += text
         while True:
@@ -63,7 +56,7 @@ class OutputParser:
             if len(self._text) == before:
                 return
 
-    def end(self) -> Iterator[Said]:
+    def end(self) -> Iterator[Chunk]:
         """What was kept back, now that nothing follows."""
         while self._text:
             before = len(self._text)
@@ -74,7 +67,7 @@ class OutputParser:
         if rest:
             yield from self._finished_call(rest, last=True) if self._in_call else self._spoken(rest)
 
-    def _step(self, *, last: bool) -> Iterator[Said]:
+    def _step(self, *, last: bool) -> Iterator[Chunk]:
         if self._in_call:
             yield from self._read_call(last)
             return
@@ -99,7 +92,7 @@ class OutputParser:
         else:
             yield from self._until(self._call[0], last)
 
-    def _until(self, tag: str, last: bool) -> Iterator[Said]:
+    def _until(self, tag: str, last: bool) -> Iterator[Chunk]:
         """What comes before `tag`; white space around it belongs to neither side, so it is kept back as well."""
         at = self._text.find(tag)
         if at < 0:
@@ -115,7 +108,7 @@ class OutputParser:
         else:
             self._in_call = True
 
-    def _read_call(self, last: bool) -> Iterator[Said]:
+    def _read_call(self, last: bool) -> Iterator[Chunk]:
         assert self._call is not None
         end = self._call[1]
         if end:
@@ -135,19 +128,20 @@ class OutputParser:
         if last:
             yield from self._finished_call(self._take(len(self._text)), last=True)
 
-    def _finished_call(self, text: str, *, last: bool) -> Iterator[Said]:
+    def _finished_call(self, text: str, *, last: bool) -> Iterator[Chunk]:
         """The calls that `text` makes; `text` itself where it makes none."""
         calls = list(_calls_in(text))
         if calls:
-            self._called = True
-            for call in calls:
-                yield Said(call=call)
+            for name, arguments in calls:
+                identity = "call_" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
+                yield Chunk(calls=(ToolCall(name, arguments, identity, self._calls),))
+                self._calls += 1
         else:
             self._in_call = False
             begin = self._call[0] if self._call and self._call[0] != "{" else ""
             yield from self._spoken(begin + text.strip() + (self._call[1] if self._call and not last else ""))
 
-    def _spoken(self, text: str) -> Iterator[Said]:
+    def _spoken(self, text: str) -> Iterator[Chunk]:
         if not text:
             return
         if self._thinking:
@@ -155,13 +149,13 @@ class OutputParser:
                 text = text.lstrip()
             if text:
                 self._any_thinking = True
-                yield Said(thinking=text)
+                yield Chunk(thinking=text)
             return
-        if (self._think and not self._any_content) or (self._called and not text.strip()):
+        if (self._think and not self._any_content) or (self._calls and not text.strip()):
             text = text.lstrip()  # what separates the answer from thinking or a call belongs to neither
         if text:
             self._any_content = True
-            yield Said(content=text)
+            yield Chunk(text)
 
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]
@@ -173,7 +167,8 @@ def _tail_of(text: str, tag: str) -> int:
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
 
 
-def _calls_in(text: str) -> Iterator[dict[str, Any]]:
+def _calls_in(text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The names and arguments of the calls that `text` is."""
     decoder, text = json.JSONDecoder(), text.strip()
     while text:
         try:
@@ -183,11 +178,5 @@ def _calls_in(text: str) -> Iterator[dict[str, Any]]:
         for item in value if isinstance(value, list) else [value]:
             arguments = item.get("arguments", item.get("parameters")) if isinstance(item, dict) else None
             if isinstance(arguments, dict) and isinstance(item.get("name"), str):
-                yield {"name": item["name"], "arguments": arguments}
+                yield item["name"], arguments
         text = text[end:].lstrip(" \t\r\n,;")
-
-
-def tool_call(call: dict[str, Any], index: int) -> dict[str, Any]:
-    """A call as Ollama's API has it."""
-    identity = "call_" + "".join(secrets.choice(_ALPHABET) for _ in range(8))
-    return {"id": identity, "function": {"index": index, "name": call["name"], "arguments": call["arguments"]}}

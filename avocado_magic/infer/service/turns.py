@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-Turn = Mapping[str, Any]
+from ..domain.chat import Message
 
 
-def alternating(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def alternating(turns: Sequence[Message]) -> list[Message]:
     """`turns` as such a template takes them, nothing that was said being left out.
 
     What a tool answered is the user's turn, what was called the assistant's, a later system turn the user's; neighbours
@@ -26,24 +26,22 @@ def alternating(turns: Sequence[Turn]) -> list[dict[str, Any]]:
             out.append(("user", []))
         begun = begun or role != "system"
         out.append((role, [content]))
-    return [{"role": role, "content": "\n\n".join(filter(None, said))} for role, said in out]
+    return [Message(role, "\n\n".join(filter(None, said))) for role, said in out]
 
 
-def without_system(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def without_system(turns: Sequence[Message]) -> list[Message]:
     """`turns` for a template that knows no system turn either: it is said at the beginning of the user's first."""
-    if not turns or turns[0].get("role") != "system":
-        return [dict(turn) for turn in turns]
-    return alternating([{"role": "user", "content": turns[0].get("content", "")}, *turns[1:]])
+    if not turns or turns[0].role != "system":
+        return list(turns)
+    return alternating([replace(turns[0], role="user"), *turns[1:]])
 
 
-def _plain(turn: Turn, *, first: bool) -> tuple[str, str]:
-    role, content = str(turn.get("role", "")), str(turn.get("content", ""))
+def _plain(turn: Message, *, first: bool) -> tuple[str, str]:
+    role, content = turn.role, turn.content
     if role == "tool":
-        name = turn.get("tool_name") or turn.get("name") or "the tool"
-        return "user", f"{name} answered: {content}"
-    if role == "assistant" and turn.get("tool_calls"):
-        calls = [call.get("function") or {} for call in turn["tool_calls"]]
-        told = "\n".join(f"{call.get('name')}({json.dumps(call.get('arguments') or {})})" for call in calls)
+        return "user", f"{turn.tool_name or 'the tool'} answered: {content}"
+    if role == "assistant" and turn.calls:
+        told = "\n".join(f"{call.name}({json.dumps(call.arguments)})" for call in turn.calls)
         return "assistant", "\n".join(filter(None, (content, told)))
     if role == "system" and first:
         return "system", content

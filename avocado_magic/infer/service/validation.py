@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..domain.types import InferError, Model, Refusal
@@ -89,15 +89,15 @@ def output_format(value: Any) -> dict[str, Any] | None:
     raise InferError(Refusal.FAILED, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
 
-def check_images(images: list[Any], model: str) -> None:
+def check_images(images: Sequence[str], model: str) -> None:
     """Refuse images: this engine reads none. Bad base64 is refused in Go's words first."""
     for image in images:
         try:
-            base64.b64decode(str(image), validate=True)
+            base64.b64decode(image, validate=True)
         except (binascii.Error, ValueError):
-            bad = re.search(r"[^A-Za-z0-9+/=]", str(image))
+            bad = re.search(r"[^A-Za-z0-9+/=]", image)
             raise InferError(
-                Refusal.INVALID, f"illegal base64 data at input byte {bad.start() if bad else len(str(image))}"
+                Refusal.INVALID, f"illegal base64 data at input byte {bad.start() if bad else len(image)}"
             ) from None
     if images:
         raise InferError(Refusal.INVALID, f'"{model}" does not support images')

@@ -1,4 +1,4 @@
-"""Anthropic's messages as Ollama's chat, and the answers back (ollama/anthropic/anthropic.go)."""
+"""Anthropic's messages, as Ollama reads and answers them (ollama/anthropic/anthropic.go)."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
+from ...domain.chat import ChatRequest, Chunk, Message, ToolCall
 from ...domain.types import InferError, Refusal, RequestError
 from .go_json import dumps
 
 Event = tuple[str, dict[str, Any]]
 
 
-def check(request: Mapping[str, Any]) -> None:
-    """Refuse what Ollama refuses before it looks for the model. Raises RequestError 400."""
-    if not request.get("model"):
+def parse(body: Mapping[str, Any]) -> ChatRequest:
+    """The members of /v1/messages. Raises RequestError 400 in Ollama's words."""
+    if not body.get("model"):
         raise RequestError("model is required")
-    if not isinstance(request.get("max_tokens"), int) or request["max_tokens"] <= 0:
+    if not isinstance(body.get("max_tokens"), int) or body["max_tokens"] <= 0:
         raise RequestError("max_tokens is required and must be positive")
-    if not request.get("messages"):
+    if not body.get("messages"):
         raise RequestError("messages is required")
-
-
-def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A /v1/messages body as one of /api/chat. Raises RequestError 400 in Ollama's words."""
-    messages: list[dict[str, Any]] = []
-    system = request.get("system")
+    system = body.get("system")
     text = system if isinstance(system, str) else "".join(_texts(system))
-    if text:
-        messages.append({"role": "system", "content": text})
-    for message in request["messages"]:
+    messages = [Message("system", text)] if text else []
+    for message in body["messages"]:
         messages += _messages(message)
-    options: dict[str, Any] = {"num_predict": request["max_tokens"]}
-    for name, option in (("temperature", "temperature"), ("top_p", "top_p"), ("top_k", "top_k")):
-        if request.get(name) is not None:
-            options[option] = request[name]
-    if request.get("stop_sequences"):
-        options["stop"] = request["stop_sequences"]
-    tools = [_tool(tool) for tool in request.get("tools") or []]
-    return {"model": request["model"], "messages": messages, "options": options, "tools": tools}
+    options: dict[str, Any] = {"num_predict": body["max_tokens"]}
+    for name in ("temperature", "top_p", "top_k"):
+        if body.get(name) is not None:
+            options[name] = body[name]
+    if body.get("stop_sequences"):
+        options["stop"] = body["stop_sequences"]
+    return ChatRequest(
+        model=body["model"],
+        messages=messages,
+        options=options,
+        tools=[_tool(tool) for tool in body.get("tools") or []],
+        think=_thinks(body),
+    )
 
 
-def thinks(request: Mapping[str, Any]) -> bool | None:
-    """Whether the request wants thinking; None where it does not say. A model that cannot is not refused for it."""
+def _thinks(request: Mapping[str, Any]) -> bool | None:
+    """Whether the request wants thinking; None where it does not say."""
     kind = (request.get("thinking") or {}).get("type")
     effort = str((request.get("output_config") or {}).get("effort", "")).strip().lower()
     if kind in ("enabled", "disabled"):
@@ -57,44 +57,42 @@ def _texts(blocks: Any) -> Iterator[str]:
             yield block["text"]
 
 
-def _messages(message: Any) -> list[dict[str, Any]]:
-    if not isinstance(message, dict):
+def _messages(given: Any) -> list[Message]:
+    if not isinstance(given, dict):
         raise RequestError("json: cannot unmarshal into Go struct field MessagesRequest.messages")
-    role, content = str(message.get("role", "")).lower(), message.get("content")
+    role, content = str(given.get("role", "")).lower(), given.get("content")
     if isinstance(content, str):
-        return [{"role": role, "content": content}] if content else []
+        return [Message(role, content)] if content else []
     if not isinstance(content, list):
         raise RequestError("json: cannot unmarshal into Go value of type []anthropic.ContentBlock")
-    made: dict[str, Any] = {"role": role, "content": "".join(_texts(content))}
+    made = Message(role, "".join(_texts(content)))
     results = []
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "image":
-            made.setdefault("images", []).append(_image(block.get("source"), "invalid image source"))
+            made.images.append(_image(block.get("source"), "invalid image source"))
         elif kind == "tool_use":
             for name in ("id", "name"):
                 if not block.get(name):
                     raise RequestError(f"tool_use block missing required '{name}' field")
-            function = {"name": block["name"], "arguments": block.get("input") or {}}
-            made.setdefault("tool_calls", []).append({"id": block["id"], "function": function})
+            made.calls.append(ToolCall(str(block["name"]), block.get("input") or {}, str(block["id"])))
         elif kind == "tool_result":
             results.append(_result(block))
         elif kind == "thinking":
-            made["thinking"] = block.get("thinking") or ""
-    said = [made] if made["content"] or len(made) > 2 else []
+            made.thinking = block.get("thinking") or ""
+    said = [made] if made.content or made.images or made.calls or made.thinking else []
     return [*results, *said] if role == "user" else [*said, *results]
 
 
-def _result(block: Mapping[str, Any]) -> dict[str, Any]:
+def _result(block: Mapping[str, Any]) -> Message:
     content = block.get("content")
-    out: dict[str, Any] = {"role": "tool", "tool_call_id": block.get("tool_use_id")}
-    out["content"] = content if isinstance(content, str) else "".join(_texts(content))
     images = [
         _image(part.get("source"), "invalid tool_result image source")
         for part in (content if isinstance(content, list) else [])
         if isinstance(part, dict) and part.get("type") == "image"
     ]
-    return {**out, "images": images} if images else out
+    text = content if isinstance(content, str) else "".join(_texts(content))
+    return Message("tool", text, images=images, tool_call_id=str(block.get("tool_use_id") or ""))
 
 
 def _image(source: Any, missing: str) -> str:
@@ -138,7 +136,7 @@ def _length(content: Any) -> int:
     )
 
 
-class Message:
+class Answer:
     """One message: its object, or the events of its stream."""
 
     def __init__(self, model: str, estimated: int) -> None:
@@ -149,52 +147,48 @@ class Message:
         self._open = ""  # the kind of the block that is open
         self._called = self._thought = False
 
-    def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, answer: Chunk) -> dict[str, Any]:
         """The answer of a request that did not ask for a stream."""
-        message = answer["message"]
         content: list[dict[str, Any]] = []
-        if message.get("thinking"):
-            content.append({"type": "thinking", "thinking": message["thinking"]})
-        if message["content"]:
-            content.append({"type": "text", "text": message["content"]})
-        for call in message.get("tool_calls") or []:
-            function = call["function"]
-            content.append(
-                {"type": "tool_use", "id": call["id"], "name": function["name"], "input": function["arguments"]}
-            )
-        reason = _stop_reason(answer.get("done_reason"), bool(message.get("tool_calls")))
+        if answer.thinking:
+            content.append({"type": "thinking", "thinking": answer.thinking})
+        if answer.content:
+            content.append({"type": "text", "text": answer.content})
+        for call in answer.calls:
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments})
+        reason = _stop_reason(answer.reason, bool(answer.calls))
         return {
             **self._object(content or None),
             **({"stop_reason": reason} if reason else {}),
-            "usage": _usage(answer.get("prompt_eval_count", 0), answer.get("eval_count", 0)),
+            "usage": _usage(*answer.tokens),
         }
 
     def _object(self, content: list[dict[str, Any]] | None) -> dict[str, Any]:
         return {"id": self._id, "type": "message", "role": "assistant", "model": self._model, "content": content}
 
-    async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[Event, None]:
+    async def stream(self, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Event, None]:
         """The events of a stream, each with its name."""
         begun = False
-        async for piece in pieces:
+        async for chunk in chunks:
             if not begun:
                 begun = True
-                message = {**self._object([]), "usage": _usage(piece.get("prompt_eval_count") or self._estimated, 0)}
+                message = {**self._object([]), "usage": _usage(chunk.tokens[0] or self._estimated, 0)}
                 yield _event("message_start", message=message)
-            said = piece["message"]
-            for kind, text in (("thinking", said.get("thinking")), ("text", said["content"])):
-                if text and not (kind == "thinking" and self._thought):  # a second time of thinking is dropped
-                    for event in self._say(kind, text):
-                        yield event
-            for call in said.get("tool_calls") or []:
-                for event in self._call(call):
-                    yield event
-            if piece["done"]:
-                for event in self._end_block():
-                    yield event
-                reason = _stop_reason(piece.get("done_reason"), self._called)
-                usage = _usage(piece.get("prompt_eval_count", 0), piece.get("eval_count", 0))
-                yield _event("message_delta", delta={"stop_reason": reason} if reason else {}, usage=usage)
-                yield _event("message_stop")
+            for event in self._events(chunk):
+                yield event
+
+    def _events(self, chunk: Chunk) -> Iterator[Event]:
+        if chunk.thinking and not self._thought:  # a second time of thinking is dropped
+            yield from self._say("thinking", chunk.thinking)
+        if chunk.content:
+            yield from self._say("text", chunk.content)
+        for call in chunk.calls:
+            yield from self._call(call)
+        if chunk.reason:
+            yield from self._end_block()
+            reason = _stop_reason(chunk.reason, self._called)
+            yield _event("message_delta", delta={"stop_reason": reason} if reason else {}, usage=_usage(*chunk.tokens))
+            yield _event("message_stop")
 
     def _say(self, kind: str, text: str) -> Iterator[Event]:
         if self._open != kind:
@@ -203,14 +197,12 @@ class Message:
             yield _event("content_block_start", index=self._index, content_block={"type": kind, kind: ""})
         yield _event("content_block_delta", index=self._index, delta={"type": f"{kind}_delta", kind: text})
 
-    def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+    def _call(self, call: ToolCall) -> Iterator[Event]:
         yield from self._end_block()
         self._called = True
-        function = call["function"]
-        block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
-        arguments = dumps(function["arguments"])
+        block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
         yield _event("content_block_start", index=self._index, content_block=block)
-        delta = {"type": "input_json_delta", "partial_json": arguments}
+        delta = {"type": "input_json_delta", "partial_json": dumps(call.arguments)}
         yield _event("content_block_delta", index=self._index, delta=delta)
         yield _event("content_block_stop", index=self._index)
         self._index += 1

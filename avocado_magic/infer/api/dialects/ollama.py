@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from ....model_names import ModelName
-from ...domain.types import Dialect, InferError, Model, Refusal
-from ...service.inference import Inference, collect
+from ...domain.chat import ChatRequest, Chunk, EmbedRequest, GenerateRequest, Message, TextRequest, ToolCall, collect
+from ...domain.types import Dialect, InferError, Model, Refusal, RequestError
+from ...service.inference import Inference
+from ...service.validation import kind_of
 from .. import wire
-from ..streams import Pieces, decoded, json_response, notes_of, streamed
+from ..streams import Objects, cut_of, decoded, json_response, streamed
 from . import shapes
 
+# Members that are read as they come.
+_RUN = ("options", "keep_alive", "truncate", "think", "format", "shift", "logprobs", "top_logprobs")
 # The version of the API that this backend answers as; clients switch features on by it.
 API_VERSION = "0.33.0"
 
@@ -81,24 +85,30 @@ def router(inference: Inference) -> APIRouter:
     @api.post("/api/generate")
     async def generate(request: Request) -> Response:
         body = await decoded(request, shapes.GENERATE)
-        return await _answer(inference.generate(body, notes_of(request)), body, "response")
+        asked = parse_generate(body)
+        return await _answer(inference.generate(asked, cut_of(request)), asked, body, _generated)
 
     @api.post("/api/chat")
     async def chat(request: Request) -> Response:
         body = await decoded(request, shapes.CHAT)
-        return await _answer(inference.chat(body, notes_of(request)), body, "message")
+        asked = parse_chat(body)
+        return await _answer(inference.chat(asked, cut_of(request)), asked, body, _said)
 
     @api.post("/api/embed")
     async def embed(request: Request) -> Response:
-        body = await decoded(request, shapes.EMBED)
-        vectors, total, load, tokens = await inference.embed(body)
-        counts = {"total_duration": total, "load_duration": load, "prompt_eval_count": tokens} if vectors else {}
-        return json_response({"model": body.get("model", ""), "embeddings": vectors, **counts})
+        asked = parse_embed(await decoded(request, shapes.EMBED))
+        made = await inference.embed(asked)
+        counts = {
+            "total_duration": made.total_duration,
+            "load_duration": made.load_duration,
+            "prompt_eval_count": made.tokens,
+        }
+        return json_response({"model": asked.model, "embeddings": made.vectors, **(counts if made.vectors else {})})
 
     @api.post("/api/embeddings")
     async def embeddings(request: Request) -> Response:
         body = await decoded(request, shapes.EMBEDDINGS)
-        return json_response({"embedding": await inference.embedding(body)})
+        return json_response({"embedding": await inference.embedding(parse_embed(body, text="prompt"))})
 
     @api.post("/api/pull")
     async def pull(request: Request) -> Response:
@@ -123,32 +133,151 @@ async def _not_supported() -> Response:
     raise InferError(Refusal.UNSUPPORTED, "not supported by the embedded engine")
 
 
-async def _dicts(progress: Any) -> Pieces:
+async def _dicts(progress: Any) -> Objects:
     async for item in progress:
         yield dict(item)
 
 
-async def _answer(pieces: Pieces, body: Mapping[str, Any], text: str) -> Response:
-    async def stamped() -> Pieces:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield {"model": body.get("model", ""), "created_at": wire.now(), **piece}
+def parse_generate(body: Mapping[str, Any]) -> GenerateRequest:
+    """The members of /api/generate."""
+    return GenerateRequest(
+        **_run(body),
+        prompt=body.get("prompt", ""),
+        suffix=body.get("suffix", ""),
+        system=body.get("system", ""),
+        template=body.get("template", ""),
+        context=[token for token in body.get("context", ()) if isinstance(token, int)],
+        raw=body.get("raw", False),
+        images=[str(image) for image in body.get("images", ())],
+    )
+
+
+def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """The members of /api/chat. Raises RequestError 400 for a tool call that is none."""
+    messages = [
+        Message(
+            role=message.get("role", ""),
+            content=message.get("content", ""),
+            thinking=message.get("thinking", ""),
+            images=[str(image) for image in message.get("images", ())],
+            calls=[_call(call, number) for number, call in enumerate(message.get("tool_calls", ()))],
+            tool_name=message.get("tool_name", ""),
+            tool_call_id=message.get("tool_call_id", ""),
+        )
+        for message in body.get("messages", ())
+    ]
+    return ChatRequest(**_run(body), messages=messages, tools=body.get("tools", ()))
+
+
+def parse_embed(body: Mapping[str, Any], text: str = "input") -> EmbedRequest:
+    """The members of /api/embed; of the older /api/embeddings with "prompt" as `text`."""
+    return EmbedRequest(
+        model=body.get("model", ""),
+        options=body.get("options", {}),
+        keep_alive=body.get("keep_alive"),
+        truncate=body.get("truncate", True),
+        input=body.get(text),
+        dimensions=body.get("dimensions", 0),
+    )
+
+
+def _run(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What the two routes that write text have in common."""
+    return {name: body[name] for name in _RUN if name in body} | {"model": body.get("model", "")}
+
+
+def _call(given: Any, index: int) -> ToolCall:
+    function = given.get("function", {}) if isinstance(given, dict) else given
+    arguments = (function.get("arguments") or {}) if isinstance(function, dict) else {}
+    for value, field, kind in (
+        (given, "", "api.ToolCall"),
+        (function, ".function", "api.ToolCallFunction"),
+        (arguments, ".function.arguments", "api.ToolCallFunctionArguments"),
+    ):
+        if not isinstance(value, dict):
+            where = f"ChatRequest.messages.tool_calls{field} of type {kind}"
+            raise RequestError(f"json: cannot unmarshal {kind_of(value)} into Go struct field {where}")
+    return ToolCall(str(function.get("name") or ""), arguments, str(given.get("id") or ""), index)
+
+
+async def _answer(
+    chunks: AsyncGenerator[Chunk, None],
+    asked: TextRequest,
+    body: Mapping[str, Any],
+    render: Callable[[Chunk], dict[str, Any]],
+) -> Response:
+    def stamped(chunk: Chunk) -> dict[str, Any]:
+        return {"model": asked.model, "created_at": wire.now(), **render(chunk)}
 
     if not body.get("stream", True):
-        return json_response(await collect(stamped(), text, logprobs_last=text == "response"))
-    stream = stamped()
-    first = await anext(stream)
-    if first["done"]:  # loading and unloading answer with one object, as a real one does (recordings 054, 107)
-        await stream.aclose()
-        return json_response(first)
-    return await streamed(_again(first, stream), wire.NDJSON, wire.ndjson, Dialect.OLLAMA)
+        return json_response(stamped(await collect(chunks)))
+    first = await anext(chunks)
+    if first.reason:  # loading and unloading answer with one object, as a real one does (recordings 054, 107)
+        await chunks.aclose()
+        return json_response(stamped(first))
+
+    async def objects() -> Objects:
+        async with aclosing(chunks):
+            yield stamped(first)
+            async for chunk in chunks:
+                yield stamped(chunk)
+
+    return await streamed(objects(), wire.NDJSON, wire.ndjson, Dialect.OLLAMA)
 
 
-async def _again(first: dict[str, Any], rest: Pieces) -> Pieces:
-    async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            yield piece
+def _generated(chunk: Chunk) -> dict[str, Any]:
+    """A chunk as /api/generate has it; its log probabilities come last (recording 073)."""
+    context = {"context": chunk.context} if chunk.context is not None else {}
+    return {
+        "response": chunk.content,
+        **_thought(chunk),
+        **_done(chunk),
+        **context,
+        **_counted(chunk),
+        **_logprobs(chunk),
+    }
+
+
+def _said(chunk: Chunk) -> dict[str, Any]:
+    """A chunk as /api/chat has it; its log probabilities come after the reason of the end (recording 124)."""
+    calls = [
+        {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": call.arguments}}
+        for call in chunk.calls
+    ]
+    message = {
+        "role": "assistant",
+        "content": chunk.content,
+        **_thought(chunk),
+        **({"tool_calls": calls} if calls else {}),
+    }
+    return {"message": message, **_done(chunk), **_logprobs(chunk), **_counted(chunk)}
+
+
+def _thought(chunk: Chunk) -> dict[str, Any]:
+    return {"thinking": chunk.thinking} if chunk.thinking else {}
+
+
+def _done(chunk: Chunk) -> dict[str, Any]:
+    return {"done": True, "done_reason": chunk.reason} if chunk.reason else {"done": False}
+
+
+def _logprobs(chunk: Chunk) -> dict[str, Any]:
+    return {"logprobs": chunk.logprobs} if chunk.logprobs else {}
+
+
+def _counted(chunk: Chunk) -> dict[str, int]:
+    counts = chunk.counts
+    if counts is None:
+        return {}
+    members = {
+        "total_duration": counts.total_duration,
+        "load_duration": counts.load_duration,
+        "prompt_eval_count": counts.prompt_tokens,
+        "prompt_eval_duration": counts.prompt_duration,
+        "eval_count": counts.tokens,
+        "eval_duration": counts.duration,
+    }
+    return {name: value for name, value in members.items() if value}  # Go's omitempty
 
 
 # The ends of turns in ChatML, which Ollama lists as stops.

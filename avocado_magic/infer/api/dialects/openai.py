@@ -1,4 +1,4 @@
-"""OpenAI's requests as Ollama's, and the answers back (ollama/openai/openai.go)."""
+"""OpenAI's completions and embeddings, as Ollama reads and answers them (ollama/openai/openai.go)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 import random
 import struct
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ...domain.chat import ChatRequest, Chunk, Embeddings, EmbedRequest, GenerateRequest, Message, ToolCall
 from ...domain.types import InferError, Refusal, RequestError
+from ...service.inference import NO_INPUT
 from .go_json import dumps
 
 _EFFORTS: Mapping[str, bool | str] = {
@@ -25,29 +28,27 @@ _EFFORTS: Mapping[str, bool | str] = {
 }
 
 
-def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A /v1/chat/completions body as one of /api/chat."""
-    messages: list[dict[str, Any]] = []
-    names = _names_of_calls(request.get("messages", []))
-    for message in request.get("messages", []):
+def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """The members of /v1/chat/completions. Raises RequestError 400 in Ollama's words."""
+    messages: list[Message] = []
+    names = _names_of_calls(body.get("messages", []))
+    for message in body.get("messages", []):
         if not isinstance(message, dict):
             raise RequestError("invalid message format")
         messages += _messages(message, names)
     if not messages:
         raise RequestError("[] is too short - 'messages'")
-    out = {
-        "model": request.get("model", ""),
-        "messages": messages,
-        "options": _options(request),
-        "tools": request.get("tools"),
-        "format": _format(request.get("response_format")),
-        "logprobs": request.get("logprobs"),
-        "top_logprobs": request.get("top_logprobs"),
-    }
-    reasoning = request.get("reasoning")
-    effort = request.get("reasoning_effort") if reasoning is None else reasoning.get("effort")
-    think = think_of(effort)
-    return out if think is None else {**out, "think": think}
+    reasoning = body.get("reasoning")
+    return ChatRequest(
+        model=body.get("model", ""),
+        messages=messages,
+        options=_options(body),
+        tools=body.get("tools", ()),
+        format=_format(body.get("response_format")),
+        logprobs=body.get("logprobs", False),
+        top_logprobs=body.get("top_logprobs", 0),
+        think=think_of(body.get("reasoning_effort") if reasoning is None else reasoning.get("effort")),
+    )
 
 
 def think_of(effort: Any) -> bool | str | None:
@@ -60,46 +61,59 @@ def think_of(effort: Any) -> bool | str | None:
     return _EFFORTS[effort]
 
 
-def completion_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A /v1/completions body as one of /api/generate."""
-    logprobs = request.get("logprobs")
-    return {
-        "model": request.get("model", ""),
-        "prompt": request.get("prompt", ""),
-        "suffix": request.get("suffix"),
-        "options": _options(request),
-        "logprobs": logprobs is not None,
-        "top_logprobs": logprobs,
-    }
+def parse_completion(body: Mapping[str, Any]) -> GenerateRequest:
+    """The members of /v1/completions."""
+    return GenerateRequest(
+        model=body.get("model", ""),
+        prompt=body.get("prompt", ""),
+        suffix=body.get("suffix", ""),
+        options=_options(body),
+        logprobs="logprobs" in body,
+        top_logprobs=body.get("logprobs", 0),
+    )
 
 
-def _messages(message: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    role, content = message.get("role", ""), message.get("content")
+def parse_embed(body: Mapping[str, Any]) -> EmbedRequest:
+    """The members of /v1/embeddings. Raises InferError where there is no input."""
+    given = body.get("input")
+    if given in (None, []):
+        raise InferError(Refusal.INVALID, "invalid input")
+    if given == "":
+        raise InferError(Refusal.FAILED, NO_INPUT)
+    return EmbedRequest(model=body.get("model", ""), input=given, dimensions=body.get("dimensions", 0))
+
+
+def _messages(message: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[Message]:
+    role, content = str(message.get("role") or ""), message.get("content")
     calls = tool_calls(message.get("tool_calls") or [])
-    more: dict[str, Any] = {"thinking": message.get("reasoning"), "tool_calls": calls}
-    more["tool_call_id"] = message.get("tool_call_id")
-    if str(role).lower() == "tool":
-        more["tool_name"] = message.get("name") or names.get(str(message.get("tool_call_id")), "")
-    more = {name: value for name, value in more.items() if value}
+    answered = str(message.get("tool_call_id") or "")
+    tool = str(message.get("name") or names.get(answered, "")) if role.lower() == "tool" else ""
+    whole = Message(
+        role,
+        thinking=str(message.get("reasoning") or ""),
+        calls=calls,
+        tool_call_id=answered,
+        tool_name=tool,
+    )
     if isinstance(content, str) or (content is None and (calls or "tool_calls" in message)):
-        yield {"role": role, "content": content or "", **more}
+        yield replace(whole, content=content or "")
         return
     if not isinstance(content, list):
         kind = {bool: "bool", int: "float64", float: "float64", dict: "map[string]interface {}", type(None): "<nil>"}
         raise RequestError(f"invalid message content type: {kind.get(type(content), '?')}")
     parts = [_part(role, part) for part in content]
     if parts and calls:
-        parts[-1] |= more
+        parts[-1] = replace(whole, content=parts[-1].content, images=parts[-1].images)
     yield from parts
 
 
-def _part(role: Any, part: Any) -> dict[str, Any]:
+def _part(role: str, part: Any) -> Message:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return {"role": role, "content": part["text"]}
+        return Message(role, part["text"])
     if kind == "image_url":
         url = part.get("image_url")
-        return {"role": role, "content": "", "images": [image_of(url.get("url") if isinstance(url, dict) else url)]}
+        return Message(role, images=[image_of(url.get("url") if isinstance(url, dict) else url)])
     raise RequestError("invalid message format")
 
 
@@ -110,24 +124,16 @@ def image_of(url: Any) -> str:
     return url.partition(",")[2]
 
 
-def tool_calls(given: Any) -> list[dict[str, Any]]:
-    """OpenAI's tool calls as Ollama's: their arguments are an object, not a text."""
-    out = []
+def tool_calls(given: Any) -> list[ToolCall]:
+    """The calls of a message: their arguments are an object that is written as a text."""
+    calls = []
     for call in given if isinstance(given, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise RequestError("invalid tool call arguments")
-        out.append(
-            {
-                "id": call.get("id", ""),
-                "function": {
-                    "index": 0,
-                    "name": function.get("name", ""),
-                    "arguments": arguments_of(function.get("arguments"), "invalid tool call arguments"),
-                },
-            }
-        )
-    return out
+        arguments = arguments_of(function.get("arguments"), "invalid tool call arguments")
+        calls.append(ToolCall(str(function.get("name") or ""), arguments, str(call.get("id") or "")))
+    return calls
 
 
 def arguments_of(text: Any, words: str) -> dict[str, Any]:
@@ -180,8 +186,8 @@ def _format(response_format: Mapping[str, Any] | None) -> Any:
     return None
 
 
-def _usage(answer: Mapping[str, Any]) -> dict[str, int]:
-    prompt, completion = answer.get("prompt_eval_count", 0), answer.get("eval_count", 0)
+def _usage(chunk: Chunk) -> dict[str, int]:
+    prompt, completion = chunk.tokens
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -197,7 +203,7 @@ class Completions:
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{random.randint(0, 998)}"
         self._created = int(time.time())
 
-    def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, answer: Chunk) -> dict[str, Any]:
         """The answer of a request that did not ask for a stream."""
         kind = "chat.completion" if self._chat else "text_completion"
         return {
@@ -210,31 +216,30 @@ class Completions:
             "usage": _usage(answer),
         }
 
-    async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[dict[str, Any], None]:
         """The frames of a stream, the one with the usage last where it was asked for."""
-        async for piece in pieces:
-            for choice in self._deltas(piece) if self._chat else [self._choice(piece)]:
+        async for chunk in chunks:
+            for choice in self._deltas(chunk) if self._chat else [self._choice(chunk)]:
                 yield self._frame([choice], {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
-            if piece["done"] and self._usage:
-                yield self._frame([], _usage(piece), last=True)
+            if chunk.reason and self._usage:
+                yield self._frame([], _usage(chunk), last=True)
 
-    def _deltas(self, piece: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """A piece of a chat: its role once, thoughts before what is said, and the reason for the end in one of its own."""
-        whole = _openai_message(piece["message"])
-        shown = _chat_logprobs(piece)
-        said = {name: value for name, value in whole.items() if name != "role"}
-        self._called = self._called or "tool_calls" in said
+    def _deltas(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """A chunk of a chat: its role once, thoughts before what is said, and the reason for the end in one of its own."""
+        shown = _chat_logprobs(chunk)
+        said = _said(chunk)
+        self._called = self._called or bool(chunk.calls)
         parts = [said]
-        if said.get("reasoning") and (said["content"] or "tool_calls" in said):
+        if chunk.thinking and (chunk.content or chunk.calls):
             parts = [{"reasoning": said.pop("reasoning")}, said]
-        if not piece["done"] or not self._begun or len(said) > 1 or said["content"] or shown:
+        if not chunk.reason or not self._begun or len(said) > 1 or chunk.content or shown:
             for part in parts:
                 role = {} if self._begun else {"role": "assistant"}
                 self._begun = True
                 yield {"index": 0, "delta": {**role, **part}, "finish_reason": None, **shown}
                 shown = {}
-        if piece["done"]:
-            yield {"index": 0, "delta": {}, "finish_reason": self._reason(piece.get("done_reason") or "stop")}
+        if chunk.reason:
+            yield {"index": 0, "delta": {}, "finish_reason": self._reason(chunk.reason)}
 
     def _reason(self, reason: str | None) -> str | None:
         return "tool_calls" if reason == "stop" and self._called else reason
@@ -263,16 +268,20 @@ class Completions:
             **shown,
         }
 
-    def _choice(self, piece: Mapping[str, Any]) -> dict[str, Any]:
-        reason = piece.get("done_reason")
+    def _choice(self, chunk: Chunk) -> dict[str, Any]:
         if self._chat:
-            self._called = bool(piece["message"].get("tool_calls"))
-            message = _openai_message(piece["message"])
-            return {"index": 0, "message": message, "finish_reason": self._reason(reason), **_chat_logprobs(piece)}
-        shown = {"logprobs": self._text_logprobs(piece["logprobs"])} if piece.get("logprobs") else {}
-        return {"text": piece["response"], "index": 0, "finish_reason": reason, **shown}
+            self._called = bool(chunk.calls)
+            message = {"role": "assistant", **_said(chunk)}
+            return {
+                "index": 0,
+                "message": message,
+                "finish_reason": self._reason(chunk.reason),
+                **_chat_logprobs(chunk),
+            }
+        shown = {"logprobs": self._text_logprobs(chunk.logprobs)} if chunk.logprobs else {}
+        return {"text": chunk.content, "index": 0, "finish_reason": chunk.reason, **shown}
 
-    def _text_logprobs(self, entries: list[Any]) -> dict[str, Any]:
+    def _text_logprobs(self, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Log probabilities as OpenAI's text completions have them: lists, one item a token, and where each begins."""
         offsets = []
         for entry in entries:
@@ -288,32 +297,29 @@ class Completions:
         }
 
 
-def _chat_logprobs(piece: Mapping[str, Any]) -> dict[str, Any]:
-    return {"logprobs": {"content": piece["logprobs"]}} if piece.get("logprobs") else {}
+def _chat_logprobs(chunk: Chunk) -> dict[str, Any]:
+    return {"logprobs": {"content": chunk.logprobs}} if chunk.logprobs else {}
 
 
-def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Ollama's message as OpenAI's, its members in the order of openai.Message."""
-    out: dict[str, Any] = {"role": message["role"], "content": message["content"]}
-    if message.get("thinking"):
-        out["reasoning"] = message["thinking"]
-    if message.get("tool_calls"):
-        out["tool_calls"] = [openai_call(call) for call in message["tool_calls"]]
+def _said(chunk: Chunk) -> dict[str, Any]:
+    """What is said, its members in the order of openai.Message."""
+    out: dict[str, Any] = {"content": chunk.content}
+    if chunk.thinking:
+        out["reasoning"] = chunk.thinking
+    if chunk.calls:
+        out["tool_calls"] = [
+            {
+                "id": call.id,
+                "index": call.index,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dumps(call.arguments)},
+            }
+            for call in chunk.calls
+        ]
     return out
 
 
-def openai_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Ollama's tool call as OpenAI's."""
-    function = call["function"]
-    return {
-        "id": call["id"],
-        "index": function["index"],
-        "type": "function",
-        "function": {"name": function["name"], "arguments": dumps(function["arguments"])},
-    }
-
-
-def embeddings(model: str, vectors: list[list[float]], tokens: int, encoding: str | None) -> dict[str, Any]:
+def embeddings(model: str, made: Embeddings, encoding: str | None) -> dict[str, Any]:
     """The answer of /v1/embeddings."""
     if encoding not in (None, "", "float", "base64"):
         raise InferError(
@@ -321,9 +327,10 @@ def embeddings(model: str, vectors: list[list[float]], tokens: int, encoding: st
         )
     data = [
         {"object": "embedding", "embedding": _encoded(vector) if encoding == "base64" else vector, "index": index}
-        for index, vector in enumerate(vectors)
+        for index, vector in enumerate(made.vectors)
     ]
-    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    usage = {"prompt_tokens": made.tokens, "total_tokens": made.tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
 def _encoded(vector: list[float]) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI's responses as Ollama's chat, and the answers back (ollama/openai/responses.go)."""
+"""OpenAI's responses, as Ollama reads and answers them (ollama/openai/responses.go)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
+from ...domain.chat import ChatRequest, Chunk, Message, ToolCall
 from ...domain.types import RequestError
-from .go_json import sorted_members
-from .openai import arguments_of, image_of, openai_call, think_of
+from .go_json import dumps, sorted_members
+from .openai import arguments_of, image_of, think_of
 
 logger = logging.getLogger(__name__)
 Event = tuple[str, dict[str, Any]]
@@ -19,56 +20,53 @@ _DEEPEST, _LONGEST_NAME, _NAMES = 8, 256, 1_000_000
 _NOT_TOOLS = "json: cannot unmarshal into Go struct field ResponsesRequest.tools"
 
 
-def chat_request(request: Mapping[str, Any]) -> dict[str, Any]:
-    """A /v1/responses body as one of /api/chat. Raises RequestError 400 in Ollama's words."""
-    messages: list[dict[str, Any]] = []
-    if request.get("instructions"):
-        messages.append({"role": "system", "content": request["instructions"]})
-    given = request.get("input")
+def parse(body: Mapping[str, Any]) -> ChatRequest:
+    """The members of /v1/responses. Raises RequestError 400 in Ollama's words."""
+    messages: list[Message] = []
+    if body.get("instructions"):
+        messages.append(Message("system", body["instructions"]))
+    given = body.get("input")
     if isinstance(given, str):
-        messages += [{"role": "user", "content": given}] if given else []
+        messages += [Message("user", given)] if given else []
     elif isinstance(given, list):
         _add_items(given, messages)
     elif given is not None:
         raise RequestError("input must be a string or array: json: cannot unmarshal into Go value")
-    options: dict[str, Any] = {"temperature": 1.0 if request.get("temperature") is None else request["temperature"]}
+    options: dict[str, Any] = {"temperature": 1.0 if body.get("temperature") is None else body["temperature"]}
     for name, option in (("top_p", "top_p"), ("max_output_tokens", "num_predict")):
-        if request.get(name) is not None:
-            options[option] = request[name]
-    out: dict[str, Any] = {
-        "model": request.get("model", ""),
-        "messages": messages,
-        "options": options,
-        "tools": _all_tools(request.get("tools") or []),
-        "format": _schema(request),
-    }
-    think = think_of((request.get("reasoning") or {}).get("effort"))
-    return out if think is None else {**out, "think": think}
+        if body.get(name) is not None:
+            options[option] = body[name]
+    return ChatRequest(
+        model=body.get("model", ""),
+        messages=messages,
+        options=options,
+        tools=_all_tools(body.get("tools") or []),
+        format=_schema(body),
+        think=think_of((body.get("reasoning") or {}).get("effort")),
+    )
 
 
-def _add_items(items: list[Any], messages: list[dict[str, Any]]) -> None:
+def _add_items(items: list[Any], messages: list[Message]) -> None:
     thinking = ""
     for number, item in enumerate(items):
         kind = (item.get("type") or ("message" if item.get("role") else "")) if isinstance(item, dict) else None
         if kind == "message":
-            message = _message(item, number)
-            if message["role"] == "assistant" and thinking:
-                message["thinking"], thinking = thinking, ""
+            content, images = _content(item.get("content"), f"input[{number}]: content")
+            message = Message(str(item.get("role") or ""), content, images=images)
+            if message.role == "assistant" and thinking:
+                message.thinking, thinking = thinking, ""
             if not _joined(messages, message, items[number + 1 : number + 2]):
                 messages.append(message)
         elif kind == "function_call":
             arguments = arguments_of(item.get("arguments"), "failed to parse function call arguments")
-            call = {"id": item.get("call_id", ""), "function": {"name": item.get("name", ""), "arguments": arguments}}
-            if not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant", "content": ""})
-            messages[-1].setdefault("tool_calls", []).append(call)
+            if not messages or messages[-1].role != "assistant":
+                messages.append(Message("assistant"))
+            messages[-1].calls.append(ToolCall(str(item.get("name") or ""), arguments, str(item.get("call_id") or "")))
             if thinking:
-                messages[-1]["thinking"], thinking = thinking, ""
+                messages[-1].thinking, thinking = thinking, ""
         elif kind == "function_call_output":
             content, images = _content(item.get("output"), f"input[{number}]: output")
-            messages.append(
-                _with_images({"role": "tool", "content": content, "tool_call_id": item.get("call_id")}, images)
-            )
+            messages.append(Message("tool", content, images=images, tool_call_id=str(item.get("call_id") or "")))
         elif kind == "reasoning":
             thinking = str(item.get("encrypted_content") or "")
         elif kind == "web_search_call":
@@ -77,33 +75,21 @@ def _add_items(items: list[Any], messages: list[dict[str, Any]]) -> None:
             words = f'unknown input item type: "{kind}"' if kind else "input item missing required 'type' field"
             raise RequestError(f"input[{number}]: {words}")
     if thinking:
-        messages.append({"role": "assistant", "content": "", "thinking": thinking})
+        messages.append(Message("assistant", thinking=thinking))
 
 
-def _joined(messages: list[dict[str, Any]], message: dict[str, Any], following: list[Any]) -> bool:
+def _joined(messages: list[Message], message: Message, following: list[Any]) -> bool:
     """True where `message` became part of the last one: said between a call and its result, it is of the same turn."""
     output = following[0] if following and isinstance(following[0], dict) else {}
-    last = messages[-1] if messages else {}
-    if (
-        message["role"] != "assistant"
-        or last.get("role") != "assistant"
-        or output.get("type") != "function_call_output"
-    ):
+    last = messages[-1] if messages else Message("")
+    if message.role != "assistant" or last.role != "assistant" or output.get("type") != "function_call_output":
         return False
-    if output.get("call_id") not in [call["id"] for call in last.get("tool_calls", [])]:
+    if output.get("call_id") not in [call.id for call in last.calls]:
         return False
-    last["content"] = "\n".join(text for text in (last["content"], message["content"]) if text)
-    last.update({name: message[name] for name in ("thinking", "images") if message.get(name)})
+    last.content = "\n".join(filter(None, (last.content, message.content)))
+    last.thinking = message.thinking or last.thinking
+    last.images = message.images or last.images
     return True
-
-
-def _message(item: Mapping[str, Any], number: int) -> dict[str, Any]:
-    content, images = _content(item.get("content"), f"input[{number}]: content")
-    return _with_images({"role": item.get("role", ""), "content": content}, images)
-
-
-def _with_images(message: dict[str, Any], images: list[str]) -> dict[str, Any]:
-    return {**message, "images": images} if images else message
 
 
 def _content(given: Any, where: str) -> tuple[str, list[str]]:
@@ -184,39 +170,34 @@ class Response:
         self._thinking_id = ""
         self._called = False
 
-    def whole(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, answer: Chunk) -> dict[str, Any]:
         """The answer of a request that did not ask for a stream."""
-        message = answer["message"]
-        output: list[dict[str, Any]] = []
-        if message.get("thinking"):
-            output.append(_reasoning(f"rs_{self._id}", message["thinking"]))
-        for number, call in enumerate(message.get("tool_calls") or []):
-            output.append(_call(f"fc_{self._id}_{number}", openai_call(call)))
-        if not message.get("tool_calls"):
-            output.append(_spoken(self._item, message["content"]))
+        output = [_reasoning(f"rs_{self._id}", answer.thinking)] if answer.thinking else []
+        output += [_called(f"fc_{self._id}_{number}", call) for number, call in enumerate(answer.calls)]
+        if not answer.calls:
+            output.append(_spoken(self._item, answer.content))
         return {**self._object("completed", output, _usage(answer), streamed=False), "completed_at": int(time.time())}
 
-    async def stream(self, pieces: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[Event, None]:
+    async def stream(self, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Event, None]:
         """The events of a stream, each with its name; their members are to be sorted."""
         begun = False
-        async for piece in pieces:
+        async for chunk in chunks:
             if not begun:
                 begun = True
                 for name in ("response.created", "response.in_progress"):
                     yield self._event(name, response=self._object("in_progress", [], None))
-            message = piece["message"]
-            if message.get("thinking"):
-                for event in self._think(message["thinking"]):
-                    yield event
-            for call in message.get("tool_calls") or []:
-                for event in self._call(openai_call(call)):
-                    yield event
-            if message["content"] and not self._called:
-                for event in self._speak(message["content"]):
-                    yield event
-            if piece["done"]:
-                for event in self._complete(piece):
-                    yield event
+            for event in self._events(chunk):
+                yield event
+
+    def _events(self, chunk: Chunk) -> Iterator[Event]:
+        if chunk.thinking:
+            yield from self._think(chunk.thinking)
+        for call in chunk.calls:
+            yield from self._call(call)
+        if chunk.content and not self._called:
+            yield from self._speak(chunk.content)
+        if chunk.reason:
+            yield from self._complete(chunk)
 
     def _event(self, name: str, **members: Any) -> Event:
         self._number += 1
@@ -249,10 +230,10 @@ class Response:
         self._done.append(item)
         self._index += 1
 
-    def _call(self, call: Mapping[str, Any]) -> Iterator[Event]:
+    def _call(self, call: ToolCall) -> Iterator[Event]:
         yield from self._end_thinking()
         self._called = True
-        item = _call(f"fc_{random.randrange(999999)}_0", call)
+        item = _called(f"fc_{random.randrange(999999)}_0", call)
         where = {"output_index": self._index}
         started = {**item, "status": "in_progress", "arguments": ""}
         yield self._event("response.output_item.added", item=started, **where)
@@ -274,7 +255,7 @@ class Response:
         self._text += text
         yield self._event("response.output_text.delta", delta=text, logprobs=[], **where)
 
-    def _complete(self, piece: Mapping[str, Any]) -> Iterator[Event]:
+    def _complete(self, last: Chunk) -> Iterator[Event]:
         yield from self._end_thinking()
         output = list(self._done)
         if self._text is not None:
@@ -285,7 +266,7 @@ class Response:
                 yield self._event("response.content_part.done", part=_part(self._text), **where)
                 yield self._event("response.output_item.done", output_index=self._index, item=item)
             output.append(item)
-        response = {**self._object("completed", output or None, _usage(piece)), "completed_at": int(time.time())}
+        response = {**self._object("completed", output or None, _usage(last)), "completed_at": int(time.time())}
         yield self._event("response.completed", response=response)
 
     def _object(
@@ -356,19 +337,19 @@ def _reasoning(identity: str, text: str) -> dict[str, Any]:
     return {"id": identity, "type": "reasoning", "summary": summary, "encrypted_content": text}
 
 
-def _call(identity: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def _called(identity: str, call: ToolCall) -> dict[str, Any]:
     return {
         "id": identity,
         "type": "function_call",
         "status": "completed",
-        "call_id": call["id"],
-        "name": call["function"]["name"],
-        "arguments": call["function"]["arguments"],
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": dumps(call.arguments),
     }
 
 
-def _usage(answer: Mapping[str, Any]) -> dict[str, Any]:
-    prompt, completion = answer.get("prompt_eval_count", 0), answer.get("eval_count", 0)
+def _usage(answer: Chunk) -> dict[str, Any]:
+    prompt, completion = answer.tokens
     return {
         "input_tokens": prompt,
         "output_tokens": completion,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ...domain.chat import Chunk, collect
 from ...domain.types import Dialect, InferError, Model, Refusal
-from ...service.inference import NO_INPUT, Inference, collect
+from ...service.inference import Inference
 from .. import wire
-from ..streams import Pieces, decoded, json_response, notes_of, streamed
+from ..streams import Objects, cut_of, decoded, json_response, streamed
 from . import anthropic, openai, responses, shapes
 from .go_json import dumps, sorted_members
+
+Chunks = AsyncGenerator[Chunk, None]
 
 
 def router(inference: Inference) -> APIRouter:
@@ -31,26 +34,22 @@ def router(inference: Inference) -> APIRouter:
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await decoded(request, shapes.OPENAI_CHAT)
-        frames = openai.Completions(body.get("model", ""), chat=True, usage=_wants_usage(body))
-        return await _completion(inference.chat(openai.chat_request(body), notes_of(request)), frames, body, "message")
+        asked = openai.parse_chat(body)
+        frames = openai.Completions(asked.model, chat=True, usage=_wants_usage(body))
+        return await _completion(inference.chat(asked, cut_of(request)), frames, body)
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
         body = await decoded(request, shapes.OPENAI_COMPLETION)
-        frames = openai.Completions(body.get("model", ""), chat=False, usage=_wants_usage(body))
-        return await _completion(
-            inference.generate(openai.completion_request(body), notes_of(request)), frames, body, "response"
-        )
+        asked = openai.parse_completion(body)
+        frames = openai.Completions(asked.model, chat=False, usage=_wants_usage(body))
+        return await _completion(inference.generate(asked, cut_of(request)), frames, body)
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         body = await decoded(request, shapes.OPENAI_EMBED)
-        if body.get("input") in (None, []):
-            raise InferError(Refusal.INVALID, "invalid input")
-        if body["input"] == "":
-            raise InferError(Refusal.FAILED, NO_INPUT)
-        vectors, _, _, tokens = await inference.embed(body)
-        return _json(openai.embeddings(body.get("model", ""), vectors, tokens, body.get("encoding_format")))
+        asked = openai.parse_embed(body)
+        return _json(openai.embeddings(asked.model, await inference.embed(asked), body.get("encoding_format")))
 
     @api.post("/v1/audio/transcriptions")
     async def transcriptions() -> Response:
@@ -59,31 +58,30 @@ def router(inference: Inference) -> APIRouter:
     @api.post("/v1/responses")
     async def create_response(request: Request) -> Response:
         body = await decoded(request, shapes.RESPONSES)
-        pieces = inference.chat(responses.chat_request(body), notes_of(request))
+        chunks = inference.chat(responses.parse(body), cut_of(request))
         response = responses.Response(body)
         if not body.get("stream"):
-            return _json(response.whole(await collect(pieces, "message", logprobs_last=True)))
-        return await _events(response.stream(pieces), pieces, Dialect.OPENAI, in_order=True)
+            return _json(response.whole(await collect(chunks)))
+        return await _events(response.stream(chunks), chunks, Dialect.OPENAI, in_order=True)
 
     @api.post("/v1/messages")
     async def create_message(request: Request) -> Response:
         body = await decoded(request, shapes.MESSAGES)
-        anthropic.check(body)
-        asked = anthropic.chat_request(body)
+        asked = anthropic.parse(body)
         # As Ollama does it for this API: a model that cannot think is not refused for having been asked to.
-        if "thinking" in inference.find(body["model"]).capabilities:
-            asked["think"] = anthropic.thinks(body)
-        pieces = inference.chat(asked, notes_of(request))
-        message = anthropic.Message(body["model"], anthropic.estimated_tokens(body))
+        if "thinking" not in inference.find(asked.model).capabilities:
+            asked.think = None
+        chunks = inference.chat(asked, cut_of(request))
+        message = anthropic.Answer(asked.model, anthropic.estimated_tokens(body))
         if not body.get("stream"):
-            return _json(message.whole(await collect(pieces, "message", logprobs_last=True)))
-        return await _events(message.stream(pieces), pieces, Dialect.ANTHROPIC)
+            return _json(message.whole(await collect(chunks)))
+        return await _events(message.stream(chunks), chunks, Dialect.ANTHROPIC)
 
     return api
 
 
 async def _events(
-    events: AsyncGenerator[tuple[str, dict[str, Any]], None], pieces: Pieces, dialect: Dialect, in_order: bool = False
+    events: AsyncGenerator[tuple[str, dict[str, Any]], None], chunks: Chunks, dialect: Dialect, in_order: bool = False
 ) -> Response:
     """A stream of named events; `in_order` sorts their members, as Go does with maps."""
 
@@ -93,7 +91,7 @@ async def _events(
         return f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
 
     async def framed() -> AsyncGenerator[Any, None]:
-        async with aclosing(pieces):
+        async with aclosing(chunks):
             async for event in events:
                 yield event
 
@@ -102,13 +100,13 @@ async def _events(
     return answer
 
 
-async def _completion(pieces: Pieces, frames: openai.Completions, body: dict[str, Any], text: str) -> Response:
+async def _completion(chunks: Chunks, frames: openai.Completions, body: Mapping[str, Any]) -> Response:
     if not body.get("stream"):
-        return _json(frames.whole(await collect(pieces, text, logprobs_last=True)))
+        return _json(frames.whole(await collect(chunks)))
 
-    async def stream() -> Pieces:
-        async with aclosing(pieces):
-            async for frame in frames.stream(pieces):
+    async def stream() -> Objects:
+        async with aclosing(chunks):
+            async for frame in frames.stream(chunks):
                 yield frame
 
     return await streamed(stream(), wire.SSE, wire.sse, Dialect.OPENAI, end=b"data: [DONE]\n\n")
@@ -118,7 +116,7 @@ def _json(value: Any) -> Response:
     return json_response(value, kind=wire.JSON_BARE, newline=True)
 
 
-def _wants_usage(body: dict[str, Any]) -> bool:
+def _wants_usage(body: Mapping[str, Any]) -> bool:
     return bool((body.get("stream_options") or {}).get("include_usage"))
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from ...domain.types import Embedding, InferError, Loaded, Model, Piece, Refusal, UpstreamError
+from ...domain.chat import Message
+from ...domain.types import Embedding, InferError, Loaded, Model, Piece, PromptTooLong, Refusal, UpstreamError
 from ..http.client import HttpClient, Response
 from .loading import LoadError, StderrTail, why
 from .threads import load_llama, usable_threads
@@ -26,6 +27,7 @@ SMALLEST_CONTEXT = 256
 # Tokens of the beginning that a full context keeps (Ollama's num_keep).
 KEPT = 4
 _SERVER_NAMES = {"num_predict": "n_predict"}
+_IDLE = 4.0  # seconds that a connection is kept: llama.cpp closes one after 5 (its Keep-Alive header)
 _DURATION = 1_000_000  # nanoseconds in one of llama.cpp's milliseconds
 
 
@@ -45,12 +47,12 @@ class LlamaSession:
 
     def __init__(self, client: HttpClient, key: str, context_length: int, load_duration: int) -> None:
         self._client = client
-        self._headers = [(b"Authorization", b"Bearer " + key.encode()), (b"Content-Type", b"application/json")]
+        self._headers = ((b"Authorization", b"Bearer " + key.encode()), (b"Content-Type", b"application/json"))
         self.context_length = context_length
         self.load_duration = load_duration
 
     async def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = (), think: bool | None = None
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), think: bool | None = None
     ) -> str:
         body: dict[str, Any] = {"messages": [_openai_message(message) for message in messages]}
         if tools:
@@ -63,12 +65,14 @@ class LlamaSession:
         answer = await self._call("/tokenize", {"content": text, "add_special": True, "parse_special": True})
         return [int(token) for token in answer["tokens"]]
 
-    async def complete(self, prompt: Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+    async def complete(self, prompt: str | Sequence[int], options: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
         window = min(int(options.get("repeat_last_n", 64)), self.context_length)
         options = {**options, "repeat_last_n": window}
         body = {_SERVER_NAMES.get(name, name): value for name, value in options.items()}
-        body |= {"prompt": list(prompt), "stream": True, "cache_prompt": True, "return_tokens": True}
-        answer = await self._send("/completion", body)
+        body |= {"prompt": prompt if isinstance(prompt, str) else list(prompt)}
+        body |= {"stream": True, "cache_prompt": True, "return_tokens": True}
+        # After a stream llama.cpp closes the connection without a word, although it has promised to keep it.
+        answer = await self._send("/completion", body, ((b"Connection", b"close"),))
         try:
             async for event in _events(answer):
                 yield _piece(event)
@@ -83,16 +87,19 @@ class LlamaSession:
     async def _call(self, path: str, body: Mapping[str, Any]) -> Any:
         return json.loads(await (await self._send(path, body)).body())
 
-    async def _send(self, path: str, body: Mapping[str, Any]) -> Response:
+    async def _send(self, path: str, body: Mapping[str, Any], more: Sequence[tuple[bytes, bytes]] = ()) -> Response:
         try:
-            answer = await self._client.request("POST", path, self._headers, json.dumps(body).encode())
+            answer = await self._client.request("POST", path, (*self._headers, *more), json.dumps(body).encode())
             if answer.status == 200:
                 return answer
             said = await answer.body()
-        except UpstreamError as error:
-            raise InferError(Refusal.FAILED, f"llama.cpp: {error}") from None
+        except UpstreamError as failure:
+            raise InferError(Refusal.FAILED, f"llama.cpp: {failure}") from None
         try:
-            message = json.loads(said)["error"]["message"]
+            error = json.loads(said)["error"]
+            message = error["message"]
+            if error.get("type") == "exceed_context_size_error":
+                raise PromptTooLong
         except (ValueError, KeyError, TypeError):
             message = said.decode("utf-8", "replace")
         raise InferError(Refusal.FAILED if answer.status >= 500 else Refusal.INVALID, str(message))
@@ -206,8 +213,7 @@ class LlamaCppEngine:
             raise InferError(Refusal.UNSUPPORTED, f"the embedded engine is not installed ({hint})") from None
         except LoadError as error:
             raise InferError(Refusal.FAILED, f"llama.cpp cannot load {model.path}: {error}") from None
-        # Not used again: llama.cpp closes a connection after a number of requests, without a word before.
-        self._client = HttpClient(self._server.listening_address, UpstreamError, max_idle=0)
+        self._client = HttpClient(self._server.listening_address, UpstreamError, idle_seconds=_IDLE)
         self._model, self._context, self._key = model, context, key
         self._keep_alive = self._options.keep_alive
 
@@ -293,28 +299,23 @@ def _has_gpu() -> bool:
     return any("GPU" in str(device.get("type", "")) for device in load_llama().get_device_info())
 
 
-def _openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message of Ollama's as llama.cpp's templates take it, which is as OpenAI writes it."""
-    out = {"role": message.get("role", ""), "content": message.get("content", "")}
-    if message.get("thinking"):
-        out["reasoning_content"] = message["thinking"]
-    if message.get("tool_calls"):
-        out["tool_calls"] = [
-            {
-                "id": call.get("id") or f"call_{number}",
-                "type": "function",
-                "function": {
-                    "name": (call.get("function") or {}).get("name", ""),
-                    "arguments": json.dumps((call.get("function") or {}).get("arguments") or {}),
-                },
-            }
-            for number, call in enumerate(message["tool_calls"])
-        ]
-    if message.get("tool_name"):
-        out["name"] = message["tool_name"]
-    if message.get("tool_call_id"):
-        out["tool_call_id"] = message["tool_call_id"]
-    return out
+def _openai_message(message: Message) -> dict[str, Any]:
+    """A message as llama.cpp's templates take it, which is as OpenAI writes it."""
+    calls = [
+        {
+            "id": call.id or f"call_{number}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+        }
+        for number, call in enumerate(message.calls)
+    ]
+    more = {
+        "reasoning_content": message.thinking,
+        "tool_calls": calls,
+        "name": message.tool_name,
+        "tool_call_id": message.tool_call_id,
+    }
+    return {"role": message.role, "content": message.content, **{name: value for name, value in more.items() if value}}
 
 
 async def _events(answer: Response) -> AsyncIterator[Mapping[str, Any]]:

@@ -685,3 +685,51 @@ def test_results_find_their_calls_in_any_number_of_messages() -> None:
     made = parse_chat({"model": "m", "messages": [call("old"), call("new"), *[result] * 200_000]}).messages
     assert {message.tool_name for message in made[2:]} == {"new"}
     assert parse_chat({"model": "m", "messages": [{**result, "tool_call_id": "c9"}]}).messages[0].tool_name == ""
+
+
+def test_a_chat_is_two_requests_on_one_connection(model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompt is rendered and answered; a long one is tokenized besides."""
+    from avocado_magic.infer.api.dialects.ollama import parse_chat
+    from avocado_magic.infer.infrastructure.http import client
+    from avocado_magic.infer.infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
+    from avocado_magic.infer.infrastructure.llamacpp.library import Library
+    from avocado_magic.infer.infrastructure.llamacpp.schemas import Llguidance
+    from avocado_magic.infer.service.inference import Inference
+    from avocado_magic.infer.service.output import capabilities_of
+
+    asked: list[str] = []
+    opened: list[object] = []
+    request, made = client.HttpClient.request, client._Connection.connection_made
+
+    async def noted(self: Any, method: str, path: str, *args: Any) -> Any:
+        asked.append(path)
+        return await request(self, method, path, *args)
+
+    def counted(self: Any, transport: Any) -> None:
+        opened.append(self)
+        made(self, transport)
+
+    monkeypatch.setattr(client.HttpClient, "request", noted)
+    monkeypatch.setattr(client._Connection, "connection_made", counted)
+
+    async def chats() -> tuple[list[str], list[str]]:
+        library = Library(model_cache, capabilities_of)
+        llama = LlamaCppEngine(RunOptions(context=256))
+        inference = Inference(library, llama, Llguidance())
+
+        async def chat(words: str) -> list[str]:
+            asked.clear()
+            body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "options": {"num_predict": 1}}
+            assert [chunk.reason async for chunk in inference.chat(parse_chat(body))][-1] in ("length", "stop")
+            return list(asked)
+
+        try:
+            found = await chat("Hi"), await chat("word " * 400)
+        finally:
+            await llama.close()
+        return found
+
+    short, long = asyncio.run(chats())
+    assert short == ["/apply-template", "/completion"]
+    assert long == ["/apply-template", "/completion", "/tokenize", "/completion"]
+    assert len(opened) == 3  # one, and two: a refused completion takes its connection along

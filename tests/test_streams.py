@@ -284,7 +284,7 @@ def test_two_gateways_suggest_once(tmp_path: Path) -> None:
         with running(tmp_path / "two", upstream=inner.port) as outer:
             # The inner one asks for a key, which the outer does not send: told apart by the words alone.
             assert outer.post("/api/chat", {**CHAT, "model": "lama3"}).status_code == 401
-    from avocado_magic.infer.api.sender import with_suggestion
+    from avocado_magic.infer.api.answers import with_suggestion
 
     once = with_suggestion(b'{"error":"model \'lama3\' not found"}', "; did you mean 'llama3'?")
     assert with_suggestion(once, "; did you mean 'llama3'?") == once

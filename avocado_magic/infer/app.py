@@ -21,10 +21,11 @@ from .. import __version__
 from ..config import base_url, lookup, services_dir
 from ..errors import AvocadoError
 from . import backends
+from .api.asgi import Receive, Scope, Send
 from .api.cors import Cors
 from .api.dialects.cached import CachedResponse
 from .api.dispatch import Dispatch
-from .api.gate import Gate, Receive, Scope, Send, Services
+from .api.gate import Gate, Services
 from .api.metadata import add_docs
 from .api.metadata import router as metadata_router
 from .domain.ports import Keys

@@ -88,7 +88,7 @@ class EmbeddedBackend:
     reached = True
 
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
-        from .api.asgi import handler_of
+        from .api.application import handler_of
         from .api.dialects import ollama, v1
         from .api.errors import add_handlers
         from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
+from .asgi import Receive
 from .client import piece
 from .refusals import Refused
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 # How many of the largest bodies may be held at once; one key may hold half of them.
 HELD_BODIES = 4
 # A request below this is refused for what others hold only when they have taken the reserve for such requests too.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
+from .asgi import Receive, Scope
 from .refusals import Refused
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 # A server's word that it cancels the application when the client leaves; its value tells whether it did.
 CANCELS = "avocado.cancels"
 # A server's offer to be told that the client has shown a key.
@@ -17,7 +16,7 @@ TRUSTS = "avocado.trusts"
 
 
 @asynccontextmanager
-async def watched(scope: MutableMapping[str, Any], receive: Receive) -> AsyncIterator[None]:
+async def watched(scope: Scope, receive: Receive) -> AsyncIterator[None]:
     """Cancel the current task when the client leaves, under a server that does not do so itself."""
     extensions = scope["extensions"] = dict(scope.get("extensions") or {})
     task, left = asyncio.current_task(), False

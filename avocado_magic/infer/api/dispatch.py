@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -19,18 +20,19 @@ from ..service.cache import ResponseCache
 from ..service.limits import Limiter
 from ..service.selection import ModelRouter, Selection
 from . import wire
+from .answers import answer, with_suggestion
+from .asgi import Scope, Send
 from .dialects.body import Body, read
 from .dialects.cached import CachedResponse, CacheKey, as_wanted, cache_key
 from .dialects.form import read_form
 from .dialects.listing import listed, shown
 from .dialects.tokens import longest_answer, prompt_tokens
+from .recorder import Recorder
 from .refusals import Refused
 from .routes import Access, Route, model_in
-from .sender import ResponseSender, Send, answer, with_suggestion
+from .sender import Capture, HeldAnswer, ResponseSender, UsageFilter
 
-Scope = MutableMapping[str, Any]
 logger = logging.getLogger(__name__)
-_CACHED = (b"content-type", b"cache-control")
 _FRESH = (b"no-cache", b"no-store")
 # What a model can be made of besides another model.
 _MADE_OF = ("modelfile", "path", "files", "adapters")
@@ -50,13 +52,15 @@ class Request:
     headers: dict[bytes, bytes]
     body: Any
     record: RequestRecord
+    scope: Scope
+    key: ApiKey
 
 
-Handler = Callable[[Request, Scope, Send], Awaitable[None]]
+Handler = Callable[[Request, Send], Awaitable[None]]
 
 
 class Dispatch:
-    """Asks the engine, which is `behind`."""
+    """Asks the engine, which is behind `handler`."""
 
     def __init__(
         self,
@@ -72,43 +76,47 @@ class Dispatch:
         self._limiter = limiter
         self._cache = cache
 
-    async def upload(self, request: Request, scope: Scope, out: ResponseSender) -> None:
-        await self._handle(request, scope, out.send)
+    async def upload(self, request: Request, out: ResponseSender) -> None:
+        await self._handle(request, out.send)
 
-    async def ask(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
+    async def ask(self, request: Request, out: ResponseSender) -> None:
         """Answer a request whose body is here. Raises InferError for what is refused before the engine sees it."""
         route = request.route
         if route.names_model:
-            await self._about_a_model(request, scope, key, out)
+            await self._about_a_model(request, out)
         elif route.access is Access.ADMIN:
-            await self._change(request, scope, key, out)
+            await self._change(request, out)
         elif route.one_model:
-            await self._one_model(request, scope, key, out)
-        elif route.lists and request.method == "GET" and (key.models is not None or self._models.preset_names()):
-            await self._list(request, scope, key, out)
+            await self._one_model(request, out)
+        elif (
+            route.lists and request.method == "GET" and (request.key.models is not None or self._models.preset_names())
+        ):
+            await self._list(request, out)
         else:
-            out.ask()
-            await self._handle(request, scope, out.send)
+            out.in_flight.ask()
+            await self._handle(request, out.send)
 
-    async def _list(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
+    async def _attempt(self, request: Request, out: ResponseSender, holds: Callable[[int], bool]) -> HeldAnswer | None:
+        """What the engine answers, if `holds(status)`; None where that went out."""
+        out.in_flight.ask()
+        return await out.attempt(partial(self._handle, request), holds)
+
+    async def _list(self, request: Request, out: ResponseSender) -> None:
         """A list of models, with the presets and without what the key may not use."""
-        out.holds = _well
-        out.ask()
-        await self._handle(request, scope, out.send)
-        if out.held:
-            whole = b"".join(out.body)
+        held = await self._attempt(request, out, _well)
+        if held is not None:
+            whole = held.body()
             value = wire.decode(whole)
             if isinstance(value, dict):
-                whole = _as_before(
-                    listed(request.route.dialect, value, self._presets(request.route), key, wire.now), whole
-                )
-            await out.release(whole)
+                presets = self._presets(request.route)
+                whole = _as_before(listed(request.route.dialect, value, presets, request.key, wire.now), whole)
+            await out.release(held, whole)
 
-    async def _one_model(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
-        name = model_in(request.path)
+    async def _one_model(self, request: Request, out: ResponseSender) -> None:
+        name, key = model_in(request.path), request.key
         if len(name) > LONGEST_NAME:
             raise Refused(400, f"the model's name is longer than {LONGEST_NAME} bytes")
-        out.named = (name,)
+        out.in_flight.models = (name,)
         if not key.may_use(name):
             raise Refused(403, f"this key may not use the model {name!r}")
         if name.startswith("preset/") or self._models.selector.preset(name):
@@ -118,131 +126,144 @@ class Dispatch:
                 raise Refused(404, f"model '{name}' not found")
             await answer(out.send, 200, wire.JSON_BARE, wire.encode(found[0]) + b"\n")
             return
-        out.ask()
-        await self._handle(request, scope, out.send)
+        out.in_flight.ask()
+        await self._handle(request, out.send)
 
-    async def _change(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
+    async def _change(self, request: Request, out: ResponseSender) -> None:
         """What changes the engine: a key for some models changes no others, whatever its role."""
+        key = request.key
         if request.body:
             body = await _read_in_thread(request)
-            out.named = tuple(body.names())
-            for name in out.named:
+            out.in_flight.models = tuple(body.names())
+            for name in out.in_flight.models:
                 if not key.may_use(name):
                     raise Refused(403, f"this key may not use the model {name!r}")
             if key.models is not None and any(member in body.members for member in _MADE_OF):
                 raise Refused(403, "this key is for some models, and may make none of files: they could be any model's")
         if not request.route.patient:
-            out.ask()
-        await self._handle(request, scope, out.send)
+            out.in_flight.ask()
+        await self._handle(request, out.send)
 
-    async def _about_a_model(self, request: Request, scope: Scope, key: ApiKey, out: ResponseSender) -> None:
-        route, raw = request.route, request.body
+    async def _about_a_model(self, request: Request, out: ResponseSender) -> None:
+        route, raw, key = request.route, request.body, request.key
         body: Any = _read(request) if len(raw) <= SMALL else await _read_in_thread(request)
         if route.shape is not None and not isinstance(body.get("model"), (str, type(None))):
             route.shape.refuse(raw)
         chosen = await self._models.select(key, body, runs=route.runs)
-        out.named = (chosen.checked,)
+        out.in_flight.models = (chosen.checked,)
+        streams = False
         if route.generates and not route.form:
             asked = body.get("stream")
-            out.streams = asked is True or (route.dialect is Dialect.OLLAMA and asked is not False)
-            out.comments = route.dialect if out.streams and route.dialect is not Dialect.OLLAMA else None
-        if not route.runs:
-            await self._try(request, scope, chosen, key, out)
+            streams = asked is True or (route.dialect is Dialect.OLLAMA and asked is not False)
+            out.comments = route.dialect if streams and route.dialect is not Dialect.OLLAMA else None
+        recorder = out.recorder
+        if recorder is None:
+            await self._try(request, chosen, out)
             return
-        where = self._where(request, chosen, key)
+        recorder.streams = streams
+        where = self._where(request, chosen)
         if where is not None and await self._replay(where, request, out):
             return
-        out.estimate = lambda: len(raw) // _FORM_BYTES + 1 if route.form else prompt_tokens(body, len(raw))
+        recorder.estimate = lambda: len(raw) // _FORM_BYTES + 1 if route.form else prompt_tokens(body, len(raw))
         if key.tokens_per_day is not None:
-            chosen = await self._meter(request, body, chosen, key, out)
+            chosen = await self._meter(request, body, chosen, recorder, out)
         before = perf_counter()
         await self._admission.enter(key.id)
         out.record.queued = perf_counter() - before
         try:
-            if out.still is not None and (out.meter is not None or out.record.queued > _MOMENT):
-                out.still()  # what was taken away while it waited never reaches the engine
-            await self._try(request, scope, chosen, key, out)
+            if recorder.reservation is not None or out.record.queued > _MOMENT:
+                out.in_flight.check()  # what was taken away while it waited never reaches the engine
+            await self._try(request, chosen, out)
         finally:
             self._admission.leave()
-        if where is not None and out.kept and out.complete and out.record.outcome == "answered":
+        if where is not None and out.capture is not None and out.complete and out.record.outcome == "answered":
             assert self._cache is not None
-            kept = [header for header in out.fields if header[0] in _CACHED]
-            self._cache.put(where.digest, CachedResponse(kept, tuple(out.kept), where.stream))
+            kept = out.capture.response(out.headers, stream=where.stream)
+            if kept is not None:
+                self._cache.put(where.digest, kept)
 
     async def _meter(
-        self, request: Request, body: Body, chosen: Selection, key: ApiKey, out: ResponseSender
+        self, request: Request, body: Body, chosen: Selection, recorder: Recorder, out: ResponseSender
     ) -> Selection:
         """Set tokens of the key's day aside, and have the engine say how many a stream took. Raises OverLimit."""
-        limiter = self._limiter
+        limiter, key = self._limiter, request.key
         route, size = request.route, len(request.body)
         limit = route.shape.limit if route.shape else ""
         wanted = longest_answer(body, limit) if limit else None if route.form else 0
         if size > SMALL and not route.form:
             estimate = await asyncio.to_thread(prompt_tokens, body, size)
-            out.estimate = lambda: estimate
-        out.meter = await limiter.reserve(key, out.estimate() if out.estimate else 0, wanted)
-        out.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
+            recorder.estimate = lambda: estimate
+        recorder.reservation = await limiter.reserve(key, recorder.estimate() if recorder.estimate else 0, wanted)
+        recorder.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
         if route.shape is None or not route.shape.usage_on_request or body.get("stream") is not True:
             return chosen
         options = body.get("stream_options")
         options = options if isinstance(options, dict) else {}
         if options.get("include_usage") is True:
             return chosen
-        out.hides_usage, out.keeps = True, 0
+        out.filter, out.capture = UsageFilter(), None
         asking = {"stream_options": {**options, "include_usage": True}}
         candidates = [(name, _with(made, asking)) for name, made in chosen.candidates]
         return replace(chosen, candidates=candidates)
 
-    async def _try(self, request: Request, scope: Scope, chosen: Selection, key: ApiKey, out: ResponseSender) -> None:
+    async def _try(self, request: Request, chosen: Selection, out: ResponseSender) -> None:
         """Ask for each candidate until one answers: the next where one is missing, or fails before its answer began."""
+        key, flight = request.key, out.in_flight
         preset = self._models.selector.preset(chosen.asked) if request.route.shows else None
         last = len(chosen.candidates) - 1
         for number, (model, body) in enumerate(chosen.candidates):
             out.record.model = model
             # The one that answers counts as well, where the key was asked about it.
-            out.named = (chosen.checked, model) if key.may_use(model) else (chosen.checked,)
-            if number and out.still is not None:
-                out.still()
-            out.holds = _always if preset else _missing if number == last else _missing_or_failed
+            flight.models = (chosen.checked, model) if key.may_use(model) else (chosen.checked,)
+            if number:
+                flight.check()
+            holds = _always if preset else _missing if number == last else _missing_or_failed
             out.model = b"" if model == chosen.asked else model.encode()
-            out.ask()
-            await self._handle(request if body is request.body else replace(request, body=body), scope, out.send)
-            if not out.held:
+            asked = request if body is request.body else replace(request, body=body)
+            held = await self._attempt(asked, out, holds)
+            if held is None:
                 return
-            if number < last:
-                logger.warning("%s: %r cannot answer (%d), the next is tried", out.record.id, model, out.status)
-        whole = b"".join(out.body)
-        if out.status == 404 and chosen.asked and whole.startswith(b"{"):
+            if number == last:
+                await self._release(held, chosen, preset, key, out)
+            else:
+                logger.warning("%s: %r cannot answer (%d), the next is tried", out.record.id, model, held.status)
+
+    async def _release(
+        self, held: HeldAnswer, chosen: Selection, preset: Preset | None, key: ApiKey, out: ResponseSender
+    ) -> None:
+        """Send what was held of the last candidate: what is not there with a name that is, a preset as one."""
+        whole = held.body()
+        if held.status == 404 and chosen.asked and whole.startswith(b"{"):
             suggestion = await self._models.suggestion(chosen.asked, key)
             whole = with_suggestion(whole, suggestion) if suggestion else whole
-        elif preset and out.status == 200 and isinstance(value := wire.decode(whole), dict):
+        elif preset and held.status == 200 and isinstance(value := wire.decode(whole), dict):
             whole = _as_before(shown(value, preset), whole)
-        await out.release(whole)
+        await out.release(held, whole)
 
     def _presets(self, route: Route) -> Sequence[Preset]:
         return self._models.selector.rules.presets if route.of_presets else ()
 
-    def _where(self, request: Request, chosen: Selection, key: ApiKey) -> CacheKey | None:
+    def _where(self, request: Request, chosen: Selection) -> CacheKey | None:
         """What the cache keeps the answer to this request under; None where it keeps none."""
-        if self._cache is None or len(chosen.candidates) != 1:
+        route = request.route
+        if self._cache is None or len(chosen.candidates) != 1 or route.shape is None:
             return None
-        owner, route = "" if self._cache.shared else key.id, request.route
-        return (
-            cache_key(owner, route.path, route.dialect, route.shape, chosen.candidates[0][1]) if route.shape else None
-        )
+        owner = "" if self._cache.shared else request.key.id
+        return cache_key(owner, route.path, route.dialect, route.shape, chosen.candidates[0][1])
 
     async def _replay(self, where: CacheKey, request: Request, out: ResponseSender) -> bool:
-        """Answer from the cache, if it has the answer and the client takes it from there."""
+        """Answer from the cache, if it has the answer and the client takes it from there; else have the answer kept."""
         assert self._cache is not None
         asked = request.headers.get(b"cache-control", b"").lower()
-        out.keeps = 0 if b"no-store" in asked else self._cache.largest
+        if b"no-store" not in asked:
+            out.capture = Capture(self._cache.largest)
         if any(word in asked for word in _FRESH):
             return False
         found = self._cache.get(where.digest)
         kept = as_wanted(found[0], where) if found else None
         if found is None or kept is None:
             return False
-        out.keeps = 0
+        out.capture = None
         out.record.outcome = "cached"
         extra = ((b"cache-status", b"avocado; hit"), (b"age", str(found[1]).encode()))
         await out.send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *extra]})

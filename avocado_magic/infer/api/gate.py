@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 from ..domain.keys import ApiKey
 from ..domain.ports import Engine, Observer
@@ -22,19 +21,18 @@ from ..service.admission import Busy
 from ..service.limits import Limiter, OverLimit
 from . import headers as heads
 from . import wire
+from .answers import answer, answer_error
+from .asgi import App, Receive, Scope, Send
 from .bodies import Bodies
 from .client import CANCELS, TRUSTS, pieces, watched
 from .cors import Cors
 from .dispatch import Dispatch, Request
+from .in_flight import InFlight
+from .recorder import Recorder
 from .refusals import Headers, Refused, status_of
 from .routes import ROUTES, Access, Route, Serves, dialect_of, find_route, plain
-from .sender import ResponseSender, answer, answer_error
+from .sender import ResponseSender
 from .watch import Watch
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 _UNSEEN = frozenset(
@@ -64,7 +62,8 @@ class Gate:
         self._services = services
         self._app = app
         self._bodies = Bodies(max_body)
-        self._watch = Watch(services.access, first_byte, comments)
+        # Comments are the gateway's, never the engine's behind it.
+        self._watch = Watch(first_byte, 0.0 if services.access.open_to_all else comments)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
         self._id_prefix, self._id_count = secrets.token_hex(5), 0
@@ -82,12 +81,12 @@ class Gate:
         path = plain(scope.get("raw_path", b"").decode("latin-1").partition("?")[0])
         self._id_count += 1
         record = RequestRecord(f"{self._id_prefix}{self._id_count:08x}", scope["method"], path, perf_counter())
-        out = ResponseSender(send, record, ((b"x-request-id", record.id.encode()),))
-        self._watch.enter(task, out)
+        out = ResponseSender(send, record, InFlight(task), ((b"x-request-id", record.id.encode()),))
+        self._watch.enter(out)
         try:
             await self._serve(scope, path, receive, out)
         finally:
-            self._watch.leave(task)
+            self._watch.leave(out)
 
     @property
     def open_requests(self) -> int:
@@ -116,10 +115,11 @@ class Gate:
             record.outcome = "refused"
             await _refuse(refusal, path, out)
         except asyncio.CancelledError:
-            if out.ending is not None:
+            ending = out.in_flight.ending
+            if ending is not None:
                 record.outcome = "cut"
-                logger.info("%s %s %s: ended: %s", record.id, scope["method"], record.route, out.ending.message)
-                await _refuse(out.ending, path, out)
+                logger.info("%s %s %s: ended: %s", record.id, scope["method"], record.route, ending.message)
+                await _refuse(ending, path, out)
                 return
             left = scope.get("extensions", {}).get(CANCELS)
             if left is None or not left():
@@ -140,14 +140,16 @@ class Gate:
             record.outcome = "failed"
             raise
         finally:
-            out.task = out.grow = out.still = out.comments = None
-            out.counted()
+            out.comments, recorder = None, out.recorder
+            out.in_flight.finish()
+            if recorder is not None:
+                recorder.finish(out.status, out.in_flight.asked, complete=out.complete)
             record.ended = perf_counter()
             if record.route not in _UNSEEN:
                 for observer in self._services.observers:
                     observer.record(record)
-            if out.meter is not None:
-                self._services.limiter.release(out.meter)
+            if recorder is not None and recorder.reservation is not None:
+                self._services.limiter.release(recorder.reservation)
 
     async def _handle(self, scope: Scope, path: str, receive: Receive, out: ResponseSender) -> None:
         services, record, method = self._services, out.record, scope["method"]
@@ -181,7 +183,7 @@ class Gate:
             raise Refused(405, "405 method not allowed", plain=True, headers=(allow,))
         heads.check_role(services.access, route, key)
         if not services.access.open_to_all:
-            self._watch.follow(out, key, route)
+            out.in_flight.follow(services.access, key, route)
         if route.serves is Serves.GATE:
             body, kind = services.metrics()
             await answer(out.send, 200, kind, body)
@@ -209,23 +211,24 @@ class Gate:
     ) -> None:
         services, method, record = self._services, scope["method"], out.record
         record.runs = route.runs
-        out.dialect, out.shape, out.generates = route.dialect, route.shape, route.generates
+        if route.runs:
+            out.recorder = Recorder(record, route)
         services.limiter.enter(key, runs=route.runs)
         held = 0
         try:
             if route.uploads and method == "POST":
-                request = Request(method, record.path, route, headers, pieces(receive), record)
-                await services.dispatch.upload(request, scope, out)
+                request = Request(method, record.path, route, headers, pieces(receive), record, scope, key)
+                await services.dispatch.upload(request, out)
                 return
             body = await self._bodies.read(key.id, headers, receive)
             held = len(body)
-            request = Request(method, record.path, route, headers, body, record)
+            request = Request(method, record.path, route, headers, body, record, scope, key)
             del body
             if CANCELS in (scope.get("extensions") or {}):
-                await services.dispatch.ask(request, scope, key, out)
+                await services.dispatch.ask(request, out)
             else:
                 async with watched(scope, receive):
-                    await services.dispatch.ask(request, scope, key, out)
+                    await services.dispatch.ask(request, out)
         finally:
             self._bodies.drop(key.id, held)
             services.limiter.leave(key, runs=route.runs)
@@ -236,7 +239,6 @@ async def _refuse(refusal: InferError, path: str, out: ResponseSender) -> None:
     if out.begun:
         await out.break_off(dialect_of(path), refusal.message)
         return
-    out.holds, out.held = None, False
     headers: Headers = refusal.headers if isinstance(refusal, Refused) else ()
     if isinstance(refusal, Denied):
         route = find_route(path)

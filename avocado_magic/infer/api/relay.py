@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
-from typing import Any
 
 from ..domain.ports import Upstream, UpstreamAnswer
 from ..domain.types import UpstreamError
-from .asgi import PROMPT_CUT
+from .answers import answer_error
+from .application import PROMPT_CUT
+from .asgi import Send
 from .dispatch import Request
-from .sender import Send, answer_error
 
 logger = logging.getLogger(__name__)
 # All that goes upstream of a client's head: Ollama carries the rest on, to its cloud for instance.
@@ -28,7 +27,7 @@ class Relay:
         self._client = client
         self.reached: bool | None = None  # whether the engine took the last request; None before the first
 
-    async def __call__(self, request: Request, scope: MutableMapping[str, Any], send: Send) -> None:
+    async def __call__(self, request: Request, send: Send) -> None:
         given = request.headers
         headers = [(name, given[name]) for name in _FORWARDED if name in given]
         length = given.get(b"content-length") if request.route.uploads else None

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from ..domain.requests import SMALL
 from ..domain.types import Dialect, InferError
 from . import wire
-from .asgi import NOTES, PROMPT_CUT
+from .application import NOTES, PROMPT_CUT
 from .dialects.go_json import decode
 from .dialects.shapes import Shape
 

@@ -7,12 +7,8 @@ import asyncio
 import logging
 from time import perf_counter
 
-from ..domain.keys import ApiKey
 from ..domain.types import InferError
-from ..service.access import AccessPolicy
-from .headers import check_role
 from .refusals import Refused
-from .routes import Route
 from .sender import ResponseSender
 
 logger = logging.getLogger(__name__)
@@ -27,10 +23,9 @@ class Watch:
     of a stream that waits, the first after twice as many, 0 for none.
     """
 
-    def __init__(self, access: AccessPolicy, first_byte: float, comments: float) -> None:
-        self._access = access
+    def __init__(self, first_byte: float, comments: float) -> None:
         self._first_byte = first_byte
-        self._comments = 0.0 if access.open_to_all else comments  # the gateway's, never the engine's behind it
+        self._comments = comments
         self._seconds = min(LOOK_SECONDS, comments / 2) if comments else LOOK_SECONDS
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[asyncio.Task[None], ResponseSender] = {}
@@ -43,29 +38,15 @@ class Watch:
     def __len__(self) -> int:
         return len(self._open)
 
-    def enter(self, task: asyncio.Task[None], out: ResponseSender) -> None:
+    def enter(self, out: ResponseSender) -> None:
+        task = out.in_flight.task
         self._open[task] = out
-        out.task = task
         if not self._looking:
             self._looking = True
             task.get_loop().call_later(self._seconds, self._look)
 
-    def leave(self, task: asyncio.Task[None]) -> None:
-        self._open.pop(task, None)
-
-    def follow(self, out: ResponseSender, key: ApiKey, route: Route) -> None:
-        """Have `out` end when `key` may not use `route`, or the models it named, any more."""
-
-        def still() -> None:
-            now = self._access.again(key)
-            if now is key or now == key:
-                return
-            check_role(self._access, route, now)
-            for name in out.named:
-                if not now.may_use(name):
-                    raise Refused(403, f"this key may not use the model {name!r} any more")
-
-        out.still = still
+    def leave(self, out: ResponseSender) -> None:
+        self._open.pop(out.in_flight.task, None)
 
     def _look(self) -> None:
         """Look at each request that is open; again and again while there are any."""
@@ -79,10 +60,10 @@ class Watch:
             except Exception:
                 logger.exception("looking at a request failed; it goes on")
                 continue
-            if out.ending is not None:
+            if out.in_flight.ending is not None:
                 continue
             if reason is not None:
-                out.cut(reason)
+                out.in_flight.cut(reason)
             elif self._comments and out.comments is not None:
                 silent = now - out.spoke_at
                 if silent >= self._comments * (1 if out.opened else 2):
@@ -91,11 +72,11 @@ class Watch:
         asyncio.get_running_loop().call_later(self._seconds, self._look)
 
     def _reason(self, out: ResponseSender, now: float) -> InferError | None:
-        if out.still is not None:
-            try:
-                out.still()
-            except InferError as refusal:
-                return refusal
-        if self._first_byte and out.asked_at and now - out.asked_at > self._first_byte:
+        try:
+            out.in_flight.check()
+        except InferError as refusal:
+            return refusal
+        silent = out.in_flight.silent_since
+        if self._first_byte and silent and now - silent > self._first_byte:
             return Refused(504, f"the engine has said nothing for {self._first_byte:g} s")
         return None

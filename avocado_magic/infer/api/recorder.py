@@ -1,0 +1,118 @@
+"""Counts the tokens of an answer as it passes: the engine's own count, or as near as can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+from ..domain.types import InferError, RequestRecord
+from ..service.limits import Reservation
+from . import wire
+from .dialects.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
+from .routes import Route
+
+# The counts stand in the last bytes of an answer; before them only a stream's closing frame.
+_TAIL = 2048
+# But those of an answer in one piece, and of some streams, in an object that has much else in it.
+_WHOLE_TAIL = 1 << 20
+# Tokens a second that an engine may make of an answer in one piece, where a client leaves before it is there.
+_FASTEST = 100
+# Frames of a stream that carry no token: the role, the reason it ended, the usage, the end.
+_FRAMES = 4
+
+
+class Recorder:
+    """What goes out of one answer of the engine's model, as tokens.
+
+    `streams` is whether a stream was asked for, `estimate` tells about how many tokens the prompt has, and `reservation`
+    is what a key that may use so many a day has set aside for it; `grow` sets more aside or says why not.
+    """
+
+    __slots__ = (
+        "_in_pieces",
+        "_inside",
+        "_mark",
+        "_pieces",
+        "_record",
+        "_route",
+        "_size",
+        "_tail",
+        "_tail_size",
+        "estimate",
+        "grow",
+        "reservation",
+        "streams",
+    )
+
+    def __init__(self, record: RequestRecord, route: Route) -> None:
+        self._record = record
+        self._route = route
+        self._inside = route.shape is not None and route.shape.counts_inside
+        self._in_pieces = False  # the engine's answer is a stream
+        self._mark = b"\n"  # what a piece of a stream ends with, or has in it once
+        self._tail_size = _TAIL
+        self._tail = b""
+        self._pieces = self._size = 0
+        self.streams = False
+        self.estimate: Callable[[], int] | None = None
+        self.reservation: Reservation | None = None
+        self.grow: Callable[[Reservation], InferError | None] | None = None
+
+    def begin(self, kind: bytes, *, in_pieces: bool) -> None:
+        """Its head is here: its content type, and whether it is a stream."""
+        self._in_pieces = in_pieces
+        if in_pieces and kind.startswith(wire.SSE.encode()):
+            self._mark = self._route.shape.mark if self._route.shape is not None else b"\n\n"
+        if not in_pieces or self._inside:
+            self._tail_size = _WHOLE_TAIL
+
+    def add(self, body: bytes) -> None:
+        size = self._tail_size
+        self._pieces += body.count(self._mark)
+        self._size += len(body)
+        self._tail = body[-size:] if len(body) >= size else (self._tail + body)[-size:]
+
+    def overdrawn(self) -> InferError | None:
+        """Why a stream may not go on: it passed what its key has left, and the engine has not counted, so it is not the end."""
+        held = self.reservation
+        while held is not None and held.prompt + self._pieces - _FRAMES > held.tokens and self.grow is not None:
+            refusal = self.grow(held)
+            if refusal is not None:
+                return None if any(tokens_in(self._tail, self._route.dialect) or ()) else refusal
+        return None
+
+    def finish(self, status: int, asked: float, *, complete: bool) -> None:
+        """Write the counts into the record: the engine's own, or an estimate of what broke off.
+
+        `asked` is when the engine got the request (perf_counter), 0 where it never did.
+        """
+        record = self._record
+        ended = record.outcome in ("left", "broken", "cut")
+        if not asked or not (ended or (record.outcome == "answered" and status == 200)):
+            return
+        found = self._told() if complete and not ended else None
+        if found is None:
+            found = (self.estimate() if self.estimate else 0, self._estimated(asked))
+            record.estimated = True
+        record.prompt_tokens, record.completion_tokens = found
+
+    def _told(self) -> tuple[int, int] | None:
+        """The engine's own count; None where it gives none."""
+        if self._in_pieces and not self._inside:
+            return tokens_in(self._tail, self._route.dialect)
+        return tokens_of(self._tail, completed=self._in_pieces)
+
+    def _estimated(self, asked: float) -> int:
+        """About how many tokens the answer has, where the engine does not say."""
+        if self._in_pieces:
+            return self._pieces
+        if not self._route.generates or (self.streams and not self._size):
+            return 0
+        if self._size:
+            return self._size // BYTES_PER_TOKEN
+        # Left before an answer in one piece was there: nobody knows how far it was.
+        held = self.reservation
+        if held is None:
+            return 0
+        made = int((perf_counter() - asked) * _FASTEST)
+        return min(made, held.tokens) if held.wanted is None else held.wanted

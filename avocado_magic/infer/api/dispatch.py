@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -96,14 +95,9 @@ class Dispatch:
             out.in_flight.ask()
             await self._handle(request, out.send)
 
-    async def _attempt(self, request: Request, out: ResponseSender, holds: Callable[[int], bool]) -> HeldAnswer | None:
-        """What the engine answers, if `holds(status)`; None where that went out."""
-        out.in_flight.ask()
-        return await out.attempt(partial(self._handle, request), holds)
-
     async def _list(self, request: Request, out: ResponseSender) -> None:
         """A list of models, with the presets and without what the key may not use."""
-        held = await self._attempt(request, out, _well)
+        held = await out.attempt(self._handle, request, _well)
         if held is not None:
             whole = held.body()
             value = wire.decode(whole)
@@ -220,7 +214,7 @@ class Dispatch:
             holds = _always if preset else _missing if number == last else _missing_or_failed
             out.model = b"" if model == chosen.asked else model.encode()
             asked = request if body is request.body else replace(request, body=body)
-            held = await self._attempt(asked, out, holds)
+            held = await out.attempt(self._handle, asked, holds)
             if held is None:
                 return
             if number == last:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeVar
 
 from ..domain.types import Dialect, RequestRecord
 from . import wire
@@ -16,6 +17,7 @@ from .in_flight import InFlight
 from .recorder import Recorder
 from .refusals import Headers
 
+Asked = TypeVar("Asked")
 _STREAMS = (wire.NDJSON.encode(), wire.SSE.encode())
 # The words by which a proxy in front of us passes on each piece of a stream, and keeps none.
 _NOT_HELD: Headers = ((b"x-accel-buffering", b"no"),)
@@ -173,12 +175,13 @@ class ResponseSender:
                 await asyncio.get_running_loop().create_future()
 
     async def attempt(
-        self, answer: Callable[[Send], Awaitable[None]], holds: Callable[[int], bool]
+        self, handler: Callable[[Asked, Send], Awaitable[None]], request: Asked, holds: Callable[[int], bool]
     ) -> HeldAnswer | None:
-        """Have `answer` send one: it is handed back where `holds(status)`; None means that it went out."""
+        """Have `handler` answer `request`: its answer is handed back where `holds(status)`; None means that it went out."""
+        self.in_flight.ask()
         self._holds = holds
         try:
-            await answer(self.send)
+            await handler(request, self.send)
             return self._held
         finally:
             self._held = self._holds = None

@@ -17,6 +17,7 @@ from typing import Any
 
 from .errors import AvocadoError, ConfigError
 from .files import replace_file
+from .timestamps import parsed, utc_now, written
 
 ROLES = ("inference", "admin", "metrics")
 # Names of the keys that have files of their own; usage is counted by name.
@@ -44,8 +45,8 @@ class KeyEntry:
         """What may be shown: everything but the hash."""
         return {name: value for name, value in asdict(self).items() if name != "sha256"}
 
-    def expired(self, now: datetime | None = None) -> bool:
-        return self.expires_at is not None and parse_time(self.expires_at) <= (now or datetime.now(timezone.utc))
+    def expired(self) -> bool:
+        return self.expires_at is not None and parsed(self.expires_at) <= utc_now()
 
 
 def keys_file(folder: Path) -> Path:
@@ -116,7 +117,7 @@ def _is_limit(value: Any) -> bool:
 
 def _is_time(value: Any) -> bool:
     try:
-        parse_time(value)
+        parsed(value)
     except (ValueError, TypeError, AttributeError, OverflowError):
         return False
     return True
@@ -172,7 +173,7 @@ def create(
         tokens_per_day=tokens_per_day,
         parallel=parallel,
         expires_at=_expiry(expires),
-        created_at=_iso(datetime.now(timezone.utc)),
+        created_at=written(utc_now()),
     )
     with _locked(path):
         kept = entries(path)
@@ -218,37 +219,24 @@ def table(found: Sequence[KeyEntry]) -> str:
     )
 
 
-def parse_time(text: str) -> datetime:
-    """An ISO 8601 time with a zone; ValueError for anything else."""
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    if moment.tzinfo is None:
-        raise ValueError("a time without a zone")
-    return moment
-
-
 def _expiry(text: str | None) -> str | None:
     if text is None:
         return None
-    now = datetime.now(timezone.utc)
     span = _SPAN.fullmatch(text.strip())
     try:
-        moment = now + timedelta(**{_UNITS[span[2]]: int(span[1])}) if span else _day_or_time(text)
+        moment = utc_now() + timedelta(**{_UNITS[span[2]]: int(span[1])}) if span else _day_or_time(text)
     except (ValueError, OverflowError):
         raise ConfigError(
             f"{text!r} is no time to expire at", "write 30m, 12h, 7d or 4w, or a day as in 2027-01-31"
         ) from None
-    if moment <= now:
+    if moment <= utc_now():
         raise ConfigError(f"{text!r} is in the past", "give a time to come")
-    return _iso(moment)
+    return written(moment)
 
 
 def _day_or_time(text: str) -> datetime:
     moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _locked(path: Path) -> Any:

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
 
+from ..back_off import BackOff
+from ..timestamps import utc_now, written
 from .broker import Broker
 from .failures import PublishError
 from .message import URL_CHANGED, UrlChanged
@@ -16,7 +17,7 @@ from .publisher import publish
 
 logger = logging.getLogger(__name__)
 # Seconds until a failed or unrouted announcement is tried again.
-_RETRIES = (5.0, 10.0, 20.0, 30.0)
+_SHORTEST, _LONGEST = 5.0, 30.0
 _AFTER_UNKNOWN = 5.0
 
 
@@ -66,11 +67,11 @@ class UrlAnnouncer:
         return self.state not in ("waiting", "publishing")
 
     def _work(self) -> None:
-        tries = 0
+        retries = BackOff(_SHORTEST, _LONGEST)
         pause: float | None = None  # until the next try; None waits for a new URL
         while not self._stopped.is_set():
             if self._wake.wait(pause):
-                tries = 0
+                retries.reset()
             self._wake.clear()
             with self._lock:
                 message = self._message
@@ -78,19 +79,18 @@ class UrlAnnouncer:
                 pause = None
                 continue
             try:
-                pause = self._try(message, _RETRIES[min(tries, len(_RETRIES) - 1)])
+                pause = self._try(message, retries.next())
             except Exception:
                 logger.exception("announcing failed")
                 self.settle("failed", "unexpected error: the supervisor's log has it", None)
-                pause = _RETRIES[-1]
-            tries += 1
+                pause = _LONGEST
 
     def _try(self, message: UrlChanged, retry: float) -> float | None:
         """Publish once; the seconds until it should be published again, None if that is not needed."""
         assert self._broker is not None
         if self.state == "waiting":
             self.settle("publishing", None, None)
-        fresh = replace(message, timestamp=datetime.now(timezone.utc))
+        fresh = replace(message, timestamp=utc_now())
         try:
             outcome = publish(self._broker, URL_CHANGED, fresh.to_json())
         except PublishError as error:
@@ -101,7 +101,7 @@ class UrlAnnouncer:
         if outcome.warning:
             logger.warning("%s", outcome.warning)
         logger.info("announcing %s at %s: %s", message.new_url, self._broker, outcome.text)
-        at = fresh.timestamp.strftime("%Y-%m-%dT%H:%M:%SZ")
+        at = written(fresh.timestamp)
         said = outcome.warning or (None if outcome.delivered else outcome.text)
         self.settle("healthy" if outcome.delivered else "unrouted", said, {"at": at, "outcome": outcome.text})
         if not outcome.delivered:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
+
+from ..timestamps import utc_now, written
 
 EXCHANGE = "service-discovery"
 EXCHANGE_TYPE = "topic"
@@ -30,7 +32,7 @@ class UrlChanged:
     """
 
     new_url: str
-    timestamp: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    timestamp: datetime = field(default_factory=utc_now)
     service_id: str = SERVICE_ID
     version: str = VERSION
     kind: str | None = None
@@ -49,7 +51,7 @@ class UrlChanged:
 
     def to_json(self) -> bytes:
         """The message body, UTF-8; the four members of the contract first."""
-        stamp = self.timestamp.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        stamp = written(self.timestamp)
         body: dict[str, Any] = {
             "NewUrl": self.new_url,
             "Timestamp": stamp,

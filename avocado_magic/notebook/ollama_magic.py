@@ -155,31 +155,30 @@ def _pieces(request: Request, body: Mapping[str, Any], notes: dict[str, str]) ->
     """The pieces of the answer as they come; what its head says besides goes into `notes`."""
     import requests
 
-    headers = {"ngrok-skip-browser-warning": "1"}
-    if request.key:
-        headers["Authorization"] = f"Bearer {request.key}"
+    from ..sessions import service_session
+
+    headers = {"Authorization": f"Bearer {request.key}"} if request.key else {}
     try:
-        with requests.Session() as session:
-            # A netrc or proxy of the environment's has no say about the key, nor about loopback.
-            session.trust_env = not request.url.startswith("http://127.0.0.1:")
-            session.auth = lambda prepared: prepared
-            with session.post(
+        with (
+            service_session(request.url) as session,
+            session.post(
                 f"{request.url}/api/chat", json=body, headers=headers, stream=True, timeout=(10, 3600)
-            ) as answer:
-                if answer.status_code != 200:
-                    raise _refused(request, answer.status_code, answer.text)
-                notes["prompt_cut"] = answer.headers.get("X-Avocado-Prompt-Cut", "")
-                # An answer that is not chunked would be held back until a whole buffer is full.
-                chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-                for line in answer.iter_lines(chunk_size=None if chunked else 1):
-                    if not line:
-                        continue
-                    piece = json.loads(line)
-                    if "error" in piece:
-                        raise AvocadoError(
-                            f"the model broke off: {piece['error']}", "%avocado_logs engine may say why", part="engine"
-                        )
-                    yield piece
+            ) as answer,
+        ):
+            if answer.status_code != 200:
+                raise _refused(request, answer.status_code, answer.text)
+            notes["prompt_cut"] = answer.headers.get("X-Avocado-Prompt-Cut", "")
+            # An answer that is not chunked would be held back until a whole buffer is full.
+            chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
+            for line in answer.iter_lines(chunk_size=None if chunked else 1):
+                if not line:
+                    continue
+                piece = json.loads(line)
+                if "error" in piece:
+                    raise AvocadoError(
+                        f"the model broke off: {piece['error']}", "%avocado_logs engine may say why", part="engine"
+                    )
+                yield piece
     except requests.RequestException as error:
         raise AvocadoError(
             f"no answer from {request.url} ({type(error).__name__})", "%avocado_status says how the service is"

@@ -129,12 +129,6 @@ class ProcessPart:
         """The exit status of the process; None while it runs."""
         return self._process.returncode() if self._process else -1
 
-    def _last_words(self, otherwise: str) -> str:
-        """Why an avocado-infer ended while it started: its own sentence, `otherwise` where it said none."""
-        mark = "avocado-infer: "
-        said = [line for line in tail(self.log, 5) if line.startswith(mark)]
-        return said[-1].removeprefix(mark) if said else otherwise
-
     def stop(self, budget: float) -> None:
         if self._process:
             self._process.stop(budget)

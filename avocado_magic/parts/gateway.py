@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import requests
 
 from ..api_keys import keys_file
-from ..process import without_variables
+from ..sessions import local_session
 from ..settings import Settings
-from .base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
-from .local_http import local_session
+from .base import ANSWER_SECONDS, StartContext
+from .infer import InferPart
 from .ports import listen, listens
 
 # Open streams get this long to end when the service stops; well inside what `stop` waits for.
 DRAIN_SECONDS = 1.5
 
 
-class Gateway(ProcessPart):
+class Gateway(InferPart):
     """Runs ``avocado-infer --backend ollama`` on a port of 127.0.0.1, 0 for a free one.
 
     The port is taken once, here, and handed to the gateway alone: while that restarts, who connects waits, and no
@@ -28,6 +27,7 @@ class Gateway(ProcessPart):
     """
 
     name = "gateway"
+    what = "the gateway"
 
     def __init__(self, port: int, upstream: str, key_file: Path, settings: Settings, log: Path) -> None:
         self._listening = listen(port)
@@ -55,47 +55,30 @@ class Gateway(ProcessPart):
         self._listening.close()
 
     def start(self, context: StartContext) -> None:
-        context.report("starting")
-        argv = [
-            sys.executable,
-            "-m",
-            "avocado_magic.infer",
-            "--fd",
-            str(self._listening.fileno()),
-            "--backend",
-            "ollama",
-            "--upstream",
-            self._upstream,
-            "--api-key-file",
-            str(self._key_file),
-            "--keys-file",
-            str(keys_file(self._key_file.parent)),
-            "--state-dir",
-            str(self._key_file.parent),
-            "--service-state",
-            str(self._key_file.parent / "state.json"),
-            "--service-name",
-            self._settings.name,
+        folder = self._key_file.parent
+        options = [
+            *("--fd", str(self._listening.fileno())),
+            *("--backend", "ollama"),
+            *("--upstream", self._upstream),
+            *("--api-key-file", str(self._key_file)),
+            *("--keys-file", str(keys_file(folder))),
+            *("--state-dir", str(folder)),
+            *("--service-state", str(folder / "state.json")),
+            *("--service-name", self._settings.name),
         ]
         if self._settings.admin_routes:
-            argv.append("--admin-routes")
+            options.append("--admin-routes")
         if self._settings.gateway_config:
-            argv += ["--config", self._settings.gateway_config]
-        # The user's own avocado-infer settings are for one that runs alone: here they could open the door.
-        environment = {**without_variables("AVOCADO_INFER_"), "AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)}
-        self._launch(argv, environment, [self._listening.fileno()])
-
-        def answers() -> bool:
-            if self._code() is not None:
-                raise part_error(
-                    self.name,
-                    self._last_words("the gateway ended while it started"),
-                    "mend what it names, or see the log",
-                    self.log,
-                )
-            return self.check() is None
-
-        context.wait_until(answers, "starting the gateway", self.name, self.log, ANSWER_SECONDS)
+            options += ["--config", self._settings.gateway_config]
+        self._run(
+            context,
+            options,
+            lambda: self.check() is None,
+            hint="mend what it names, or see the log",
+            environment={"AVOCADO_INFER_DRAIN": str(DRAIN_SECONDS)},
+            descriptors=[self._listening.fileno()],
+            seconds=ANSWER_SECONDS,
+        )
 
     def check(self) -> str | None:
         if not self.holds_port():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 from ..settings import Settings
+from ..timestamps import utc_now, written
 from .owners import Owner
 
 
@@ -72,4 +73,4 @@ class Lifetime:
 
 
 def _in(seconds: float) -> str:
-    return (datetime.now(timezone.utc) + timedelta(seconds=max(0.0, seconds))).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return written(utc_now() + timedelta(seconds=max(0.0, seconds)))

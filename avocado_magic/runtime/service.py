@@ -22,10 +22,11 @@ from ..parts.gateway import Gateway
 from ..process import Identity
 from ..settings import Settings
 from ..states import PartState, ServiceState
+from ..timestamps import utc_now, written
 from .keys import read_key
 from .lifetime import Lifetime
 from .owners import Owner
-from .state import ServiceFolder, ServiceRecord, utc_now
+from .state import ServiceFolder, ServiceRecord
 from .state_store import StateStore
 from .url_probe import NotProved, prove
 
@@ -85,7 +86,7 @@ class Service:
             folder.name,
             instance=instance,
             state=ServiceState.STARTING,
-            started_at=utc_now(),
+            started_at=written(utc_now()),
             asked={name: getattr(settings, name) for name in _ASKED},
             owners=self.lifetime.owners(),
             supervisor=me.to_dict() if me else None,

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,13 @@ from ..errors import AvocadoError, in_shell, worded
 from ..files import replace_file
 from ..process import Identity, host_name
 from ..states import PartState, ServiceState
+from ..timestamps import utc_now, written
 
 PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")
 BEAT_SECONDS = 10.0
 # A beat older than this is nobody's: its writer is gone, or its host is.
 STALE_SECONDS = 60.0
-
-
-def utc_now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class CorruptState(AvocadoError):
@@ -41,7 +37,7 @@ class PartRecord:
 
     state: PartState = PartState.WAITING
     pid: int | None = None
-    since: str = field(default_factory=utc_now)
+    since: str = field(default_factory=lambda: written(utc_now()))
     error: str | None = None
     detail: str = ""
     about: dict[str, Any] = field(default_factory=dict)  # what the part says of itself

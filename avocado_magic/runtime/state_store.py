@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import AvocadoError, in_shell, redact, worded
 from ..process import Identity
 from ..states import PartState, ServiceState
-from .state import ServiceFolder, ServiceRecord, utc_now
+from ..timestamps import utc_now, written
+from .state import ServiceFolder, ServiceRecord
 
 logger = logging.getLogger("avocado_magic.supervisor")
 # The parts that a request passes through; the announcer's troubles leave the service ready.
@@ -50,7 +51,7 @@ class StateStore:
         with self.change() as service:
             part = service.parts[name]
             if (part.state, part.error) != (state, error):
-                part.since = utc_now()
+                part.since = written(utc_now())
             part.state, part.detail = state, ""
             part.about = part.about if about is None else dict(about)
             part.error = redact(error, self._secrets) if error else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import requests
 
-# Browsers get an interstitial page on ngrok's free plan; programs say that they are none.
-SKIP_INTERSTITIAL = {"ngrok-skip-browser-warning": "1"}
+from ..sessions import service_session
+
 _TIMEOUT = (5, 120)
 
 
@@ -18,7 +18,7 @@ def prove(url: str, key: str, model: str | None) -> None:
 
     The key is sent only after the other end has refused a request without one, as our gateway does.
     """
-    with _session(url) as session:
+    with service_session(url) as session:
         refused = _get(session, f"{url}/api/tags")
         if refused.status_code != 401:
             raise NotProved(_why(refused))
@@ -35,20 +35,11 @@ def prove(url: str, key: str, model: str | None) -> None:
 def answers(url: str) -> str | None:
     """None if the gateway's open health route comes back through `url`, else what is wrong."""
     try:
-        with _session(url) as session:
+        with service_session(url) as session:
             answer = _get(session, f"{url}/healthz", timeout=(5, 10))
     except NotProved as error:
         return str(error)
     return None if answer.status_code == 200 else _why(answer)
-
-
-def _session(url: str) -> requests.Session:
-    session = requests.Session()
-    session.trust_env = not url.startswith("http://127.0.0.1:")  # no proxy on the way to ourselves
-    session.headers.update(SKIP_INTERSTITIAL)
-    # A netrc of the user's holds passwords of other places; without this, requests sends a default entry along.
-    session.auth = lambda request: request
-    return session
 
 
 def _get(session: requests.Session, url: str, timeout: tuple[float, float] = (5, 20)) -> requests.Response:

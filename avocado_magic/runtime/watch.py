@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Protocol
 
+from ..back_off import BackOff
 from ..errors import AvocadoError, in_shell, worded
 from ..parts.base import Cancelled, Part, StartContext
 from .service import Parts
@@ -17,7 +18,6 @@ CHECK_SECONDS = 2.0
 # A process that is gone is restarted at once; one that only does not answer gets this many looks.
 PATIENCE = 5
 # Seconds before the first, second, … restart in a row.
-_BACK_OFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A part that stayed well for this long has earned its first, immediate restart again.
 _CALM_SECONDS = 120.0
 
@@ -80,7 +80,8 @@ class Watcher:
 
     def _watch(self, name: str, part: Part) -> None:
         stopping, asked = self._stopping, self._asked[name]
-        bad = tries = 0
+        bad = 0
+        pauses = BackOff(1.0, 30.0, at_once=True)
         well_since = looked_outside = time.monotonic()
         while not stopping.wait(0 if asked.is_set() else CHECK_SECONDS):
             wrong = part.check()
@@ -99,7 +100,7 @@ class Watcher:
                     self._told.well(name)
                 bad = 0
                 if time.monotonic() - well_since > _CALM_SECONDS:
-                    tries = 0
+                    pauses.reset()
                 continue
             if wrong is not None:
                 bad += 1
@@ -111,11 +112,12 @@ class Watcher:
                 continue
             if name == "tunnel" and not self._parts.gateway.holds_port():
                 continue  # it would lead to whoever has the port now
-            pause = 0.0 if asked.is_set() or lost else _BACK_OFF[min(tries, len(_BACK_OFF) - 1)]
+            pause = pauses.next()
+            if asked.is_set() or lost:
+                pause = 0.0
             asked.clear()
             if stopping.wait(pause):
                 return
-            tries += 1
             if self._heal(name, part):
                 bad, well_since = 0, time.monotonic()
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ...timestamps import written
 from ..domain.keys import ApiKey, Role
 from ..domain.ports import Engine, ModelInfo
 from ..domain.selector import Selector
@@ -88,7 +89,7 @@ class About:
             "requests_per_minute": key.requests_per_minute,
             "tokens_per_day": key.tokens_per_day,
             "parallel": key.parallel,
-            "expires_at": key.expires_at.strftime("%Y-%m-%dT%H:%M:%SZ") if key.expires_at else None,
+            "expires_at": written(key.expires_at) if key.expires_at else None,
             "left": self._limiter.left(key),
         }
 

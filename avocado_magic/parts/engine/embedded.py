@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 from ...errors import ConfigError
 from ...files import SocketPlace
 from ...model_names import is_gguf, name_of_file, same_model
-from ...process import without_variables
+from ...sessions import UNIX
 from ...settings import Settings
-from ..base import ProcessPart, StartContext, part_error
-from ..local_http import UNIX
+from ..base import StartContext
+from ..infer import InferPart
 from .common import ensure_models, placement
 from .rest import EngineApi
 
@@ -67,10 +66,11 @@ def model_name(model: str) -> str:
     return name_of_file(Path(model))
 
 
-class Embedded(ProcessPart):
+class Embedded(InferPart):
     """Part `engine`, by llama.cpp. It listens on a Unix socket: on a port, every user of the machine could reach it."""
 
     name = "engine"
+    what = "the embedded engine"
     kind = "embedded"
     adopted = False
 
@@ -86,37 +86,20 @@ class Embedded(ProcessPart):
         self.where = ""
 
     def start(self, context: StartContext) -> None:
-        context.report("starting")
-        argv = [
-            sys.executable,
-            "-m",
-            "avocado_magic.infer",
-            "--backend",
-            "llamacpp",
-            "--no-auth",
-            "--socket",
-            self._place.path,
-        ]
+        options = ["--backend", "llamacpp", "--no-auth", "--socket", self._place.path]
         for model in filter(is_gguf, self._given):
-            argv += ["--model", str(gguf_path(model))]
+            options += ["--model", str(gguf_path(model))]
         for flag in ("context", "keep_alive", "parallel", "gpu_layers", "threads"):
             value = getattr(self._settings, flag)
             if value is not None:
-                argv += [f"--{flag.replace('_', '-')}", str(value)]
-        self._launch(argv, without_variables("AVOCADO_INFER_"))
-
-        def answers() -> bool:
-            if self._code() is not None:
-                raise part_error(
-                    self.name,
-                    self._last_words("the embedded engine ended while it started"),
-                    "give another model, or see the lines below",
-                    self.log,
-                )
-            return self.api.version() is not None
-
+                options += [f"--{flag.replace('_', '-')}", str(value)]
         # No shorter limit than the whole: a large file of the user's is read once before it answers.
-        context.wait_until(answers, "starting the embedded engine", self.name, self.log)
+        self._run(
+            context,
+            options,
+            lambda: self.api.version() is not None,
+            hint="give another model, or see the lines below",
+        )
         self.version = metadata.version("xllamacpp")
         ensure_models(self.api, [model_name(model) for model in self._given], context)
         self.where = placement(self.api)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import requests
 
+from ...back_off import BackOff
 from ...config import cache_dir
 from ...errors import StartError
 from ..base import StartContext
@@ -81,6 +82,7 @@ def _download(url: str, digest: str, context: StartContext) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     suffix = ".tar.zst" if url.endswith(".zst") else ".tgz"
     part, whole = folder / f"{digest}.part", folder / f"{digest}{suffix}"
+    pauses = BackOff(1.0, 10.0)
     for attempt in range(_TRIES):
         try:
             if _fetch(url, part, context):
@@ -90,7 +92,7 @@ def _download(url: str, digest: str, context: StartContext) -> Path:
                 with _network_errors(url):
                     raise
         context.report("installing Ollama: the download broke off, going on")
-        context.cancelled.wait(min(2.0**attempt, 10))
+        context.cancelled.wait(pauses.next())
         context.left()
     else:
         raise _error(

@@ -11,8 +11,8 @@ from typing import Any
 import requests
 
 from ...errors import StartError
+from ...sessions import local_session, split_url
 from ..base import Cancelled
-from ..local_http import local_session, split_url
 
 # `waiting for`, then bytes done and in all where the line carries them.
 Progress = Callable[[str, int, int], None]

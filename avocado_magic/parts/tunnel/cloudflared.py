@@ -11,8 +11,8 @@ from typing import Any
 import requests
 
 from ...files import tail
+from ...sessions import local_session
 from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
-from ..local_http import local_session
 from ..ports import free_port
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.IGNORECASE)

@@ -24,9 +24,9 @@ from ...config import cache_dir
 from ...errors import AvocadoError, redact
 from ...files import append_line, write_private
 from ...process import Identity, end_group, wait_until
+from ...sessions import local_session
 from ...settings import Settings
 from ..base import ANSWER_SECONDS, StartContext, part_error
-from ..local_http import local_session
 
 _ENDPOINTS_SINCE = (3, 30)  # the agent's /api/endpoints; older agents have /api/tunnels alone
 _NAME = "avocado"  # always given: pyngrok otherwise makes one out of the address

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ....api_keys import entries, parse_time
+from ....api_keys import entries
 from ....errors import ConfigError
 from ....model_names import ModelName
+from ....timestamps import parsed
 from ...domain.keys import ApiKey, Role
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class _NamedKeys(_File):
                 entry.requests_per_minute,
                 entry.tokens_per_day,
                 entry.parallel,
-                parse_time(entry.expires_at) if entry.expires_at else None,
+                parsed(entry.expires_at) if entry.expires_at else None,
                 bytes.fromhex(entry.sha256),
             )
             for entry in entries(path)

@@ -1,4 +1,4 @@
-"""HTTP to our own processes: no proxy, no netrc, nothing of the environment's."""
+"""Sessions of requests: to our own processes, and to our service over its URL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from urllib3.connectionpool import HTTPConnectionPool
 # How the URL of a Unix socket begins, and what stands for its host.
 UNIX = "unix:"
 _HOST = "http://localhost"
+# Browsers get an interstitial page on ngrok's free plan; programs say that they are none.
+_NO_BROWSER = {"ngrok-skip-browser-warning": "1"}
 
 
 def local_session(unix_path: str | None = None) -> requests.Session:
@@ -24,6 +26,16 @@ def local_session(unix_path: str | None = None) -> requests.Session:
     session.trust_env = False
     if unix_path is not None:
         session.mount(_HOST, _UnixAdapter(unix_path))
+    return session
+
+
+def service_session(url: str) -> requests.Session:
+    """A session for the service at `url`: through a proxy of the environment's, if it is no loopback address."""
+    session = local_session()
+    session.trust_env = not url.startswith("http://127.0.0.1:")
+    session.headers.update(_NO_BROWSER)
+    # A netrc of the user's holds passwords of other places; without this, requests sends a default entry along.
+    session.auth = lambda request: request
     return session
 
 

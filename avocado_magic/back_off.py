@@ -1,0 +1,21 @@
+"""Pauses between tries that grow."""
+
+from __future__ import annotations
+
+
+class BackOff:
+    """`first` seconds, then twice as many each time, `most` at the longest; with `at_once` no pause before the first."""
+
+    def __init__(self, first: float, most: float, *, at_once: bool = False) -> None:
+        self._first, self._most, self._at_once = first, most, at_once
+        self._tries = 0
+
+    def next(self) -> float:
+        """Seconds until the next try."""
+        doubled = self._tries - self._at_once
+        self._tries += 1
+        return 0.0 if doubled < 0 else min(self._first * 2.0 ** min(doubled, 60), self._most)
+
+    def reset(self) -> None:
+        """Begin again: it went well, or there is something new to try."""
+        self._tries = 0

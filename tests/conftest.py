@@ -49,7 +49,8 @@ def free_port() -> int:
 def recording(name: str) -> dict[str, Any]:
     """One recorded exchange with a real Ollama, by the number or the beginning of its file's name."""
     (path,) = (RECORDINGS / "ollama-0.24.0").glob(f"{name}*.json")
-    return json.loads(path.read_text("utf-8"))
+    exchange: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return exchange
 
 
 def our_processes(marker: str) -> list[psutil.Process]:

@@ -71,7 +71,7 @@ def _skip(data: bytes, at: int, kind: int) -> int:
     inner, count = struct.unpack_from("<IQ", data, at)
     at += 12
     if inner in _SIZES:
-        return at + count * _SIZES[inner]
+        return int(at + count * _SIZES[inner])
     for _ in range(count):
         at = _skip(data, at, inner)
     return at

@@ -54,7 +54,8 @@ class Kernel:
         return self.wait(self.send(code), seconds)
 
     def wait(self, message: str, seconds: float = 90) -> Ran:
-        ran, handles, deadline = Ran(), {}, time.monotonic() + seconds
+        handles: dict[str, Any] = {}
+        ran, deadline = Ran(), time.monotonic() + seconds
         idle = False
         while not idle:
             try:
@@ -87,7 +88,7 @@ class Kernel:
             ran.result = content["data"]
         elif kind == "error":
             ran.error = ANSI.sub("", "\n".join(content["traceback"]))
-        return kind == "status" and content["execution_state"] == "idle"
+        return bool(kind == "status" and content["execution_state"] == "idle")
 
     def wait_output(self, message: str, mark: str, seconds: float = 60) -> None:
         """Wait until something with `mark` in it has come out of a running cell."""

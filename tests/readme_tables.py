@@ -79,10 +79,10 @@ def written(text: str) -> str:
         body = "\n".join(lines)
         text = re.sub(
             f"{re.escape(begin)}.*?{re.escape(end)}",
-            lambda _, b=body, s=begin, e=end: f"{s}\n{b}\n{e}",
+            (lambda made: lambda _: made)(f"{begin}\n{body}\n{end}"),
             text,
             flags=re.DOTALL,
-        )  # type: ignore[misc]
+        )
     return text
 
 

@@ -9,7 +9,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -95,7 +97,7 @@ def test_every_route_with_every_kind_of_key(
     headers = {} if kind == "none" else bearer("nearly-right" if kind == "wrong" else keys[kind])
     before = len(gateway.reached())
     body = json.dumps({"model": "llama3", "messages": [], "prompt": ""}) if method != "GET" else None
-    form = {"model": (None, "llama3"), "file": ("a.wav", b"RIFF")} if path == "/v1/audio/transcriptions" else None
+    form: Any = {"model": (None, "llama3"), "file": ("a.wav", b"RIFF")} if path == "/v1/audio/transcriptions" else None
     got = requests.request(
         method, gateway.url + spelled(path), data=None if form else body, files=form, headers=headers, timeout=20
     )
@@ -287,7 +289,7 @@ def test_the_queue_is_bounded_and_fair_between_keys(tmp_path: Path) -> None:
         for number in range(1, 4):
             threads.append(threading.Thread(target=ask, args=(f"greedy-{number}", greedy)))
             threads[-1].start()
-            until(lambda number=number: waiting() == number, what="the queue")
+            until(partial(lambda number: waiting() == number, number), what="the queue")
         threads.append(threading.Thread(target=ask, args=("modest-0", modest)))
         threads[-1].start()
         until(lambda: waiting() == 4, what="the queue")

@@ -19,13 +19,18 @@ MAY: dict[str, set[str]] = {
     "states": set(),
     "model_names": set(),
     "background": set(),
+    "back_off": set(),
+    "sessions": set(),
+    "timestamps": set(),
     "settings": set(),
     "config": {"settings", "model_names", "errors"},
     "files": set(),
     "process": {"settings", "files"},
-    "api_keys": {"files", "errors"},
-    "discovery": {"background", "errors"},
+    "api_keys": {"files", "errors", "timestamps"},
+    "discovery": {"background", "back_off", "errors", "timestamps"},
     "parts": {
+        "back_off",
+        "sessions",
         "settings",
         "model_names",
         "background",
@@ -38,6 +43,9 @@ MAY: dict[str, set[str]] = {
         "errors",
     },
     "runtime": {
+        "back_off",
+        "sessions",
+        "timestamps",
         "settings",
         "model_names",
         "background",
@@ -49,13 +57,13 @@ MAY: dict[str, set[str]] = {
         "config",
         "errors",
     },
-    "notebook": {"settings", "states", "runtime", "api_keys", "config", "errors"},
+    "notebook": {"sessions", "settings", "states", "runtime", "api_keys", "config", "errors"},
     "cli": {"settings", "states", "notebook", "runtime", "api_keys", "config", "errors", "__init__"},
     "__init__": {"notebook", "runtime"},
     "infer/domain": {"model_names"},
-    "infer/service": {"infer/domain", "model_names"},
+    "infer/service": {"infer/domain", "model_names", "timestamps"},
     "infer/api": {"infer/service", "infer/domain", "model_names"},
-    "infer/infrastructure": {"model_names", "infer/domain", "discovery", "errors", "api_keys"},
+    "infer/infrastructure": {"model_names", "timestamps", "infer/domain", "discovery", "errors", "api_keys"},
     "infer/settings": set(),
     "infer/backends": {
         "infer/api",
@@ -230,3 +238,15 @@ def test_no_module_imports_in_a_circle() -> None:
         for module in ready:
             del left[module]
     assert not left, f"in or behind a circle: {sorted(left)}"
+
+
+def test_a_recording_that_is_cited_is_there() -> None:
+    recorded = {file.stem for file in (ROOT / "tests" / "recordings").glob("*/*.json")}
+    cited = [
+        (file.name, name)
+        for file in (ROOT / "avocado_magic").rglob("*.py")
+        for group in re.findall(r"recordings?:? (\d{3}[^)\n.]*)", file.read_text("utf-8"))
+        for name in re.findall(r"\d{3}[\w-]*", group)
+    ]
+    assert len(cited) > 15
+    assert [(file, name) for file, name in cited if name not in recorded] == []

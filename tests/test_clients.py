@@ -60,7 +60,8 @@ def test_ollamas_asynchronous_client(gateway: Gateway) -> None:
         client = ollama.AsyncClient(host=gateway.url, headers=BEARER)
         whole = await client.generate(MODEL, "Say hello.", options=OPTIONS)
         said = [
-            part.response async for part in await client.generate(MODEL, "Say hello.", options=OPTIONS, stream=True)
+            str(part.response)
+            async for part in await client.generate(MODEL, "Say hello.", options=OPTIONS, stream=True)
         ]
         assert "".join(said) == whole.response
         await client._client.aclose()
@@ -167,7 +168,7 @@ def test_curl(gateway: Gateway) -> None:
 
 
 def test_the_embedded_engine_takes_no_recordings_of_speech(gateway: Gateway) -> None:
-    fields = {"model": (None, MODEL), "file": ("speech.wav", b"RIFF", "audio/wav")}
+    fields: Any = {"model": (None, MODEL), "file": ("speech.wav", b"RIFF", "audio/wav")}
     got = requests.post(f"{gateway.url}/v1/audio/transcriptions", files=fields, headers=BEARER, timeout=10)
     assert (got.status_code, got.json()["error"]["message"]) == (501, "not supported by the embedded engine")
 
@@ -327,7 +328,8 @@ def test_made_up_requests_to_the_model_never_break_the_gateway(gateway: Gateway,
     assert route is not None
     assert route.shape is not None
     for member in route.shape.struct.members:
-        for value in (None, 0, -1, "x", True, [], {}, [None], [{}], {"a": None}):
+        values: tuple[Any, ...] = (None, 0, -1, "x", True, [], {}, [None], [{}], {"a": None})
+        for value in values:
             body = {"model": MODEL, "messages": HELLO, "prompt": "x", "input": "x", "max_tokens": 1,
                     "max_output_tokens": 1, "options": {"num_predict": 1}, "stream": False, member: value}  # fmt: skip
             if member in ("max_tokens", "max_completion_tokens", "max_output_tokens", "options", "stream"):

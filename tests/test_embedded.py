@@ -28,9 +28,10 @@ from avocado_magic.errors import AvocadoError
 from avocado_magic.infer.domain.chat import ChatRequest, Chunk, ToolCall
 from avocado_magic.infer.domain.types import InferError, Piece
 from avocado_magic.infer.infrastructure.llamacpp.gguf import NotGguf, read_gguf
-from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, name_of_file, unpack
+from avocado_magic.infer.infrastructure.llamacpp.library import CATALOG, unpack
 from avocado_magic.infer.service.generation import Generation
 from avocado_magic.infer.service.output import OutputParser
+from avocado_magic.model_names import name_of_file
 from avocado_magic.parts.engine import embedded
 from avocado_magic.runtime import client
 
@@ -54,7 +55,8 @@ def test_options_reach_the_sampler(engine: str) -> None:
             "stream": False,
             "options": {"num_predict": 12, **options},
         }
-        return requests.post(f"{engine}/api/generate", json=body, timeout=60).json()
+        answered: dict[str, Any] = requests.post(f"{engine}/api/generate", json=body, timeout=60).json()
+        return answered
 
     first = ask(temperature=0, seed=1)
     assert ask(temperature=0, seed=2)["response"] == first["response"]
@@ -287,7 +289,7 @@ def test_an_answer_without_an_end_is_bounded(wanted: int | None, shift: bool) ->
 
 
 def test_no_number_of_tokens_is_as_many_as_it_takes(engine: str) -> None:
-    """As a real one answers (recording 076), not an answer of none."""
+    """As a real one answers (recording 076-generate-num-predict-0), not an answer of none."""
     body = {"model": MODEL, "prompt": "Say hello.", "stream": False, "options": {"num_predict": 0, "temperature": 0}}
     answer = requests.post(f"{engine}/api/generate", json=body, timeout=60).json()
     assert answer["done_reason"] == "stop"

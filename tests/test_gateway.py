@@ -198,6 +198,7 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(own_gateway
 
 
 def test_a_dead_engine_is_a_502_that_says_so(own_gateway: Gateway) -> None:
+    assert own_gateway.engine is not None
     own_gateway.engine.kill()
     own_gateway.engine.wait()
     answer = requests.get(f"{own_gateway.url}/api/tags", headers=BEARER, timeout=5)

@@ -146,7 +146,7 @@ def test_a_release_without_our_archive(releases: Releases) -> None:
 
 
 def test_a_full_disk_is_said_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(StartError, match=r"the disk is full: Ollama needs about 4\.5 GB"):
         install._require_space(tmp_path, 1_500_000_000)
 

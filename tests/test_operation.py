@@ -24,7 +24,9 @@ from conftest import free_port, trace_of, until
 from gateways import ADMIN, BEARER, KEY, Gateway, running
 
 from avocado_magic import api_keys
+from avocado_magic.infer.domain.ports import UsageStore
 from avocado_magic.infer.domain.types import UsageRow
+from avocado_magic.infer.infrastructure.storage.sqlite import SqliteUsageStore
 from avocado_magic.infer.infrastructure.storage.usage import SqlUsageStore
 
 ASK = {"model": "llama3", "messages": [{"role": "user", "content": "my secret question"}]}
@@ -116,7 +118,7 @@ def test_usage_is_kept_by_key_model_and_day_and_survives_a_restart(tmp_path: Pat
         assert (shown["requests"], shown["prompt_tokens"], shown["completion_tokens"]) == (3, 9, 15)
         assert shown["estimated_tokens"] == 0  # of the stream of OpenAI's too: the engine was asked for its count
         assert shown["models"]["llama3"]["requests"] == 3
-    (row,) = SqlUsageStore(f"sqlite:///{tmp_path / 'usage.db'}").since(time.strftime("%Y-%m-%d", time.gmtime()))
+    (row,) = SqliteUsageStore(tmp_path / "usage.db").since(time.strftime("%Y-%m-%d", time.gmtime()))
     assert (row.model, row.requests, row.completion_tokens, row.estimated_tokens) == ("llama3", 3, 15, 0)
     assert re.fullmatch(r"bob/[0-9a-f]{8}", row.key)
     with running(tmp_path) as gateway:
@@ -166,16 +168,25 @@ def test_a_database_that_cannot_be_written_fails_no_request(tmp_path: Path) -> N
         assert gateway.get("/avocado/v1/usage").json()["requests"] == 1
 
 
-def test_the_store_adds_up(tmp_path: Path) -> None:
-    store = SqlUsageStore(f"sqlite:///{tmp_path / 'u.db'}")
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_stores_add_up_and_share_a_file(tmp_path: Path, first: int) -> None:
+    file = tmp_path / "u.db"
+    stores: list[UsageStore] = [SqliteUsageStore(file), SqlUsageStore(f"sqlite:///{file}")]
+    store, other = stores[first], stores[1 - first]
     row = UsageRow("k", "m", "2026-01-01", 1, 2, 3, 0)
     store.add([row, row])
-    store.add([row, UsageRow("k", "m", "2026-01-02", 1)])
+    other.add([row, UsageRow("k", "m", "2026-01-02", 1)])
     assert [(r.day, r.requests, r.prompt_tokens) for r in store.since("2026-01-01")] == [
         ("2026-01-01", 3, 6),
         ("2026-01-02", 1, 0),
     ]
-    assert [r.day for r in store.since("2026-01-02")] == ["2026-01-02"]
+    assert [r.day for r in other.since("2026-01-02")] == ["2026-01-02"]
+
+
+def test_another_database_without_its_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    with pytest.raises(ValueError, match=r"pip install 'avocado-magic\[database\]'"):
+        SqlUsageStore("postgresql://me:hunter2@host/db")
 
 
 def test_a_database_url_that_is_none_is_one_sentence_without_it(tmp_path: Path) -> None:
@@ -331,8 +342,13 @@ def test_a_client_that_reads_nothing_holds_little_memory(tmp_path: Path) -> None
                 return len(trace_of(gateway.trace)) > 0
 
             until(flowing)
-            sizes = []
-            until(lambda: sizes.append(psutil.Process(gateway.process.pid).memory_info().rss) or len(sizes) > 60, 30)
+            sizes: list[int] = []
+
+            def looked() -> bool:
+                sizes.append(psutil.Process(gateway.process.pid).memory_info().rss)
+                return len(sizes) > 60
+
+            until(looked, 30)
             assert max(sizes) - before < 8_000_000
 
 

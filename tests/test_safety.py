@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faulty_engine as faulty
 import psutil
@@ -267,7 +268,7 @@ def test_the_tokens_of_who_leaves_are_counted(tmp_path: Path) -> None:
             with gateway.post(path, {**body, "options": {"num_predict": 1000}}, key, stream=True) as answer:
                 next(answer.iter_content(1))
             until(
-                lambda before=before: used(gateway, key)["prompt_tokens"] >= before + 20_000,
+                partial(lambda before: used(gateway, key)["prompt_tokens"] >= before + 20_000, before),
                 10,
                 f"{path} to be counted",
             )
@@ -411,7 +412,7 @@ def test_no_trick_makes_tokens_cheaper(
 def test_speech_is_counted(tmp_path: Path) -> None:
     with faulty.engine(says('{"text":"' + "word " * 100 + '"}')) as port, running(tmp_path, upstream=port) as gateway:
         key = named_key(gateway, "speaker", tokens_per_day=100)
-        form = {"model": (None, "llama3"), "file": ("a.wav", b"x" * 50_000)}
+        form: Any = {"model": (None, "llama3"), "file": ("a.wav", b"x" * 50_000)}
         url = f"{gateway.url}/v1/audio/transcriptions"
         statuses = [requests.post(url, files=form, headers=bearer(key), timeout=10).status_code for _ in range(2)]
         assert statuses == [200, 429]
@@ -494,7 +495,7 @@ def test_what_runs_with_a_key_that_is_taken_away_ends_within_two_seconds(tmp_pat
                     "role": {"role": "metrics"},
                     "models": {"models": ["phi3"]},
                 }
-                change_key(gateway, "gone", **values[how])
+                change_key(gateway, "gone", **cast(Any, values[how]))
             *_, last = lines
             assert time.monotonic() - begin < 2
         said = json.loads(last)["error"]
@@ -571,8 +572,8 @@ def test_an_admin_key_for_some_models_changes_no_others(tmp_path: Path) -> None:
             assert (
                 "may not use the model" in answer.json()["error"] or "may make none of files" in answer.json()["error"]
             )
-        for body in (b'{"model":"phi3","MODEL":"llama3"}', b'{"model":"phi3","model":"llama3"}'):
-            answer = requests.delete(f"{gateway.url}/api/delete", data=body, headers=bearer(key), timeout=10)
+        for raw in (b'{"model":"phi3","MODEL":"llama3"}', b'{"model":"phi3","model":"llama3"}'):
+            answer = requests.delete(f"{gateway.url}/api/delete", data=raw, headers=bearer(key), timeout=10)
             assert answer.status_code == 400
         assert gateway.reached() == []
         assert gateway.post("/api/pull", {"model": "phi3", "stream": False}, key).status_code == 200

@@ -222,7 +222,7 @@ def takes(schema: dict[str, Any], text: str) -> bool:
     """Whether `text` is a whole answer to `schema`."""
     matcher, said = COMPILER._compiled(made(schema) | WHITE_SPACE)
     assert matcher is not None, said
-    return matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting()
+    return bool(matcher.try_consume_tokens(list(text.encode())) == len(text) and matcher.is_accepting())
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_the_compiler_is_the_one_that_llama_cpp_was_built_with() -> None:
 
     found = []
     for package in (llguidance, xllamacpp):
-        (library,) = Path(package.__file__).parent.glob("*.so")
+        (library,) = Path(str(package.__file__)).parent.glob("*.so")
         found.append(set(re.findall(rb"(?:derivre|referencing|regex-syntax)-\d+\.\d+\.\d+", library.read_bytes())))
     assert found[0] == found[1]
     assert len(found[0]) >= 3

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import faulty_engine as faulty
 import pytest
@@ -255,7 +256,7 @@ def test_needless_escapes_in_a_models_id_are_undone(gateway: Gateway, name: str)
         f"GET /v1/models/{name} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n\r\n"
     )
     assert b" 404 page" not in said
-    assert gateway.reached() == [f"/v1/models/{requests.utils.unquote(name)}"]
+    assert gateway.reached() == [f"/v1/models/{unquote(name)}"]
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_secrets_of_the_environment_are_in_nothing_that_is_written(home: Path, o
         "AVOCADO_API_KEY": "avo-my-own-key-12345678",
         "RABBITMQ_URL": f"amqp://me:p4ss-of-the-broker@127.0.0.1:{free_port()}",
     }
-    done = avocado("up", "llama3", "--json", **secrets)
+    done = avocado("up", "llama3", "--json", **secrets)  # type: ignore[arg-type]
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parts"]["announcer"]["state"] == "failed"
     written = everything_written(home).replace((home / "services" / "default" / "ngrok.yml").read_text(), "")

@@ -28,12 +28,12 @@ from .api.dispatch import Dispatch
 from .api.gate import Gate, Services
 from .api.metadata import add_docs
 from .api.metadata import router as metadata_router
-from .domain.ports import Keys
+from .domain.ports import Keys, UsageStore
 from .domain.presets import Preset
 from .domain.selector import Rules, Selector
 from .infrastructure.gpu import gpus
 from .infrastructure.storage.keys import KeyFiles
-from .infrastructure.storage.usage import SqlUsageStore
+from .infrastructure.storage.sqlite import SqliteUsageStore
 from .infrastructure.telemetry.logs import RequestLog, configure
 from .infrastructure.telemetry.metrics import Metrics
 from .service.about import About
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 logger = logging.getLogger("avocado_magic.infer")
+_SQLITE = "sqlite:///"
 _LONGEST_SOCKET = 100
 
 
@@ -67,7 +68,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     backend = backends.backend(settings, app)
     access = AccessPolicy(_keys(settings), admin_routes=settings.admin_routes or settings.admin_key_file is not None)
-    usage = UsageBook(None if access.open_to_all else SqlUsageStore(_database(settings)))
+    usage = UsageBook(None if access.open_to_all else _usage_store(settings))
     limiter, admission = Limiter(usage.tokens_today), Admission(settings.max_parallel, settings.max_queue)
     cache = _answer_cache(settings)
     fragile = backend.engine if backend.fragile and not settings.allow_fragile_schemas else None
@@ -170,15 +171,21 @@ def _answer_cache(settings: InferSettings) -> ResponseCache[CachedResponse] | No
     return ResponseCache(settings.answer_cache, settings.answer_cache_age, settings.answer_cache_shared)
 
 
-def _database(settings: InferSettings) -> str:
-    if settings.database:
-        return settings.database.get_secret_value()
+def _usage_store(settings: InferSettings) -> UsageStore:
+    """Where usage is kept. Raises ValueError for a database that cannot be named so."""
+    url = settings.database.get_secret_value() if settings.database else ""
+    if url.startswith(_SQLITE):
+        return SqliteUsageStore(Path(url.removeprefix(_SQLITE)))
+    if url:
+        from .infrastructure.storage.usage import SqlUsageStore
+
+        return SqlUsageStore(url)
     folder = settings.state_dir or services_dir().parent / "infer"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = folder / "usage.db"
     if not file.exists():
         file.touch(mode=0o600)  # SQLite gives its journals the same
-    return f"sqlite:///{file}"
+    return SqliteUsageStore(file)
 
 
 def _public_url(settings: InferSettings) -> str | None:

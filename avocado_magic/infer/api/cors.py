@@ -1,4 +1,4 @@
-"""Cross-origin requests: from Ollama's own origins and from those that are named, as Ollama allows them (recordings 028-031)."""
+"""Cross-origin requests: from Ollama's own origins and from those that are named, as Ollama allows them (recordings 028-cors-preflight-localhost to 031-cors-get-foreign)."""
 
 from __future__ import annotations
 

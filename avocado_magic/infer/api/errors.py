@@ -36,6 +36,6 @@ def _respond(request: Request, status: int, message: str, read: bool = False) ->
     dialect = dialect_of(request.url.path)
     body = wire.encode(wire.error_object(dialect, status, message))
     if read and dialect is not Dialect.OLLAMA:
-        # What a compatible API says of a request that it could read goes through another encoder (recording 184).
+        # What a compatible API says of a request that it could read goes through another encoder (recording 184-v1-chat-unknown-model).
         return Response(body + b"\n", status, headers={"content-type": wire.JSON_BARE})
     return Response(body, status, headers={"content-type": wire.JSON})

@@ -45,7 +45,7 @@ def check_local(headers: Mapping[bytes, bytes], cors: Cors, route: Route | None,
     origin = headers.get(b"origin")
     foreign_host = not _is_local(headers[b"host"].decode("latin-1"))
     if foreign_host or (origin is not None and not cors.allows(origin.decode("latin-1"))):
-        # Its router has looked for the method by then (recording 029).
+        # Its router has looked for the method by then (recording 029-cors-preflight-foreign).
         wrong = route is not None and method not in route.methods
         allow = ((b"allow", ", ".join(route.methods).encode()),) if route is not None and wrong else ()
         raise Refused(403, "", plain=True, headers=allow)

@@ -64,7 +64,7 @@ class Capture:
 class UsageFilter:
     """Takes the usage out of a stream of OpenAI's that was asked for it by us and not by the client."""
 
-    # /v1/completions has an empty one in every frame as well (recording 195).
+    # /v1/completions has an empty one in every frame as well (recording 195-v1-completions-stream).
     _EMPTY = re.compile(rb',"usage":\{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0\}')
     _LARGEST = 64 * 1024  # a frame beyond this is no usage
 

@@ -50,7 +50,7 @@ def sse(value: Any) -> bytes:
 
 
 def error_object(dialect: Dialect, status: int, message: str) -> Mapping[str, Any]:
-    """An error as the API of `dialect` words it (recordings: 046, 176, 210)."""
+    """An error as the API of `dialect` words it (recordings: 046-show-unknown, 176-v1-model-unknown, 210-v1-messages-no-max-tokens)."""
     if dialect is Dialect.OLLAMA:
         return {"error": message}
     kind = _OPENAI_TYPES.get(status, "api_error")

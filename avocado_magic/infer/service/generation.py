@@ -57,7 +57,7 @@ class Generation:
         self._sampling = {**_DEFAULTS, **{name: value for name, value in options.items() if name not in _NOT_SAMPLING}}
         self._sampling["repeat_last_n"] = max(self._sampling["repeat_last_n"], -1)
         if self._sampling["num_predict"] <= 0:
-            self._sampling["num_predict"] = -1  # as a real one answers to 0 (recording 076)
+            self._sampling["num_predict"] = -1  # as a real one answers to 0 (recording 076-generate-num-predict-0)
         self._schema = check.output_format(request.format)
         self._keeps: Callable[[str], bool] | None = None  # whether what was said keeps to it so far
         if self._logprobs:

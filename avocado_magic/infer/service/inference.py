@@ -42,7 +42,7 @@ class Inference:
     def find(self, name: str, *, pull_hint: bool = False, full: bool = False) -> Model:
         """The model `name`; 404 in the words of the routes that say "try pulling it first" or of those that do not.
 
-        Some name the model in `full`, its tag with it (recordings 046 and 176).
+        Some name the model in `full`, its tag with it (recordings 046-show-unknown and 176-v1-model-unknown).
         """
         model = self._library.find(name) if name else None
         if model is None:

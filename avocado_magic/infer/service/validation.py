@@ -56,7 +56,7 @@ def _bounded(seconds: float) -> float:
 
 
 def options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of a request, their types checked as Ollama checks them (500, recording 079); unknown ones ignored."""
+    """The options of a request, their types checked as Ollama checks them (500, recording 079-generate-option-wrong-type); unknown ones ignored."""
     out: dict[str, Any] = {}
     for name, value in (given or {}).items():
         if value is None:
@@ -78,7 +78,7 @@ def options(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def output_format(value: Any) -> dict[str, Any] | None:
-    """``format`` as a JSON schema, None where there is none; InferError 500 as in recordings 064 and 065."""
+    """``format`` as a JSON schema, None where there is none; InferError 500 as in recordings 064-generate-bad-format and 065-generate-format-number."""
     if value is None or value == "":
         return None
     if value == "json":
@@ -104,7 +104,7 @@ def check_images(images: Sequence[str], model: str) -> None:
 
 
 def think(value: Any, model: Model, name: str) -> bool | None:
-    """Whether `model` shall think; None where it cannot. InferError as in recordings 070 to 072.
+    """Whether `model` shall think; None where it cannot. InferError as in recordings 070-generate-think to 072-generate-think-bad.
 
     A model that can think does so unless it is told not to, as with Ollama.
     """

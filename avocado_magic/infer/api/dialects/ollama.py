@@ -212,7 +212,9 @@ async def _answer(
     if not body.get("stream", True):
         return json_response(stamped(await collect(chunks)))
     first = await anext(chunks)
-    if first.reason:  # loading and unloading answer with one object, as a real one does (recordings 054, 107)
+    if (
+        first.reason
+    ):  # loading and unloading answer with one object, as a real one does (recordings 054-generate-load, 107-chat-load)
         await chunks.aclose()
         return json_response(stamped(first))
 
@@ -226,7 +228,7 @@ async def _answer(
 
 
 def _generated(chunk: Chunk) -> dict[str, Any]:
-    """A chunk as /api/generate has it; its log probabilities come last (recording 073)."""
+    """A chunk as /api/generate has it; its log probabilities come last (recording 073-generate-logprobs)."""
     context = {"context": chunk.context} if chunk.context is not None else {}
     return {
         "response": chunk.content,
@@ -239,7 +241,7 @@ def _generated(chunk: Chunk) -> dict[str, Any]:
 
 
 def _said(chunk: Chunk) -> dict[str, Any]:
-    """A chunk as /api/chat has it; its log probabilities come after the reason of the end (recording 124)."""
+    """A chunk as /api/chat has it; its log probabilities come after the reason of the end (recording 124-chat-logprobs)."""
     calls = [
         {"id": call.id, "function": {"index": call.index, "name": call.name, "arguments": call.arguments}}
         for call in chunk.calls
@@ -285,7 +287,7 @@ _MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 def _details(model: Model, sizes: bool = False) -> dict[str, Any]:
-    """What a model is, with its `sizes` where a list of models has them (0.33, recordings 039 and 056)."""
+    """What a model is, with its `sizes` where a list of models has them (0.33, recordings 039-tags and 056-ps-loaded)."""
     lengths = {"context_length": model.context_length, "embedding_length": model.embedding_length} if sizes else {}
     return {
         "parent_model": "",

@@ -1,4 +1,4 @@
-"""Usage in a database, through SQLAlchemy: SQLite by default, any other by its URL."""
+"""Usage in a database of its own, through SQLAlchemy (the extra `database`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from ...domain.types import StoreError, UsageRow
 
 _COUNTS = ("requests", "prompt_tokens", "completion_tokens", "estimated_tokens")
 _WHICH = ("key", "model", "day")
-# How long a locked database is waited for, in seconds.
-_PATIENCE = 5
 
 
 class SqlUsageStore:
@@ -21,13 +19,14 @@ class SqlUsageStore:
     """
 
     def __init__(self, url: str) -> None:
-        import sqlalchemy as sql
+        try:
+            import sqlalchemy as sql
+        except ModuleNotFoundError:
+            raise ValueError("this database needs SQLAlchemy: pip install 'avocado-magic[database]'") from None
 
         self._sql = sql
         try:
-            parsed = sql.make_url(url)
-            patience = {"timeout": _PATIENCE} if parsed.get_backend_name() == "sqlite" else {}
-            self._engine = sql.create_engine(parsed, pool_pre_ping=True, connect_args=patience, hide_parameters=True)
+            self._engine = sql.create_engine(url, pool_pre_ping=True, hide_parameters=True)
         except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError):
             raise ValueError(
                 "the database is no SQLAlchemy URL: write it as in sqlite:////path or postgresql://…"

@@ -1,4 +1,8 @@
-"""What the gateway counts, for Prometheus. Counting is plain integers; the library writes them out when asked."""
+"""What the gateway counts, for Prometheus. Counting is plain integers; the library writes them out when asked.
+
+The library's own Histogram takes 0.57 µs to observe and 1.26 with its labels, ours 0.10 (2026-11): three of them and the
+counters would be a tenth of what a request costs here.
+"""
 
 from __future__ import annotations
 

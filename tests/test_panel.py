@@ -184,6 +184,7 @@ def test_the_panel_lives_in_a_browser(lab: Lab) -> None:
     lab.screenshot("panel-engine-silent")
     os.kill(state.parts["engine"].pid or 0, signal.SIGCONT)
     until(lambda: "engine: healthy" in lab.chip("engine"), 30, "the chip's notice of its return")
+    lab.screenshot("panel")
 
     # The key comes on a click, at the latest when the cell ends, and is never saved.
     lab.panel("[...panel.querySelectorAll('button')].find(b => b.textContent === 'show key').click()")

@@ -97,9 +97,11 @@ def up(
     with _one_sentence():
         settings = resolve(flags)
         owner = _owner(foreground, owner_pid)
-        if foreground:
-            signal.signal(signal.SIGTERM, _interrupt)  # before `up`: a TERM during it undoes it as well
-        result = _up(settings, owner)
+        # A TERM or a terminal that closes undoes what is under way, as Ctrl-C does.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, _interrupt)
+        result = _up(settings, owner, foreground)
         _print(result.state, as_json)
         for notice in (*(result.state.notices if as_json else ()), *result.notices):
             print(f"note: {worded(notice, in_shell)}", file=sys.stderr)
@@ -128,15 +130,15 @@ def _owner(foreground: bool, owner_pid: int | None) -> Owner | None:
     return owner
 
 
-def _up(settings: Settings, owner: Owner | None) -> client.Up:
+def _up(settings: Settings, owner: Owner | None, hold: bool) -> client.Up:
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        return client.up(settings, owner)
+        return client.up(settings, owner, hold=hold)
     with console.status("avocado: starting") as status:
-        return client.up(settings, owner, lambda state: status.update(escape(progress(state))))
+        return client.up(settings, owner, lambda state: status.update(escape(progress(state))), hold=hold)
 
 
 def _stay(name: str, owner: Owner, attached: bool) -> None:

@@ -162,8 +162,14 @@ def belongs_to_a_service(pid: int) -> bool:
 
 
 def end(identities: Sequence[Identity], budget: float) -> list[Identity]:
-    """TERM, wait half the budget (seconds), KILL, wait the rest; returns those that still live."""
+    """TERM, wait half the budget (seconds), KILL, wait the rest; returns those that still live.
+
+    One that is stopped (SIGSTOP) hears no TERM, and is killed at once.
+    """
     left = [i for i in identities if i.alive()]
+    for identity in left:
+        if _stopped(identity.pid):
+            _signal(identity, signal.SIGKILL)
     for number, seconds in ((signal.SIGTERM, budget / 2), (signal.SIGKILL, budget / 2)):
         for identity in left:
             _signal(identity, number)
@@ -177,6 +183,15 @@ def end_group(leader: Identity, budget: float) -> list[Identity]:
     """`end` for a process and everything in the group it leads."""
     members = [Identity.of(pid) for pid in _group_members(leader.pid)]
     return end([leader, *(member for member in members if member)], budget)
+
+
+def _stopped(pid: int) -> bool:
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except (psutil.Error, OSError):
+        return False
 
 
 def _signal(identity: Identity, number: int) -> None:

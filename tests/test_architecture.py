@@ -58,6 +58,7 @@ MAY: dict[str, set[str]] = {
         "errors",
     },
     "notebook": {"sessions", "settings", "states", "runtime", "api_keys", "config", "errors"},
+    "command": {"cli"},
     "cli": {"settings", "states", "notebook", "runtime", "api_keys", "config", "errors", "__init__"},
     "__init__": {"notebook", "runtime"},
     "infer/domain": {"model_names"},

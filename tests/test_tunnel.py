@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -245,3 +246,42 @@ def test_a_url_that_is_dead_although_its_agent_looks_well_is_opened_anew(
     monkeypatch.setenv("AVOCADO_URL_CHECK", "2")
     first = up()
     until(lambda: client.status().state == "ready" and client.status().url not in (None, first.url), 90)
+
+
+def test_a_tunnel_that_is_opened_again_and_again_leaves_no_descriptors(ollama: Path, ngrok: Path) -> None:
+    state = up()
+    supervisor = psutil.Process(state.supervisor_identity().pid)  # type: ignore[union-attr]
+
+    def again() -> None:
+        before = client.status().url
+        client.command("default", "restart", part="tunnel")
+        until(lambda: client.status().state == "ready" and client.status().url not in (None, before), 30)
+
+    again()
+    held = supervisor.num_fds()
+    for _ in range(4):
+        again()
+    until(lambda: supervisor.num_fds() <= held + 1, 10, what="the descriptors to be closed")
+
+
+def test_a_token_that_is_revoked_is_said_and_its_url_no_longer_shown(
+    ollama: Path, ngrok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked = tmp_path / "revoked"
+    monkeypatch.setenv("FAKE_NGROK_MODE", f"revoked:{revoked}")
+    first = up()
+    revoked.touch()
+    until(lambda: client.status().parts["tunnel"].error, 20, what="the notice")
+    until(lambda: client.status().url is None, 20, what="the dead URL to go")
+    said = set()
+    watched = time.monotonic() + 8
+    while time.monotonic() < watched:
+        state = client.status()
+        said.add(state.parts["tunnel"].error)
+        assert state.url is None
+        time.sleep(0.05)
+    assert all(error and re.search("authtoken|token", error) for error in said), said
+    assert client.status().state == "degraded"
+    revoked.unlink()
+    until(lambda: client.status().state == "ready", 60, what="the tunnel, with a token that holds again")
+    assert client.status().url not in (None, first.url)

@@ -22,6 +22,8 @@ from .control import ask
 from .keys import read_key
 from .launch import (
     DOWN_SECONDS,
+    Leash,
+    answering,
     preflight,
     readable_state,
     reap,
@@ -47,8 +49,10 @@ class Up:
     notices: tuple[str, ...] = ()
 
 
-def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda state: None) -> Up:
-    """Start the service, or attach to it if it runs; return when it is ready.
+def up(
+    settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda state: None, *, hold: bool = False
+) -> Up:
+    """Start the service, or attach to it if it runs; return when it is ready. With `hold` one that was started ends with us.
 
     Raises ConfigError (nothing was started), StartError (what was started is stopped again) or, on
     Ctrl-C, StoppedByUser after undoing what this call began.
@@ -56,9 +60,16 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
     folder = ServiceFolder(settings.name).make()
     instance = uuid.uuid4().hex
     spawned = joined = False
+    leash: Leash | None = None
+
+    def wait() -> None:
+        waiting = ServiceRecord(folder.name, state=ServiceState.STARTING)
+        waiting.parts["engine"].detail = "waiting for another up or down of this service"
+        on_progress(waiting)
+
     try:
         # Two notebooks that say up at the same moment: one starts, the other finds it starting.
-        with starting_or_stopping(folder):
+        with starting_or_stopping(folder, settings.timeout, wait):
             state = _current(folder)
             attached = state.live()
             if attached:
@@ -67,11 +78,13 @@ def up(settings: Settings, owner: Owner | None, on_progress: OnProgress = lambda
                 sweep(folder, state)  # before the look at ports: what a crash left may still hold ours
                 preflight(settings)
                 spawned = True
-                spawn(folder, settings, owner, instance)
+                leash = spawn(folder, settings, owner, instance)
         state = _wait_ready(folder, on_progress)
         notices: tuple[str, ...] = ()
         if attached:
             state, notices = _catch_up(folder, state, settings, on_progress)
+        if leash is not None and not hold:
+            leash.release()
         return Up(state, attached, notices)
     except KeyboardInterrupt:
         _undo(folder, owner, instance if spawned else None, joined=joined)
@@ -94,6 +107,13 @@ def status(name: str = "default") -> ServiceRecord:
             identity = part_identities(state).get(name_)
             if identity is None or not identity.alive():
                 part.state, part.pid = PartState.STOPPED, None
+    elif state.live() and state.elsewhere() is None and state.silent() and not answering(state):
+        silent = {
+            "message": f"its supervisor has not answered for {time.time() - state.beat:.0f} s",
+            "hint": "{up} starts it anew",
+            "part": "supervisor",
+        }
+        state = replace(state, state=ServiceState.DEGRADED, error=silent)
     return state
 
 
@@ -116,7 +136,7 @@ def down(name: str = "default") -> bool:
     folder = ServiceFolder(name).check()
     if not folder.path.is_dir():
         return False
-    with starting_or_stopping(folder):
+    with starting_or_stopping(folder, DOWN_SECONDS):
         return _down(folder, name)
 
 
@@ -143,9 +163,9 @@ def _down(folder: ServiceFolder, name: str) -> bool:
     if identity and identity.alive():
         if ran:
             try:
-                ask(state.socket, "down", timeout=5)
+                ask(state.socket, "down", timeout=3)
             except AvocadoError:
-                end([identity], 20)  # it does not listen: TERM means down as well
+                end([identity], 6)  # it does not listen: TERM means down as well
         # Also where it stops by itself already: it writes its last state a moment before it ends.
         if not wait_until(lambda: not running(identity), DOWN_SECONDS):
             end([identity], 5)
@@ -232,6 +252,11 @@ def _current(folder: ServiceFolder) -> ServiceRecord:
     if not (state.state.serving or state.state is ServiceState.STARTING):
         wait_gone(state)
         state = readable_state(folder)
+    supervisor = state.supervisor_identity()
+    if state.live() and supervisor is not None and not answering(state):
+        # It hangs, or somebody has stopped it: what it watches is unwatched, and it is started anew.
+        end([supervisor], 5)
+        reap()
     return state
 
 

@@ -7,20 +7,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from ..config import home
-from ..errors import AvocadoError, StartError
+from ..errors import AvocadoError, NotRunningError, StartError
 from ..files import open_private, tail
 from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
 from ..settings import Settings
+from .control import ask
 from .owners import Owner
 from .state import CorruptState, ServiceFolder, ServiceRecord
 
 DOWN_SECONDS = 40.0
 _STARTED_SECONDS = 30.0
+_ANSWER_SECONDS = 3.0
+# How long another `up` or `down` may hold the service before that is said, in seconds.
+_SAID_AFTER = 2.0
 # Our supervisors stay children of this kernel until it ends; kept here so that they are reaped.
 _children: list[subprocess.Popen[bytes]] = []
 
@@ -40,7 +45,20 @@ def preflight(settings: Settings) -> None:
         require_free(settings.port)
 
 
-def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
+class Leash:
+    """Holds a supervisor to the process that started it: it stops when that ends, however it ends, before `release`."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+
+    def release(self) -> None:
+        """Let the service live on without us."""
+        with suppress(BrokenPipeError), self._pipe as pipe:  # it may have ended meanwhile, which is noticed elsewhere
+            pipe.write(b"\n")
+
+
+def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> Leash:
+    """Start a supervisor, and return when it has begun. Raises StartError where it does not; nothing is left then."""
     reap()
     log = folder.log("supervisor")
     root = home()
@@ -61,9 +79,11 @@ def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instan
     except OSError as error:
         raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
     _children.append(child)
+    assert child.stdin is not None
     try:
-        _give_order(child, folder, settings, owner, instance)
+        _give_order(child.stdin, folder, settings, owner, instance)
         _wait_begun(child, folder, instance, log)
+        return Leash(child.stdin)
     except BaseException:
         # Nothing has been written by which anybody could find it later.
         end([*processes_of(instance)], 6)
@@ -71,18 +91,17 @@ def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instan
         raise
 
 
-def _give_order(
-    child: subprocess.Popen[bytes], folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str
-) -> None:
-    assert child.stdin is not None
+def _give_order(pipe: IO[bytes], folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
     whose = owner.to_dict() if owner else None
-    with suppress(BrokenPipeError), child.stdin as pipe:  # it may have ended at once, which is noticed later
+    with suppress(BrokenPipeError):  # it may have ended at once, which is noticed later
         # Built inside the call: the secrets are in no variable that a verbose traceback would show.
         pipe.write(
             json.dumps(
                 {"name": folder.name, "instance": instance, "settings": settings.to_wire(), "owner": whose}
             ).encode()
+            + b"\n"
         )
+        pipe.flush()
 
 
 def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, instance: str, log: Path) -> None:
@@ -141,6 +160,17 @@ def _locked(folder: ServiceFolder) -> bool:
         return True
 
 
+def answering(state: ServiceRecord) -> bool:
+    """Whether the supervisor of a service that runs here takes commands; a moment's delay is none."""
+    try:
+        ask(state.socket, "ping", timeout=_ANSWER_SECONDS)
+    except NotRunningError:
+        return state.socket is None  # it starts, and does not listen yet
+    except AvocadoError:
+        return False
+    return True
+
+
 def running(supervisor: Identity) -> bool:
     reap()
     return supervisor.alive()
@@ -155,7 +185,11 @@ def wait_gone(state: ServiceRecord) -> None:
 
 def reap() -> None:
     """Take note of our supervisors that have ended; one whose last threads still end is kept for the next time."""
-    _children[:] = [child for child in _children if child.poll() is None]
+    for child in list(_children):
+        if child.poll() is not None:
+            _children.remove(child)
+            if child.stdin is not None:
+                child.stdin.close()
 
 
 def sweep(folder: ServiceFolder, state: ServiceRecord) -> Sequence[Identity]:
@@ -170,9 +204,28 @@ def sweep(folder: ServiceFolder, state: ServiceRecord) -> Sequence[Identity]:
 
 
 @contextmanager
-def starting_or_stopping(folder: ServiceFolder) -> Iterator[None]:
-    """One `up` or `down` of a service at a time; its file stays, for who waits for it waits for this very file."""
-    from filelock import FileLock
+def starting_or_stopping(
+    folder: ServiceFolder, seconds: float, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """One `up` or `down` of a service at a time; its file stays, for who waits for it waits for this very file.
 
-    with FileLock(folder.up_lock_file, mode=0o600):
+    `on_wait` is called where another one is under way. Raises AvocadoError when that takes longer than `seconds`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.up_lock_file, mode=0o600)
+    try:
+        lock.acquire(timeout=min(_SAID_AFTER, seconds))
+    except Timeout:
+        on_wait()
+        try:
+            lock.acquire(timeout=max(0.0, seconds - _SAID_AFTER))
+        except Timeout:
+            raise AvocadoError(
+                f"another up or down of {folder.name!r} has held it for {seconds:g} s",
+                f"end who holds {lock.lock_file}",
+            ) from None
+    try:
         yield
+    finally:
+        lock.release()

@@ -18,6 +18,7 @@ class Lifetime:
         self._grace = settings.grace * 60
         self._longest = settings.max_lifetime * 3600
         self._lock = threading.Lock()
+        self._first = owner
         self._owners = [owner] if owner else []
         # Kernels that are gone, by when (time.monotonic()): one that restarts late is an owner again.
         self._gone: list[tuple[Owner, float]] = []
@@ -28,6 +29,11 @@ class Lifetime:
     def owners(self) -> list[dict[str, object]]:
         with self._lock:
             return [owner.to_dict() for owner in self._owners]
+
+    def others(self) -> bool:
+        """Whether somebody besides who started it owns the service."""
+        with self._lock:
+            return any(owner.alive() and not (self._first and owner.same(self._first)) for owner in self._owners)
 
     def join(self, owner: Owner) -> bool:
         """Add an owner; True if it is a new one. A restarted kernel takes its old place."""

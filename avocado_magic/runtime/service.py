@@ -93,12 +93,18 @@ class Service:
         )
         self.store = StateStore(folder, state, settings.secrets())
         self.parts: Parts | None = None
+        self.announced_url: str | None = None
         self.stopping = threading.Event()
 
     def request_stop(self, why: str) -> None:
         """Begin to stop; returns at once."""
         logger.info("stopping: %s", why)
         self.stopping.set()
+
+    def starter_gone(self) -> None:
+        """Who started the service ended before it was ready, or was to end with it: stop, unless somebody else has joined."""
+        if not self.lifetime.others():
+            self.request_stop("who started it is gone")
 
     def ready_parts(self) -> Parts:
         """The parts; AvocadoError while there are none yet."""
@@ -183,12 +189,12 @@ class Service:
 
     def _led_to(self, url: str | None) -> None:
         """Write down a public URL that was proved, and announce it where it is new."""
-        if url == self.store.state.url:
-            return
-        logger.info("the public URL is now %s", url)
         with self.store.change() as state:
             state.url = url
-        self.ready_parts().announce()
+        if url != self.announced_url:
+            logger.info("the public URL is now %s", url)
+            self.announced_url = url
+            self.ready_parts().announce()
 
     # what the watcher tells
 
@@ -209,6 +215,9 @@ class Service:
 
     def restarting(self, name: str) -> StartContext:
         self.store.part(name, PartState.STARTING, self.store.state.parts[name].error)
+        if name == "tunnel":
+            with self.store.change() as state:
+                state.url = None  # until it was proved again, or another one
         return self.context(name, max(60.0, min(self.settings.timeout, _HEAL_SECONDS)))
 
     def restarted(self, name: str, context: StartContext) -> None:

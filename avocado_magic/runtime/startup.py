@@ -35,7 +35,7 @@ def start(service: Service) -> None:
     parts.announcer.settled(_ANNOUNCE_PATIENCE)
     with service.store.change() as state:
         state.state = ServiceState.READY
-        state.url = parts.tunnel.url
+        state.url = service.announced_url = parts.tunnel.url
     logger.info("ready: %s", parts.tunnel.url or parts.gateway.url)
 
 

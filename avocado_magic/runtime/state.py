@@ -23,6 +23,8 @@ from ..timestamps import utc_now, written
 PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")
 BEAT_SECONDS = 10.0
+# A beat older than this is looked into.
+SILENT_SECONDS = 30.0
 # A beat older than this is nobody's: its writer is gone, or its host is.
 STALE_SECONDS = 60.0
 
@@ -132,6 +134,10 @@ class ServiceRecord:
         if self.state.over or identity is None:
             return False
         return identity.alive() or self.elsewhere() is not None
+
+    def silent(self) -> bool:
+        """True if its supervisor has written nothing for longer than it should, by this clock."""
+        return abs(time.time() - self.beat) > SILENT_SECONDS
 
     def elsewhere(self) -> str | None:
         """The other host this service runs on; None if it runs here or nowhere."""

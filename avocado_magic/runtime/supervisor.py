@@ -135,11 +135,17 @@ class Supervisor:
                 part_state.detail = ""
 
 
+def _hold(service: Service) -> None:
+    """Wait for the word of who started us that we may live on; without it we end when they do."""
+    if not os.read(0, 1):
+        service.starter_gone()
+
+
 def main() -> int:
     """Entry point of the process: reads its order from standard input."""
     from filelock import FileLock, Timeout
 
-    order = json.loads(sys.stdin.read())
+    order = json.loads(sys.stdin.buffer.readline())
     folder = ServiceFolder(str(order["name"]))
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     for name in SECRET_VARIABLES:
@@ -153,6 +159,7 @@ def main() -> int:
         return 3
     settings = Settings.from_wire(order["settings"])
     service = Service(folder, str(order["instance"]), settings, Owner.from_dict(order.get("owner")))
+    threading.Thread(target=_hold, args=(service,), name="avocado-leash", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: service.request_stop("TERM"))
     signal.signal(signal.SIGINT, lambda *_: service.request_stop("INT"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 """A stand-in for the ngrok agent (standard library and PyYAML): command line, log lines, both API families,
 and a reverse proxy that never buffers and keeps the public Host.
 
-FAKE_NGROK_MODE: ok (default) | bad_token | no_network | silent | old_agent | endpoint_online | slow:S | die_after:S
+FAKE_NGROK_MODE: ok (default) | bad_token | no_network | silent | old_agent | endpoint_online | slow:S | die_after:S | revoked:FILE
  | lose_session:S (the session is lost after S seconds, for good)
  | dead_url:S (after S seconds the URL answers 404 ERR_NGROK_3200, and the agent still looks well)
 FAKE_NGROK_VERSION: what --version says; below 3.30 there is no /api/endpoints
@@ -437,7 +437,8 @@ def main(argv):
             stop.wait(delay)
             delay = min(delay * 1.7, 30)
         return 0
-    if MODE == "bad_token" or not token:
+    revoked = MODE == "revoked" and os.path.exists(MODE_ARG)
+    if MODE == "bad_token" or revoked or not token:
         err = (
             (
                 "authentication failed: Usage of ngrok requires a verified account and authtoken.\n\nSign up for an account: "
@@ -468,6 +469,14 @@ def main(argv):
         while not stop.is_set():
             log("eror", "failed to reconnect session", obj="tunnels.session", err="dial tcp: i/o timeout")
             stop.wait(1)
+    if MODE == "revoked":
+        while not os.path.exists(MODE_ARG) and not stop.wait(0.1):
+            pass
+        if not stop.is_set():
+            err = "authentication failed: The authtoken you specified is properly formed, but it is invalid.\r\n\r\nERR_NGROK_107\r\n"
+            log("eror", "session closing", obj="tunnels.session", err=err)
+            log("crit", "command failed", err=err)
+            return 1
     if MODE == "die_after":
         stop.wait(float(MODE_ARG))
         os._exit(2)

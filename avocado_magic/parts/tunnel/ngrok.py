@@ -101,6 +101,7 @@ class Ngrok:
         self.log = log
         self.url: str | None = None
         self._identity: Identity | None = None
+        self._agent: Any = None  # pyngrok's object for the process
         self._api_url: str | None = None
         self._path = ""
         self._lost: str | None = None
@@ -228,6 +229,8 @@ class Ngrok:
 
         # Read without pyngrok's lock, which a stuck connect holds; there is no other way to the pid.
         current = getattr(process, "_current_processes", {}).get(self._path)
+        if current is not None:
+            self._agent = current
         if current is not None and current.proc.poll() is None:
             if self._identity is None or self._identity.pid != current.proc.pid:
                 self._identity = Identity.of(current.proc.pid)
@@ -235,8 +238,8 @@ class Ngrok:
 
     def _error(self, error: BaseException) -> AvocadoError:
         said = " ".join(str(getattr(error, attribute, "") or "") for attribute in ("ngrok_error", "body")) + f" {error}"
-        code = next((match for line in reversed(self._said) if (match := _CODE.search(line))), None)
-        text = said if _CODE.search(said) or code is None else f"{said} {code[0]}"
+        code = self._code()
+        text = said if _CODE.search(said) or code is None else f"{said} {code}"
         message, hint = explain(redact(text.strip(), self._settings.secrets()))
         return part_error(self.name, message, hint, self.log)
 
@@ -255,7 +258,7 @@ class Ngrok:
     def check(self) -> str | None:
         # healthy() of pyngrok stays true when the session is lost, and blocks on a stopped agent.
         if self._identity is None or not self._identity.alive():
-            return "the ngrok agent ended"
+            return self._ended()
         try:
             with local_session() as session:
                 status = session.get(f"{self._api_url}/api/status", timeout=3)
@@ -266,6 +269,14 @@ class Ngrok:
         except (ValueError, AttributeError):
             online = "online"
         return None if online == "online" else f"the ngrok agent is {online}"
+
+    def _ended(self) -> str:
+        code = self._code()
+        return "the ngrok agent ended" if code is None else f"the ngrok agent ended: {explain(code)[0]}"
+
+    def _code(self) -> str | None:
+        """The last error of ngrok's that the agent named."""
+        return next((found[0] for line in reversed(self._said) if (found := _CODE.search(line))), None)
 
     def lost(self) -> str | None:
         return self._lost
@@ -279,12 +290,19 @@ class Ngrok:
         self._config_file.unlink(missing_ok=True)
 
     def _forget(self) -> None:
-        """Have pyngrok drop and reap the ended agent, so that a next start makes a new one."""
+        """Have pyngrok drop and reap the ended agent, so that a next start makes a new one, and close what it read from."""
         from pyngrok import process
 
-        current = getattr(process, "_current_processes", {}).get(self._path)
-        if current is not None and wait_until(lambda: current.proc.poll() is not None, 2):
-            process._current_processes.pop(self._path, None)
+        agent, self._agent = self._agent, None
+        if agent is None or not wait_until(lambda: agent.proc.poll() is not None, 2):
+            return
+        if getattr(process, "_current_processes", {}).get(self._path) is agent:
+            process._current_processes.pop(self._path)
+        reader = getattr(agent, "_monitor_thread", None)
+        if reader is not None:
+            reader.join(2)
+        if reader is None or not reader.is_alive():
+            agent.proc.stdout.close()
 
     def identity(self) -> Identity | None:
         return self._identity if self._identity and self._identity.alive() else None

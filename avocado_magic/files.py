@@ -1,4 +1,4 @@
-"""Files and sockets that are their owner's alone, logs that do not grow for ever, and the end of one."""
+"""Files and sockets that are their owner's alone, logs that do not grow for ever, and their last lines."""
 
 from __future__ import annotations
 

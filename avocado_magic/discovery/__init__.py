@@ -1,1 +1,1 @@
-"""Discovery: how a service tells consumers its URL over RabbitMQ. Depends on nothing of ours but `errors`."""
+"""Discovery: how a service tells consumers its URL over RabbitMQ. Knows no parts and no service."""

@@ -154,7 +154,7 @@ class Service:
         context.report("proving the URL")
         while True:
             try:
-                prove(url, read_key(self.store.state.api_key_file), self._proof_model(parts))
+                prove(url, read_key(self.store.state.api_key_file), self._loaded_model(parts))
                 context.report("")
                 return
             except NotProved as error:
@@ -168,12 +168,12 @@ class Service:
                 raise Cancelled
 
     @staticmethod
-    def _proof_model(parts: Parts) -> str | None:
-        """A model that is in memory already, so that the proof starts no load of its own."""
+    def _loaded_model(parts: Parts) -> str | None:
+        """A model that is in memory already, so that proving the URL loads none."""
         try:
             loaded = parts.engine.api.loaded()
         except requests.RequestException:
-            return None  # the gateway's answer to the proof will say more
+            return None  # what the gateway answers will say more
         wanted = [each.name for each in loaded if parts.engine.model and same_model(each.name, parts.engine.model)]
         return next(iter(wanted), loaded[0].name if loaded else None)
 

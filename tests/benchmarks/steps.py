@@ -28,7 +28,7 @@ ANSWER = b'{"model":"m","message":{"role":"assistant","content":"x"},"done":true
 # What is shown of the path: file, function, and what it is.
 STEPS = (
     ("gate.py", "__call__", "the whole"),
-    ("headers.py", "fields", "head read"),
+    ("headers.py", "read_headers", "head read"),
     ("routes.py", "find_route", "route found"),
     ("access.py", "key", "key checked"),
     ("limits.py", "enter", "limits entered"),

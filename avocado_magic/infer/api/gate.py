@@ -19,7 +19,6 @@ from ..domain.types import InferError, RequestRecord, UpstreamError
 from ..service.access import AccessPolicy, Denied
 from ..service.admission import Busy
 from ..service.limits import Limiter, OverLimit
-from . import headers as heads
 from . import wire
 from .answers import answer, answer_error
 from .asgi import App, Receive, Scope, Send
@@ -27,6 +26,7 @@ from .bodies import Bodies
 from .client import CANCELS, TRUSTS, pieces, watched
 from .cors import Cors
 from .dispatch import Dispatch, Request
+from .headers import check_basic, check_local, check_role, credentials, read_headers
 from .in_flight import InFlight
 from .recorder import Recorder
 from .refusals import Headers, Refused, status_of
@@ -155,7 +155,7 @@ class Gate:
         services, record, method = self._services, out.record, scope["method"]
         if self._draining:
             raise Refused(503, "the gateway is stopping", headers=((b"connection", b"close"), (b"retry-after", b"5")))
-        headers = heads.fields(scope["headers"])
+        headers = read_headers(scope["headers"])
         route = find_route(path)
         if route is not None:
             record.route = route.path
@@ -163,15 +163,15 @@ class Gate:
                 await self._health(route, method, out)
                 return
         if services.access.open_to_all:
-            heads.check_local(headers, services.cors, route, method)
+            check_local(headers, services.cors, route, method)
         if b"origin" in headers:
             preflight = services.cors.preflight(headers, route.methods) if route and method == "OPTIONS" else None
             if preflight is not None:
                 await answer(out.send, 204, "", b"", headers=preflight)
                 return
             out.extra += services.cors.answer(headers[b"origin"])
-            heads.check_basic(headers, services.cors)
-        key = services.access.key(heads.credentials(headers))
+            check_basic(headers, services.cors)
+        key = services.access.key(credentials(headers))
         record.key, record.key_id = key.name, key.id
         trusts = (scope.get("extensions") or {}).get(TRUSTS)
         if trusts is not None:
@@ -181,7 +181,7 @@ class Gate:
         if method not in route.methods:
             allow = (b"allow", ", ".join(route.methods).encode())
             raise Refused(405, "405 method not allowed", plain=True, headers=(allow,))
-        heads.check_role(services.access, route, key)
+        check_role(services.access, route, key)
         if not services.access.open_to_all:
             out.in_flight.follow(services.access, key, route)
         if route.serves is Serves.GATE:

@@ -21,8 +21,8 @@ _PORT = re.compile(r":\d{1,5}$")
 _LOCAL_NAME = re.compile(r"localhost|[^/\s]+\.(localhost|local|internal)", re.IGNORECASE)
 
 
-def fields(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The head's fields by name. Raises Refused for what servers read in different ways."""
+def read_headers(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers by name. Raises Refused for what servers read in different ways."""
     headers: dict[bytes, bytes] = {}
     for name, value in pairs:
         if name in headers and name in _ONCE:

@@ -1,4 +1,4 @@
-"""What is not answered, as HTTP says it."""
+"""Refusals of requests, with the HTTP status of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fast reader of JSON raises."""
+"""What msgspec raises for JSON that it cannot read."""
 
 from __future__ import annotations
 

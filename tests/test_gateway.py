@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
-from conftest import trace_of, until
-from gateways import ADMIN, BEARER, KEY, Gateway, start_gateway, stop_gateway
+from conftest import DOUBLES, free_port, trace_of, until
+from gateways import ADMIN, BEARER, KEY, Gateway, running, start_gateway, stop_gateway
+
+from avocado_magic.background import in_thread
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    running = start_gateway(tmp_path_factory.mktemp("gateway"))
-    yield running
-    stop_gateway(running)
+    started = start_gateway(tmp_path_factory.mktemp("gateway"))
+    yield started
+    stop_gateway(started)
 
 
 @pytest.fixture
 def own_gateway(tmp_path: Path) -> Iterator[Gateway]:
-    running = start_gateway(tmp_path, environment={"FAKE_OLLAMA_GAP": "0.05"})
-    yield running
-    stop_gateway(running)
+    started = start_gateway(tmp_path, environment={"FAKE_OLLAMA_GAP": "0.05"})
+    yield started
+    stop_gateway(started)
 
 
 ALLOWED = [
@@ -279,3 +284,78 @@ def test_a_gateway_without_a_key_is_refused(tmp_path: Path) -> None:
     assert said.returncode == 2
     assert "is empty" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def own_engine(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OLLAMA_HOST": f"127.0.0.1:{port}", "FAKE_OLLAMA_MODELS": "llama3:latest"}
+    program = [sys.executable, str(DOUBLES / "ollama.py"), "serve"]
+    return subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_requests_wait_for_an_engine_that_restarts(tmp_path: Path) -> None:
+    port = free_port()
+    engine = own_engine(port, tmp_path)
+    with running(tmp_path, upstream=port) as gateway:
+        until(lambda: gateway.get("/api/tags").status_code == 200, what="the engine")
+        engine.kill()
+        engine.wait()
+        begun = time.monotonic()
+        chat = {"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+        asked = [in_thread(lambda: gateway.post("/api/chat", chat), "asks") for _ in range(20)]
+        listed = in_thread(lambda: gateway.get("/v1/models"), "lists")
+        until(lambda: open_connections(gateway) >= 21, 10, what="the requests to wait")
+        engine = own_engine(port, tmp_path)
+        try:
+            assert {request.result(20).status_code for request in (*asked, listed)} == {200}
+        finally:
+            engine.kill()
+            engine.wait()
+        assert time.monotonic() - begun < 12
+
+
+def open_connections(gateway: Gateway) -> int:
+    found = psutil.Process(gateway.process.pid).net_connections()
+    return sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == gateway.port for each in found)
+
+
+def test_an_engine_that_stays_away_is_a_503_that_says_when_to_ask_again(tmp_path: Path) -> None:
+    port = free_port()
+    engine = own_engine(port, tmp_path)
+    with running(tmp_path, "--engine-wait", "1", upstream=port) as gateway:
+        until(lambda: gateway.get("/api/tags").status_code == 200, what="the engine")
+        engine.kill()
+        engine.wait()
+        begun = time.monotonic()
+        first = gateway.get("/api/tags")
+        waited = time.monotonic() - begun
+        second = gateway.get("/api/tags")
+        assert 0.9 < waited < 4
+        assert time.monotonic() - begun - waited < 0.5  # it has been gone for long enough
+        for answer in (first, second):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert "the engine does not answer" in answer.json()["error"]
+
+
+def test_what_reached_an_engine_that_ended_is_not_sent_to_the_next(tmp_path: Path) -> None:
+    """It may be what ended it."""
+    port = free_port()
+    seen: list[bytes] = []
+
+    def dies(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                data = connection.recv(65536)
+                seen.append(data.split(b" ")[1])
+                if b"/api/tags" in data:
+                    connection.sendall(
+                        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\nConnection: close\r\n\r\n{"models":[]}'
+                    )
+
+    with socket.create_server(("127.0.0.1", port)) as listener, running(tmp_path, upstream=port) as gateway:
+        ended = in_thread(lambda: dies(listener), "dies")
+        assert gateway.get("/api/tags").status_code == 200
+        answer = gateway.post("/api/generate", {"model": "llama3", "prompt": "x"})
+        assert answer.status_code == 502
+        ended.result(10)
+    assert seen == [b"/api/tags", b"/api/generate"]

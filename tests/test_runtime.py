@@ -17,6 +17,7 @@ import pytest
 import requests
 from conftest import everything_written, free_port, trace_of, until
 
+from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
 from avocado_magic.process import Identity
@@ -628,3 +629,20 @@ def test_a_token_that_comes_later_is_said_to_need_a_new_start(ollama: Path, monk
     notices = client.up(settings(), None).notices
     assert len(notices) == 2
     assert all("{down} first" in notice for notice in notices)
+
+
+def test_requests_wait_while_a_killed_engine_is_started_again(ollama: Path) -> None:
+    state = up()
+    key = {"Authorization": f"Bearer {client.api_key(state)}"}
+    chat = {"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+
+    def ask() -> int:
+        return requests.post(f"{state.local_url}/api/chat", json=chat, headers=key, timeout=30).status_code
+
+    assert ask() == 200
+    engine = Identity.of(state.parts["engine"].pid or 0)
+    assert engine
+    os.kill(engine.pid, signal.SIGKILL)
+    until(lambda: not engine.alive(), what="the engine's end")
+    asked = [in_thread(ask, "asks") for _ in range(10)]
+    assert {request.result(30) for request in asked} == {200}

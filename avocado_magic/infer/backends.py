@@ -56,14 +56,14 @@ class OllamaBackend:
 
     def __init__(self, settings: InferSettings) -> None:
         from .api.relay import Relay
-        from .domain.types import UpstreamError
+        from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.http.client import UNIX, HttpClient
         from .infrastructure.ollama import OllamaInfo
 
         upstream = settings.upstream
         base = upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream")
-        self._client = HttpClient(base, UpstreamError)
-        self._relay = Relay(self._client)
+        self._client = HttpClient(base, UpstreamError, EngineUnreached)
+        self._relay = Relay(self._client, settings.engine_wait)
         self.handler: Handler = self._relay
         self.info = self.engine = OllamaInfo(self._client)
 

@@ -60,6 +60,11 @@ class InferSettings(BaseSettings):
     first_byte_timeout: float = Field(
         1800.0, ge=0, description="Seconds the engine may say nothing to a request; 0 for ever."
     )
+    engine_wait: float = Field(
+        15.0,
+        ge=0,
+        description="Seconds that requests wait for an engine that was there and is gone, as while it restarts.",
+    )
     sse_comments: float = Field(
         15.0,
         ge=0,

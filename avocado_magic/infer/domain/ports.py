@@ -111,6 +111,10 @@ class Upstream(Protocol):
         """
         ...
 
+    async def connects(self) -> bool:
+        """Whether the engine takes connections."""
+        ...
+
 
 class ModelLibrary(Protocol):
     """The models there are."""

@@ -49,6 +49,10 @@ class UpstreamError(Exception):
     """The engine could not be reached, or broke off before its answer was whole."""
 
 
+class EngineUnreached(UpstreamError):
+    """Nobody takes connections where the engine should be: the request has not reached it."""
+
+
 class StoreError(Exception):
     """Usage could not be kept or read; the text says why, without the database's password."""
 

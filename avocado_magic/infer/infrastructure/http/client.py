@@ -277,13 +277,19 @@ class HttpClient:
     """Exchanges with one origin. `base` is a URL without a path, or ``unix:`` and the path of a socket.
 
     A connection that was idle for `idle_seconds` is not used again: the other end may be about to close it. What goes wrong
-    with the other end is raised as `failure`, with one sentence.
+    with the other end is raised as `failure`, with one sentence; that no connection could be made as `unreached`.
     """
 
     def __init__(
-        self, base: str, failure: type[Exception] = OSError, max_idle: int = 256, idle_seconds: float = 30.0
+        self,
+        base: str,
+        failure: type[Exception] = OSError,
+        unreached: type[Exception] | None = None,
+        max_idle: int = 256,
+        idle_seconds: float = 30.0,
     ) -> None:
         self._failure = failure
+        self._unreached = unreached or failure
         self._path = base.removeprefix(UNIX) if base.startswith(UNIX) else None
         parts = urlsplit(base if self._path is None else "http://localhost")
         self.host = parts.hostname or "127.0.0.1"
@@ -334,6 +340,14 @@ class HttpClient:
             raise
         return Response(self, connection)
 
+    async def connects(self) -> bool:
+        """Whether a connection can be made."""
+        try:
+            (await self._connection()).close()
+        except self._unreached:
+            return False
+        return True
+
     async def _connection(self) -> _Connection:
         now = time.monotonic() if self._idle else 0.0
         while self._idle:
@@ -352,7 +366,7 @@ class HttpClient:
                 opening = loop.create_unix_connection(lambda: _Connection(self._failure), self._path)
             _, connection = await asyncio.wait_for(opening, CONNECT_SECONDS)
         except (OSError, asyncio.TimeoutError) as error:
-            raise self._failure(f"the engine does not answer ({error or 'timed out'})") from None
+            raise self._unreached(f"the engine does not answer ({error or 'timed out'})") from None
         return connection
 
     def release(self, connection: _Connection) -> None:

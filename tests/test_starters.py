@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,14 +44,15 @@ def command(*arguments: str, ignoring: int | None = None) -> subprocess.Popen[st
 
 
 def of_services() -> list[int]:
-    """The processes that belong to any service."""
+    """The processes that belong to any service of this home; other tests may have theirs."""
     found = []
     for process in psutil.process_iter():
         try:
-            if INSTANCE_VARIABLE in process.environ() and process.pid != os.getpid():
-                found.append(process.pid)
+            environment = process.environ()
         except psutil.Error:
             continue
+        if INSTANCE_VARIABLE in environment and environment.get("AVOCADO_HOME") == os.environ["AVOCADO_HOME"]:
+            found.append(process.pid)
     return found
 
 
@@ -183,3 +185,11 @@ def test_ctrl_c_at_any_moment_is_no_traceback(home: Path, seconds: float) -> Non
         _, said = run.communicate(timeout=20)
     assert "Traceback" not in said
     assert run.returncode in (130, 3, -signal.SIGINT)  # the last where the interpreter was about to end
+
+
+def test_a_service_whose_folder_is_removed_ends(home: Path, ollama: Path) -> None:
+    client.up(settings(), None)
+    shutil.rmtree(home / "services" / "default")
+    until(lambda: not of_services(), 20, what="its processes to end")
+    assert client.up(settings(), None).state.state == "ready"
+    assert len(of_services()) == 3

@@ -206,6 +206,15 @@ class ServiceFolder:
         """The instance id of the last supervisor, so that its orphans are found even if state.json is lost."""
         return self.path / "instance"
 
+    def of_another(self, instance: str) -> bool:
+        """True if the folder is gone, or is no longer that of `instance`; a file system that only fails says neither."""
+        try:
+            return self.instance_file.read_text().strip() != instance
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
     def read(self) -> ServiceRecord:
         """The state; a stopped one where there is no file. Raises CorruptState."""
         try:

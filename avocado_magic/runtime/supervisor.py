@@ -91,6 +91,8 @@ class Supervisor:
         while not service.stopping.wait(0.5):
             now = time.monotonic()
             try:
+                if service.folder.of_another(service.store.state.instance):
+                    service.request_stop("its folder is gone, or another supervisor's")
                 if now - owners >= OWNER_SECONDS:
                     owners = now
                     service.look_after_owners()

@@ -67,7 +67,7 @@ from avocado_magic.runtime.supervisor import Supervisor
 
 os.environ[INSTANCE_VARIABLE] = "i" * 32
 settings = resolve({"model": "llama3", "timeout": 30, "tunnel": "ngrok"})
-service = Service(ServiceFolder("default").make(), "i" * 32, settings, None)
+service = Service(ServiceFolder("default").make(), "i" * 32, settings, [])
 
 def lose(*_):
     parts = service.ready_parts()

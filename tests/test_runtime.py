@@ -613,9 +613,9 @@ def test_settings_of_a_lone_gateway_do_not_open_ours(ollama: Path, monkeypatch: 
 
 
 def test_an_owner_outlives_the_longest_lifetime(tmp_path: Path) -> None:
-    lifetime = Lifetime(Settings(max_lifetime=1e-12), None)
+    lifetime = Lifetime(Settings(max_lifetime=1e-12), [])
     assert lifetime.look()[1]
-    lifetime = Lifetime(Settings(max_lifetime=1e-12), None)
+    lifetime = Lifetime(Settings(max_lifetime=1e-12), [])
     owner = Owner.of(os.getpid())
     assert owner
     lifetime.join(owner)

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 from conftest import until
 from filelock import FileLock
 
@@ -130,7 +132,7 @@ def test_a_stopped_supervisor_is_said_and_replaced(ollama: Path, monkeypatch: py
     assert (after.attached, after.state.state) == (False, "ready")
     assert after.state.instance != before.instance
     assert not supervisor.alive()
-    assert len(of_services()) == 3  # the old ones are gone: a supervisor, an engine, a gateway
+    assert len(of_services()) == 4  # the old ones are gone: a supervisor, its guard, an engine, a gateway
 
 
 def test_a_stopped_supervisor_is_down_at_once(ollama: Path) -> None:
@@ -192,4 +194,65 @@ def test_a_service_whose_folder_is_removed_ends(home: Path, ollama: Path) -> Non
     shutil.rmtree(home / "services" / "default")
     until(lambda: not of_services(), 20, what="its processes to end")
     assert client.up(settings(), None).state.state == "ready"
-    assert len(of_services()) == 3
+    assert len(of_services()) == 4
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_supervisor_that_is_killed_is_replaced(ollama: Path, owned: bool) -> None:
+    owner = Owner.of(os.getpid()) if owned else None
+    before = client.up(settings(), owner).state
+    headers = {"Authorization": f"Bearer {client.api_key(before)}"}
+    kill(before)
+    after = until(lambda: anew(before), 40, what="another supervisor")
+    assert (after.local_url, after.models) == (before.local_url, before.models)
+    assert [each["pid"] for each in after.owners] == ([os.getpid()] if owned else [])
+    assert requests.get(f"{after.local_url}/api/tags", headers=headers, timeout=5).status_code == 200
+    until(lambda: len(of_services()) == 4, 10, what="the old processes to end")
+
+
+def kill(service: ServiceRecord) -> None:
+    supervisor = service.supervisor_identity()
+    assert supervisor is not None
+    os.kill(supervisor.pid, signal.SIGKILL)
+
+
+def anew(before: ServiceRecord) -> ServiceRecord | None:
+    state = client.status()
+    return state if state.instance != before.instance and state.state == "ready" else None
+
+
+def test_a_supervisor_killed_on_the_way_up_leaves_nothing(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_OLLAMA_MODE", SLOW)
+    with command() as up:
+        until(loading, 30, what="the model to load")
+        kill(client.status())
+        _, said = up.communicate(timeout=40)
+    assert up.returncode == 1
+    assert "the supervisor ended while it started the service" in said
+    until(lambda: not of_services(), 10, what="its processes to end")
+
+
+def test_a_guard_that_is_killed_is_replaced(ollama: Path) -> None:
+    state = client.up(settings(), None).state
+    (first,) = guards()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: guards() and guards() != [first], 15, what="another guard")
+    kill(state)
+    until(lambda: anew(state), 40, what="another supervisor")
+    assert client.down()
+    until(lambda: not of_services(), 10, what="its processes to end")
+
+
+def guards() -> list[int]:
+    return [pid for pid in of_services() if any("runtime.guard" in word for word in psutil.Process(pid).cmdline())]
+
+
+def test_a_supervisor_that_is_killed_again_and_again_is_left_dead(ollama: Path) -> None:
+    state = client.up(settings(), None).state
+    for _ in range(3):
+        kill(state)
+        state = until(partial(anew, state), 40, what="another supervisor")
+    kill(state)
+    until(lambda: not of_services(), 30, what="its processes to end")
+    assert client.status().state == "failed"
+    assert client.up(settings(), None).state.state == "ready"

@@ -78,7 +78,7 @@ def up(
                 sweep(folder, state)  # before the look at ports: what a crash left may still hold ours
                 preflight(settings)
                 spawned = True
-                leash = spawn(folder, settings, owner, instance)
+                leash = spawn(folder, settings, [owner] if owner else [], instance)
         state = _wait_ready(folder, on_progress)
         notices: tuple[str, ...] = ()
         if attached:

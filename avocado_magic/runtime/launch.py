@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..config import home
 from ..errors import AvocadoError, NotRunningError, StartError
@@ -57,33 +57,34 @@ class Leash:
             pipe.write(b"\n")
 
 
-def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> Leash:
-    """Start a supervisor, and return when it has begun. Raises StartError where it does not; nothing is left then."""
+def spawn(
+    folder: ServiceFolder,
+    settings: Settings,
+    owners: Sequence[Owner],
+    instance: str,
+    revived: Sequence[float] = (),
+) -> Leash:
+    """Start a supervisor, and return when it has begun. Raises StartError where it does not; nothing is left then.
+
+    `revived` is when it was started in place of one that was killed (time.time()).
+    """
     reap()
     log = folder.log("supervisor")
     root = home()
-    environment = child_environment(
-        {"AVOCADO_HOME": str(root) if root else None, "PYTHONPATH": _import_path(), INSTANCE_VARIABLE: instance}
-    )
+    environment = {
+        "AVOCADO_HOME": str(root) if root else None,
+        "PYTHONPATH": _import_path(),
+        INSTANCE_VARIABLE: instance,
+    }
     try:
-        with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "avocado_magic.runtime.supervisor"],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-                cwd="/",
-            )
+        child = _process("avocado_magic.runtime.supervisor", log, environment)
     except OSError as error:
         raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
     _children.append(child)
-    assert child.stdin is not None
     try:
-        _give_order(child.stdin, folder, settings, owner, instance)
+        pipe = give_order(child, folder, settings, instance, revived, [owner.to_dict() for owner in owners])
         _wait_begun(child, folder, instance, log)
-        return Leash(child.stdin)
+        return Leash(pipe)
     except BaseException:
         # Nothing has been written by which anybody could find it later.
         end([*processes_of(instance)], 6)
@@ -91,17 +92,54 @@ def spawn(folder: ServiceFolder, settings: Settings, owner: Owner | None, instan
         raise
 
 
-def _give_order(pipe: IO[bytes], folder: ServiceFolder, settings: Settings, owner: Owner | None, instance: str) -> None:
-    whose = owner.to_dict() if owner else None
+def spawn_guard(
+    folder: ServiceFolder, settings: Settings, instance: str, revived: Sequence[float]
+) -> subprocess.Popen[bytes]:
+    """Start the guard of the supervisor that we are. Raises OSError."""
+    child = _process("avocado_magic.runtime.guard", folder.log("supervisor"), {})
+    give_order(child, folder, settings, instance, revived)
+    return child
+
+
+def _process(module: str, log: Path, environment: Mapping[str, str | None]) -> subprocess.Popen[bytes]:
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=child_environment(environment),
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def give_order(
+    child: subprocess.Popen[bytes],
+    folder: ServiceFolder,
+    settings: Settings,
+    instance: str,
+    revived: Sequence[float],
+    owners: Sequence[Mapping[str, Any]] = (),
+) -> IO[bytes]:
+    """Write a process its order; returns the pipe, which is still open."""
+    assert child.stdin is not None
     with suppress(BrokenPipeError):  # it may have ended at once, which is noticed later
         # Built inside the call: the secrets are in no variable that a verbose traceback would show.
-        pipe.write(
+        child.stdin.write(
             json.dumps(
-                {"name": folder.name, "instance": instance, "settings": settings.to_wire(), "owner": whose}
+                {
+                    "name": folder.name,
+                    "instance": instance,
+                    "settings": settings.to_wire(),
+                    "owners": list(owners),
+                    "revived": list(revived),
+                }
             ).encode()
             + b"\n"
         )
-        pipe.flush()
+        child.stdin.flush()
+    return child.stdin
 
 
 def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, instance: str, log: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 from ..settings import Settings
@@ -14,15 +15,15 @@ from .owners import Owner
 class Lifetime:
     """The owners of a service and what their absence means. Thread-safe."""
 
-    def __init__(self, settings: Settings, owner: Owner | None) -> None:
+    def __init__(self, settings: Settings, owners: Sequence[Owner]) -> None:
         self._grace = settings.grace * 60
         self._longest = settings.max_lifetime * 3600
         self._lock = threading.Lock()
-        self._first = owner
-        self._owners = [owner] if owner else []
+        self._first = owners[0] if owners else None
+        self._owners = list(owners)
         # Kernels that are gone, by when (time.monotonic()): one that restarts late is an owner again.
         self._gone: list[tuple[Owner, float]] = []
-        self._kept = owner is None  # nobody owns it from the beginning: it lives until it is told to end
+        self._kept = not owners  # nobody owns it from the beginning: it lives until it is told to end
         self._born = time.monotonic()
         self._ownerless_since: float | None = None
 

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import requests
@@ -77,10 +77,10 @@ class Service:
     `stopping` is set when it is to end; who waits for anything waits for that as well.
     """
 
-    def __init__(self, folder: ServiceFolder, instance: str, settings: Settings, owner: Owner | None) -> None:
+    def __init__(self, folder: ServiceFolder, instance: str, settings: Settings, owners: Sequence[Owner]) -> None:
         self.folder = folder
         self.settings = settings
-        self.lifetime = Lifetime(settings, owner)
+        self.lifetime = Lifetime(settings, owners)
         me = Identity.of(os.getpid())
         state = ServiceRecord(
             folder.name,

@@ -11,9 +11,12 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 from ..errors import AvocadoError, ConfigError
 from ..files import replace_file, rotate
@@ -23,6 +26,7 @@ from ..settings import SECRET_VARIABLES, Settings
 from ..states import PartState, ServiceState
 from .commands import Commands
 from .control import ControlServer
+from .launch import spawn_guard
 from .output import LOG_FORMAT, redacted_output
 from .owners import Owner
 from .service import Service
@@ -38,9 +42,11 @@ STOP_BUDGET = 20.0
 class Supervisor:
     """One service. `run` returns the exit status."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, revived: Sequence[float] = ()) -> None:
         self._service = service
+        self._revived = revived
         self._watcher: Watcher | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     # life
 
@@ -51,6 +57,7 @@ class Supervisor:
         control: ControlServer | None = None
         failed = False
         try:
+            self._be_guarded()
             control = ControlServer(service.folder.path, Commands(service, self._restart).table())
             with service.store.change() as state:
                 state.socket = control.path
@@ -69,6 +76,19 @@ class Supervisor:
             if control:
                 control.close()
         return 1 if failed else 0
+
+    def _be_guarded(self) -> None:
+        """Have a guard beside us, a new one where it has ended."""
+        if self._guard is None or self._guard.poll() is not None:
+            service = self._service
+            self._let_go_of_guard()
+            instance = service.store.state.instance
+            self._guard = spawn_guard(service.folder, service.settings, instance, self._revived)
+
+    def _let_go_of_guard(self) -> None:
+        if self._guard is not None and self._guard.stdin is not None:
+            with suppress(BrokenPipeError), self._guard.stdin as pipe:
+                pipe.write(b"\n")
 
     def _restart(self, part: str) -> None:
         """Have `part` restarted. Raises AvocadoError while nothing is watched yet, ConfigError where it is not ours to restart."""
@@ -95,6 +115,7 @@ class Supervisor:
                     service.request_stop("its folder is gone, or another supervisor's")
                 if now - owners >= OWNER_SECONDS:
                     owners = now
+                    self._be_guarded()
                     service.look_after_owners()
                 if now - beat >= BEAT_SECONDS:
                     beat = now
@@ -125,6 +146,7 @@ class Supervisor:
         if parts:
             parts.gateway.release()
             parts.engine.release()
+        self._let_go_of_guard()
         left = end(list(processes_of(service.store.state.instance)), 5)
         if left:
             logger.error("these processes do not end: %s", ", ".join(str(i.pid) for i in left))
@@ -160,14 +182,15 @@ def main() -> int:
         logger.error("another supervisor holds %s", folder.lock_file)
         return 3
     settings = Settings.from_wire(order["settings"])
-    service = Service(folder, str(order["instance"]), settings, Owner.from_dict(order.get("owner")))
+    owners = [owner for owner in map(Owner.from_dict, order["owners"]) if owner]
+    service = Service(folder, str(order["instance"]), settings, owners)
     threading.Thread(target=_hold, args=(service,), name="avocado-leash", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: service.request_stop("TERM"))
     signal.signal(signal.SIGINT, lambda *_: service.request_stop("INT"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with redacted_output(folder.log("supervisor"), settings.secrets):
-            return Supervisor(service).run()
+            return Supervisor(service, order["revived"]).run()
     finally:
         lock.release()
 

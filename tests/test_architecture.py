@@ -75,6 +75,7 @@ MAY: dict[str, set[str]] = {
         "config",
     },
     "infer/app": {
+        "process",
         "infer/backends",
         "infer/api",
         "infer/service",

@@ -236,7 +236,7 @@ def test_a_guard_that_is_killed_is_replaced(ollama: Path) -> None:
     state = client.up(settings(), None).state
     (first,) = guards()
     os.kill(first, signal.SIGKILL)
-    until(lambda: guards() and guards() != [first], 15, what="another guard")
+    until(lambda: (found := guards()) and found != [first], 15, what="another guard")
     kill(state)
     until(lambda: anew(state), 40, what="another supervisor")
     assert client.down()
@@ -256,3 +256,13 @@ def test_a_supervisor_that_is_killed_again_and_again_is_left_dead(ollama: Path) 
     until(lambda: not of_services(), 30, what="its processes to end")
     assert client.status().state == "failed"
     assert client.up(settings(), None).state.state == "ready"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda n: n.name)
+def test_without_supervisor_and_guard_the_service_ends_itself(ollama: Path, how: signal.Signals) -> None:
+    state = client.up(settings(), None).state
+    (guard,) = guards()
+    os.kill(guard, how)
+    kill(state)
+    until(lambda: not of_services(), 25, what="its processes to end")
+    assert client.status().state == "failed"

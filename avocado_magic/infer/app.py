@@ -17,9 +17,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .. import __version__, process
 from ..config import base_url, lookup, services_dir
 from ..errors import AvocadoError
+from ..process import INSTANCE_VARIABLE
 from . import backends
 from .api.asgi import Receive, Scope, Send
 from .api.cors import Cors
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("avocado_magic.infer")
 _SQLITE = "sqlite:///"
+# By then a guard has ended this process, where there is one.
+_GUARD_SECONDS = 5.0
 _LONGEST_SOCKET = 100
 
 
@@ -242,6 +245,23 @@ async def serve(settings: InferSettings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+
+    def on_orphaned() -> None:
+        assert settings.watcher is not None
+        loop.remove_reader(settings.watcher)
+        loop.call_later(_GUARD_SECONDS, lambda: ending.append(loop.create_task(end_service())))
+
+    async def end_service() -> None:
+        # Neither the supervisor nor its guard is left. First what leads here from outside: were our port
+        # given up before, it would lead to whoever takes that.
+        logger.error("nobody watches this service any more: all of it is ended")
+        instance = os.environ.get(INSTANCE_VARIABLE)
+        if instance:
+            await asyncio.to_thread(lambda: process.end(list(process.processes_of(instance)), 4))
+        await end()
+
+    if settings.watcher is not None:
+        loop.add_reader(settings.watcher, on_orphaned)
     # What is here now stays: the collector need not look at it again, which would stop every stream for 20 ms.
     gc.collect()
     gc.freeze()

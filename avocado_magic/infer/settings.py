@@ -21,6 +21,9 @@ class InferSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(11435, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     fd: int | None = Field(None, ge=3, description="Descriptor of a socket that listens already, instead of a port.")
+    watcher: int | None = Field(
+        None, ge=3, description="Descriptor of a pipe that is closed when the supervisor of this service ends."
+    )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
     backend: Literal["ollama", "llamacpp"] = Field(
         "ollama", description="ollama (pass through) or llamacpp (run the model here)."

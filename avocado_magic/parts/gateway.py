@@ -52,6 +52,7 @@ class Gateway(InferPart):
 
     def release(self) -> None:
         """Give the port up: nothing is started any more."""
+        super().release()
         self._listening.close()
 
     def start(self, context: StartContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
@@ -17,6 +18,7 @@ class InferPart(ProcessPart):
     """Runs ``avocado-infer`` as the part of this `name`; `what` it is called in sentences."""
 
     what: str
+    _watched: tuple[int, int] | None = None  # a pipe that ends with us, so that it need not outlive us and its guard
 
     def _run(
         self,
@@ -33,7 +35,11 @@ class InferPart(ProcessPart):
         context.report("starting")
         # The user's own settings are for an avocado-infer that runs alone: here they could open the door.
         environment = {**without_variables("AVOCADO_INFER_"), **(environment or {})}
-        self._launch([sys.executable, "-m", "avocado_magic.infer", *options], environment, descriptors)
+        if self._watched is None:
+            self._watched = os.pipe()
+        reader = self._watched[0]
+        argv = [sys.executable, "-m", "avocado_magic.infer", "--watcher", str(reader), *options]
+        self._launch(argv, environment, [*descriptors, reader])
 
         def started() -> bool:
             if self._code() is not None:
@@ -41,6 +47,12 @@ class InferPart(ProcessPart):
             return answers()
 
         context.wait_until(started, f"starting {self.what}", self.name, self.log, seconds)
+
+    def release(self) -> None:
+        """Let go of what is held for the process: nothing is started any more."""
+        for descriptor in self._watched or ():
+            os.close(descriptor)
+        self._watched = None
 
     def _fail(self, hint: str) -> NoReturn:
         said = [line for line in tail(self.log, 5) if line.startswith(_SAYS)]

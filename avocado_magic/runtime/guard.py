@@ -33,13 +33,16 @@ def _take_over(order: dict[str, Any]) -> int:
     from .state import ServiceFolder
 
     folder = ServiceFolder(str(order["name"]))
+    _say("the supervisor was killed: what is left of its service is ended")
     with starting_or_stopping(folder, _LOCK_SECONDS):
         if folder.of_another(str(order["instance"])):
-            return 0  # an `up` or a `down` was quicker, or the folder is gone
+            _say("an up or a down was quicker")
+            return 0
         state = readable_state(folder)
         sweep(folder, state)
         revived = [moment for moment in order["revived"] if time.time() - moment < _WITHIN]
         if not state.state.serving or len(revived) >= _TIMES:
+            _say("it is not started anew: it was not up, or its supervisor is killed again and again")
             return 1
         # The port it had: clients know it.
         port = int((state.local_url or ":0").rpartition(":")[2])
@@ -47,6 +50,10 @@ def _take_over(order: dict[str, Any]) -> int:
         owners = [owner for owner in map(Owner.from_dict, state.owners) if owner]
         spawn(folder, settings, owners, uuid.uuid4().hex, [*revived, time.time()]).release()
     return 0
+
+
+def _say(words: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} INFO avocado_magic.guard: {words}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

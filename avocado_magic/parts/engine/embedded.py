@@ -106,6 +106,7 @@ class Embedded(InferPart):
 
     def release(self) -> None:
         """Remove the socket: nothing is started any more."""
+        super().release()
         self._place.clear()
 
     def name_of(self, model: str) -> str:

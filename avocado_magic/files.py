@@ -48,9 +48,14 @@ SOCKET_PATH_LIMIT = 100
 class SocketPlace:
     """Where a Unix socket can be: in `folder`, or in a private temporary folder where that holds none."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, used: str | None = None) -> None:
+        """`used` is the path that an earlier supervisor chose, where somebody listens."""
         self._own_folder: str | None = None
         self.path = str(folder / name)
+        if used is not None:
+            self._own_folder = None if used == self.path else os.path.dirname(used)
+            self.path = used
+            return
         try:
             if len(os.fsencode(self.path)) > SOCKET_PATH_LIMIT:
                 raise OSError("the path is too long")

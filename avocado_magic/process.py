@@ -168,7 +168,7 @@ def end(identities: Sequence[Identity], budget: float) -> list[Identity]:
     """
     left = [i for i in identities if i.alive()]
     for identity in left:
-        if _stopped(identity.pid):
+        if stopped(identity.pid):
             _signal(identity, signal.SIGKILL)
     for number, seconds in ((signal.SIGTERM, budget / 2), (signal.SIGKILL, budget / 2)):
         for identity in left:
@@ -185,7 +185,8 @@ def end_group(leader: Identity, budget: float) -> list[Identity]:
     return end([leader, *(member for member in members if member)], budget)
 
 
-def _stopped(pid: int) -> bool:
+def stopped(pid: int) -> bool:
+    """True if the process `pid` is stopped (SIGSTOP)."""
     import psutil
 
     try:
@@ -259,6 +260,13 @@ class ManagedProcess:
         self._identity = Identity(host_name(), boot_id(), self._child.pid, ticks if ticks is not None else -1)
         return self._identity
 
+    @classmethod
+    def running(cls, identity: Identity, log: Path) -> ManagedProcess:
+        """One that an earlier supervisor started, and that is no child of ours."""
+        process = cls((), log)
+        process._identity = identity
+        return process
+
     @property
     def identity(self) -> Identity | None:
         return self._identity
@@ -268,15 +276,17 @@ class ManagedProcess:
         return self._identity.pid if self._identity and self.returncode() is None else None
 
     def returncode(self) -> int | None:
-        """The exit status (negative: the signal), or None while it runs. Reaps it."""
+        """The exit status (negative: the signal; -1 where it was no child of ours), or None while it runs. Reaps it."""
         with self._lock:
-            return self._child.poll() if self._child else None
+            if self._child:
+                return self._child.poll()
+            return None if self._identity is None or self._identity.alive() else -1
 
     def stop(self, budget: float, ask: Callable[[], None] | None = None) -> None:
         """Ask, wait, TERM, wait, KILL the whole group, within about `budget` seconds."""
-        if self._child is None:
+        if self._identity is None:
             return
-        group = self._child.pid
+        group = self._identity.pid
         steps: list[Callable[[], None]] = [
             lambda: _signal_group(group, signal.SIGTERM),
             lambda: _signal_group(group, signal.SIGKILL),

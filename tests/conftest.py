@@ -144,6 +144,12 @@ def ngrok(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
+@pytest.fixture
+def cloudflared(home: Path) -> Path:
+    """The stand-in cloudflared."""
+    return install_double(home, "cloudflared", "cloudflared.py")
+
+
 TOKEN = "2abcTOKENthatMustNeverBeSeen_3x9ZQ7"
 
 

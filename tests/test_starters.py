@@ -129,10 +129,11 @@ def test_a_stopped_supervisor_is_said_and_replaced(ollama: Path, monkeypatch: py
     assert silent.error is not None
     assert "has not answered" in silent.error["message"]
     after = client.up(settings(), None)
-    assert (after.attached, after.state.state) == (False, "ready")
-    assert after.state.instance != before.instance
+    assert (after.attached, after.state.state) == (True, "ready")
+    assert after.state.instance == before.instance
+    assert pids(after.state) == pids(before)
     assert not supervisor.alive()
-    assert len(of_services()) == 4  # the old ones are gone: a supervisor, its guard, an engine, a gateway
+    until(lambda: len(of_services()) == 4, 10, what="a supervisor, its guard, an engine and a gateway")
 
 
 def test_a_stopped_supervisor_is_down_at_once(ollama: Path) -> None:
@@ -207,7 +208,12 @@ def test_a_supervisor_that_is_killed_is_replaced(ollama: Path, owned: bool) -> N
     assert (after.local_url, after.models) == (before.local_url, before.models)
     assert [each["pid"] for each in after.owners] == ([os.getpid()] if owned else [])
     assert requests.get(f"{after.local_url}/api/tags", headers=headers, timeout=5).status_code == 200
-    until(lambda: len(of_services()) == 4, 10, what="the old processes to end")
+    assert pids(after) == pids(before)
+    until(lambda: len(of_services()) == 4, 10, what="a supervisor, its guard, an engine and a gateway")
+
+
+def pids(state: ServiceRecord) -> list[int | None]:
+    return [state.parts[name].pid for name in ("engine", "gateway", "tunnel")]
 
 
 def kill(service: ServiceRecord) -> None:
@@ -218,7 +224,7 @@ def kill(service: ServiceRecord) -> None:
 
 def anew(before: ServiceRecord) -> ServiceRecord | None:
     state = client.status()
-    return state if state.instance != before.instance and state.state == "ready" else None
+    return state if state.supervisor != before.supervisor and state.state == "ready" else None
 
 
 def test_a_supervisor_killed_on_the_way_up_leaves_nothing(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,5 +270,5 @@ def test_without_supervisor_and_guard_the_service_ends_itself(ollama: Path, how:
     (guard,) = guards()
     os.kill(guard, how)
     kill(state)
-    until(lambda: not of_services(), 25, what="its processes to end")
+    until(lambda: not of_services(), 50, what="its processes to end")
     assert client.status().state == "failed"

@@ -45,14 +45,13 @@ from .service.limits import Limiter
 from .service.selection import ModelRouter
 from .service.usage import UsageBook
 from .settings import InferSettings
+from .watched import Watched
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 logger = logging.getLogger("avocado_magic.infer")
 _SQLITE = "sqlite:///"
-# By then a guard has ended this process, where there is one.
-_GUARD_SECONDS = 5.0
 _LONGEST_SOCKET = 100
 
 
@@ -246,22 +245,16 @@ async def serve(settings: InferSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
 
-    def on_orphaned() -> None:
-        assert settings.watcher is not None
-        loop.remove_reader(settings.watcher)
-        loop.call_later(_GUARD_SECONDS, lambda: ending.append(loop.create_task(end_service())))
-
     async def end_service() -> None:
         # Neither the supervisor nor its guard is left. First what leads here from outside: were our port
         # given up before, it would lead to whoever takes that.
-        logger.error("nobody watches this service any more: all of it is ended")
         instance = os.environ.get(INSTANCE_VARIABLE)
         if instance:
             await asyncio.to_thread(lambda: process.end(list(process.processes_of(instance)), 4))
         await end()
 
     if settings.watcher is not None:
-        loop.add_reader(settings.watcher, on_orphaned)
+        Watched(settings.watcher, lambda: ending.append(loop.create_task(end_service())))
     # What is here now stays: the collector need not look at it again, which would stop every stream for 20 ms.
     gc.collect()
     gc.freeze()

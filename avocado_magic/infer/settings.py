@@ -22,7 +22,9 @@ class InferSettings(BaseSettings):
     port: int = Field(11435, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     fd: int | None = Field(None, ge=3, description="Descriptor of a socket that listens already, instead of a port.")
     watcher: int | None = Field(
-        None, ge=3, description="Descriptor of a pipe that is closed when the supervisor of this service ends."
+        None,
+        ge=3,
+        description="Descriptor of a pipe on which the supervisor of this service beats; unwatched, it ends.",
     )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
     backend: Literal["ollama", "llamacpp"] = Field(

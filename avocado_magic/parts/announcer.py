@@ -58,5 +58,8 @@ class Announcer(UrlAnnouncer):
     def identity(self) -> Identity | None:
         return None
 
+    def held(self) -> Mapping[str, int]:
+        return {}
+
     def describe(self) -> Mapping[str, Any]:
         return {"broker": str(self._broker) if self._broker else None}

@@ -58,6 +58,15 @@ class StartContext:
             self.cancelled.wait(0.05)
 
 
+@dataclass(frozen=True)
+class Running:
+    """A part as an earlier supervisor left it: its process, what it said of itself, and what was held open for it."""
+
+    identity: Identity | None
+    about: Mapping[str, Any]
+    held: Mapping[str, int]
+
+
 class Part(Protocol):
     """One part of a service. Methods are called from the supervisor's threads, one at a time per part."""
 
@@ -80,7 +89,11 @@ class Part(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """What there is to say about it; no secrets."""
+        """What there is to say about it, and what a next supervisor needs to go on with it; no secrets."""
+        ...
+
+    def held(self) -> Mapping[str, int]:
+        """The descriptors, by name, that have to stay open for it to go on when our process is gone."""
         ...
 
 
@@ -111,6 +124,10 @@ class ProcessPart:
     log: Path
     _process: ManagedProcess | None = None
 
+    def _go_on_with(self, before: Running) -> None:
+        if before.identity is not None:
+            self._process = ManagedProcess.running(before.identity, self.log)
+
     def _launch(
         self,
         argv: Sequence[str],
@@ -135,3 +152,6 @@ class ProcessPart:
 
     def identity(self) -> Identity | None:
         return self._process.identity if self._process and self._process.pid else None
+
+    def held(self) -> Mapping[str, int]:
+        return {}

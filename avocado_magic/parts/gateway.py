@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import requests
 from ..api_keys import keys_file
 from ..sessions import local_session
 from ..settings import Settings
-from .base import ANSWER_SECONDS, StartContext
+from .base import ANSWER_SECONDS, Running, StartContext
 from .infer import InferPart
 from .ports import listen, listens
 
@@ -29,13 +30,26 @@ class Gateway(InferPart):
     name = "gateway"
     what = "the gateway"
 
-    def __init__(self, port: int, upstream: str, key_file: Path, settings: Settings, log: Path) -> None:
-        self._listening = listen(port)
+    def __init__(
+        self,
+        port: int,
+        upstream: str,
+        key_file: Path,
+        settings: Settings,
+        log: Path,
+        before: Running | None = None,
+    ) -> None:
+        if before is not None and "listening" in before.held:
+            self._listening = socket.socket(fileno=before.held["listening"])
+        else:
+            self._listening = listen(port)
         self.port = int(self._listening.getsockname()[1])
         self._settings = settings
         self._upstream = upstream
         self._key_file = key_file
         self.log = log
+        if before is not None:
+            self._go_on_with(before)
 
     @property
     def url(self) -> str:
@@ -95,3 +109,6 @@ class Gateway(InferPart):
 
     def describe(self) -> Mapping[str, Any]:
         return {"url": self.url}
+
+    def held(self) -> Mapping[str, int]:
+        return {"listening": self._listening.fileno(), **super().held()}

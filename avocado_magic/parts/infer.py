@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from ..files import tail
 from ..process import without_variables
-from .base import ProcessPart, StartContext, part_error
+from .base import ProcessPart, Running, StartContext, part_error
 
 _SAYS = "avocado-infer: "
 
@@ -18,7 +19,22 @@ class InferPart(ProcessPart):
     """Runs ``avocado-infer`` as the part of this `name`; `what` it is called in sentences."""
 
     what: str
-    _watched: tuple[int, int] | None = None  # a pipe that ends with us, so that it need not outlive us and its guard
+    # A pipe that carries beats for as long as somebody watches: it need not outlive us and our guard.
+    _beats: tuple[int, int] | None = None
+
+    def _go_on_with(self, before: Running) -> None:
+        super()._go_on_with(before)
+        if "beats" in before.held:
+            self._beats = (before.held["beats_heard"], before.held["beats"])
+
+    def held(self) -> Mapping[str, int]:
+        return {"beats_heard": self._beats[0], "beats": self._beats[1]} if self._beats else {}
+
+    def beat(self) -> None:
+        """Tell it that it is watched. One that does not listen is found out otherwise."""
+        if self._beats:
+            with suppress(BlockingIOError):
+                os.write(self._beats[1], b".")
 
     def _run(
         self,
@@ -35,9 +51,10 @@ class InferPart(ProcessPart):
         context.report("starting")
         # The user's own settings are for an avocado-infer that runs alone: here they could open the door.
         environment = {**without_variables("AVOCADO_INFER_"), **(environment or {})}
-        if self._watched is None:
-            self._watched = os.pipe()
-        reader = self._watched[0]
+        if self._beats is None:
+            self._beats = os.pipe()
+            os.set_blocking(self._beats[1], False)
+        reader = self._beats[0]
         argv = [sys.executable, "-m", "avocado_magic.infer", "--watcher", str(reader), *options]
         self._launch(argv, environment, [*descriptors, reader])
 
@@ -50,9 +67,9 @@ class InferPart(ProcessPart):
 
     def release(self) -> None:
         """Let go of what is held for the process: nothing is started any more."""
-        for descriptor in self._watched or ():
+        beats, self._beats = self._beats, None
+        for descriptor in beats or ():
             os.close(descriptor)
-        self._watched = None
 
     def _fail(self, hint: str) -> NoReturn:
         said = [line for line in tail(self.log, 5) if line.startswith(_SAYS)]

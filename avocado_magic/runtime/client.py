@@ -38,6 +38,13 @@ from .state import LOGS, CorruptState, ServiceFolder, ServiceRecord, all_folders
 
 OnProgress = Callable[[ServiceRecord], None]
 _POLL = 0.1
+# A guard needs about two seconds.
+_REPLACED_SECONDS = 30.0
+_REPLACED = {
+    "message": "its supervisor was killed, and another one is being started",
+    "hint": "wait a moment",
+    "part": "supervisor",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ def up(
         on_progress(waiting)
 
     try:
+        _await_replacement(folder)
         # Two notebooks that say up at the same moment: one starts, the other finds it starting.
         with starting_or_stopping(folder, settings.timeout, wait):
             state = _current(folder)
@@ -96,7 +104,9 @@ def status(name: str = "default") -> ServiceRecord:
     """The service as its state file has it, put right where its supervisor is gone. Starts nothing."""
     folder = ServiceFolder(name).check()
     state = folder.read()
-    if not state.state.over and not state.live():
+    if not state.live() and state.guarded():
+        state = replace(state, state=ServiceState.DEGRADED, error=dict(_REPLACED))
+    elif not state.state.over and not state.live():
         crashed = {
             "message": "its supervisor is gone",
             "hint": "{up} starts it again, {down} clears it away",
@@ -252,12 +262,21 @@ def _current(folder: ServiceFolder) -> ServiceRecord:
     if not (state.state.serving or state.state is ServiceState.STARTING):
         wait_gone(state)
         state = readable_state(folder)
-    supervisor = state.supervisor_identity()
-    if state.live() and supervisor is not None and not answering(state):
-        # It hangs, or somebody has stopped it: what it watches is unwatched, and it is started anew.
-        end([supervisor], 5)
-        reap()
     return state
+
+
+def _await_replacement(folder: ServiceFolder) -> None:
+    """Where the supervisor has ended without a word or does not answer, wait for the guard to put another in its place."""
+    state = readable_state(folder)
+    supervisor = state.supervisor_identity()
+    if supervisor is None or not state.state.serving or state.elsewhere():
+        return
+    if supervisor.alive():
+        if answering(state):
+            return
+        end([supervisor], 5)  # it hangs, or somebody has stopped it
+        reap()
+    wait_until(lambda: not state.guarded() or readable_state(folder).supervisor != state.supervisor, _REPLACED_SECONDS)
 
 
 def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceRecord:

@@ -22,9 +22,10 @@ Request = Mapping[str, Any]
 class Commands:
     """Each takes the request and an event that is set when the asker has left; each answers with an object."""
 
-    def __init__(self, service: Service, restart: Callable[[str], None]) -> None:
+    def __init__(self, service: Service, restart: Callable[[str], None], hand_over: Callable[[], None]) -> None:
         self._service = service
         self._restart = restart
+        self._hand_over = hand_over
 
     def table(self) -> Mapping[str, Command]:
         return {
@@ -35,6 +36,7 @@ class Commands:
             "announce": self.announce,
             "pull": self.pull,
             "restart": self.restart,
+            "hand_over": self.hand_over,
             "rotate_key": self.rotate_key,
             "keep": self.keep,
         }
@@ -93,6 +95,10 @@ class Commands:
 
     def restart(self, request: Request, left: threading.Event) -> Request:
         self._restart(str(request.get("part")))
+        return {}
+
+    def hand_over(self, request: Request, left: threading.Event) -> Request:
+        self._hand_over()
         return {}
 
     def rotate_key(self, request: Request, left: threading.Event) -> Request:

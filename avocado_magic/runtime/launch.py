@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -63,10 +63,12 @@ def spawn(
     owners: Sequence[Owner],
     instance: str,
     revived: Sequence[float] = (),
+    held: Mapping[str, int] | None = None,
 ) -> Leash:
-    """Start a supervisor, and return when it has begun. Raises StartError where it does not; nothing is left then.
+    """Start a supervisor, and return when it has begun. Raises StartError where it does not; nothing of it is left then.
 
-    `revived` is when it was started in place of one that was killed (time.time()).
+    `revived` is when it was started in place of one that was killed (time.time()), and `held` what is held open for
+    the parts it is to go on with.
     """
     reap()
     log = folder.log("supervisor")
@@ -77,76 +79,75 @@ def spawn(
         INSTANCE_VARIABLE: instance,
     }
     try:
-        child = _process("avocado_magic.runtime.supervisor", log, environment)
+        child = _process("avocado_magic.runtime.supervisor", log, environment, subprocess.PIPE, (held or {}).values())
     except OSError as error:
         raise StartError(f"no supervisor can be started: {error.strerror}", "free some memory or disk") from None
     _children.append(child)
     try:
-        pipe = give_order(child, folder, settings, instance, revived, [owner.to_dict() for owner in owners])
-        _wait_begun(child, folder, instance, log)
-        return Leash(pipe)
+        assert child.stdin is not None
+        with suppress(BrokenPipeError):  # it may have ended at once, which is noticed below
+            # Built inside the call: the secrets are in no variable that a verbose traceback would show.
+            child.stdin.write(order(folder, settings, instance, [owner.to_dict() for owner in owners], revived, held))
+            child.stdin.flush()
+        _wait_begun(child, folder, log)
+        return Leash(child.stdin)
     except BaseException:
-        # Nothing has been written by which anybody could find it later.
-        end([*processes_of(instance)], 6)
+        # Nothing has been written by which anybody could find it later. What it was to go on with is its guard's.
+        mine = Identity.of(child.pid)
+        end([*processes_of(instance)] if held is None else [mine] if mine else [], 6)
         reap()
         raise
 
 
-def spawn_guard(
-    folder: ServiceFolder, settings: Settings, instance: str, revived: Sequence[float]
+def spawn_guard(log: Path, channel: int) -> subprocess.Popen[bytes]:
+    """Start the guard of the supervisor that we are; it reads from the descriptor `channel`. Raises OSError."""
+    return _process("avocado_magic.runtime.guard", log, {}, channel)
+
+
+def _process(
+    module: str, log: Path, environment: Mapping[str, str | None], stdin: int, descriptors: Iterable[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start the guard of the supervisor that we are. Raises OSError."""
-    child = _process("avocado_magic.runtime.guard", folder.log("supervisor"), {})
-    give_order(child, folder, settings, instance, revived)
-    return child
-
-
-def _process(module: str, log: Path, environment: Mapping[str, str | None]) -> subprocess.Popen[bytes]:
     with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=out,
             stderr=subprocess.STDOUT,
             env=child_environment(environment),
             start_new_session=True,
+            pass_fds=tuple(descriptors),
             cwd="/",
         )
 
 
-def give_order(
-    child: subprocess.Popen[bytes],
+def order(
     folder: ServiceFolder,
     settings: Settings,
     instance: str,
-    revived: Sequence[float],
     owners: Sequence[Mapping[str, Any]] = (),
-) -> IO[bytes]:
-    """Write a process its order; returns the pipe, which is still open."""
-    assert child.stdin is not None
-    with suppress(BrokenPipeError):  # it may have ended at once, which is noticed later
-        # Built inside the call: the secrets are in no variable that a verbose traceback would show.
-        child.stdin.write(
-            json.dumps(
-                {
-                    "name": folder.name,
-                    "instance": instance,
-                    "settings": settings.to_wire(),
-                    "owners": list(owners),
-                    "revived": list(revived),
-                }
-            ).encode()
-            + b"\n"
-        )
-        child.stdin.flush()
-    return child.stdin
+    revived: Sequence[float] = (),
+    held: Mapping[str, int] | None = None,
+) -> bytes:
+    """What a supervisor or a guard is told, in one line; secrets are in it."""
+    told = {
+        "name": folder.name,
+        "instance": instance,
+        "settings": settings.to_wire(),
+        "owners": list(owners),
+        "revived": list(revived),
+        "held": None if held is None else dict(held),
+    }
+    return json.dumps(told).encode() + b"\n"
 
 
-def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, instance: str, log: Path) -> None:
+def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, log: Path) -> None:
     deadline = time.monotonic() + _STARTED_SECONDS
     while True:
         try:
-            if folder.read().instance == instance:
+            state = folder.read()
+            supervisor = state.supervisor_identity()
+            # From then on it is guarded itself.
+            if supervisor is not None and supervisor.pid == child.pid and supervisor.alive() and state.guard:
                 return
         except CorruptState:
             pass  # the old file, which the supervisor is about to replace

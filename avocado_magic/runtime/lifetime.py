@@ -15,7 +15,7 @@ from .owners import Owner
 class Lifetime:
     """The owners of a service and what their absence means. Thread-safe."""
 
-    def __init__(self, settings: Settings, owners: Sequence[Owner]) -> None:
+    def __init__(self, settings: Settings, owners: Sequence[Owner], kept: bool = False) -> None:
         self._grace = settings.grace * 60
         self._longest = settings.max_lifetime * 3600
         self._lock = threading.Lock()
@@ -23,9 +23,13 @@ class Lifetime:
         self._owners = list(owners)
         # Kernels that are gone, by when (time.monotonic()): one that restarts late is an owner again.
         self._gone: list[tuple[Owner, float]] = []
-        self._kept = not owners  # nobody owns it from the beginning: it lives until it is told to end
+        self._kept = kept  # it needs no owner: it lives until it is told to end
         self._born = time.monotonic()
         self._ownerless_since: float | None = None
+
+    @property
+    def kept(self) -> bool:
+        return self._kept
 
     def owners(self) -> list[dict[str, object]]:
         with self._lock:

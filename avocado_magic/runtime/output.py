@@ -29,17 +29,19 @@ class RedactedLog(logging.Handler):
 
 
 @contextmanager
-def redacted_output(log: Path, secrets: Callable[[], Sequence[str]]) -> Iterator[None]:
+def redacted_output(
+    log: Path, secrets: Callable[[], Sequence[str]], pipe: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int]]:
     """Lead standard output and error, those of children too, through a filter into `log`.
 
     The ngrok agent prints the token it was given to the stderr it inherits when it does not like it, and
-    pyngrok leaves that stderr ours.
+    pyngrok leaves that stderr ours. Yields the pipe, which has to stay open for a child to outlive us; `pipe` is the
+    one of an earlier supervisor, whose children may write to it.
     """
-    reader, writer = os.pipe()
+    reader, writer = pipe or os.pipe()
     saved = [(number, os.dup(number)) for number in (1, 2)]
     for number, _ in saved:
         os.dup2(writer, number)
-    os.close(writer)
 
     def work() -> None:
         with os.fdopen(reader, "r", encoding="utf-8", errors="replace") as lines:
@@ -49,8 +51,9 @@ def redacted_output(log: Path, secrets: Callable[[], Sequence[str]]) -> Iterator
     thread = threading.Thread(target=work, name="avocado-output", daemon=True)
     thread.start()
     try:
-        yield
+        yield reader, writer
     finally:
+        os.close(writer)
         for number, old in saved:
             os.dup2(old, number)
             os.close(old)

@@ -8,17 +8,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import requests
 
+from .. import __version__
 from ..errors import AvocadoError
 from ..model_names import same_model
 from ..parts.announcer import Announcer
 from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
 from ..parts.engine import EnginePart
 from ..parts.gateway import Gateway
+from ..parts.infer import InferPart
 from ..process import Identity
 from ..settings import Settings
 from ..states import PartState, ServiceState
@@ -67,6 +69,17 @@ class Parts:
         """Those a request passes through, in the order they depend on one another."""
         return {"engine": self.engine, "gateway": self.gateway, "tunnel": self.tunnel}
 
+    def held(self) -> Mapping[str, int]:
+        """The descriptors that have to stay open for them to go on when our process is gone, by part and name."""
+        parts = self.serving().items()
+        return {f"{name}.{each}": number for name, part in parts for each, number in part.held().items()}
+
+    def beat(self) -> None:
+        """Tell those that listen that they are watched."""
+        for part in self.serving().values():
+            if isinstance(part, InferPart):
+                part.beat()
+
     def announce(self) -> None:
         self.announcer.announce(self.tunnel.url, tuple(self.store.state.models))
 
@@ -77,24 +90,35 @@ class Service:
     `stopping` is set when it is to end; who waits for anything waits for that as well.
     """
 
-    def __init__(self, folder: ServiceFolder, instance: str, settings: Settings, owners: Sequence[Owner]) -> None:
+    def __init__(
+        self,
+        folder: ServiceFolder,
+        instance: str,
+        settings: Settings,
+        owners: Sequence[Owner],
+        before: ServiceRecord | None = None,
+    ) -> None:
+        """`before` is the service as an earlier supervisor left it, running."""
         self.folder = folder
         self.settings = settings
-        self.lifetime = Lifetime(settings, owners)
+        self.lifetime = Lifetime(settings, owners, before.kept if before else not owners)
         me = Identity.of(os.getpid())
-        state = ServiceRecord(
+        state = before or ServiceRecord(
             folder.name,
             instance=instance,
             state=ServiceState.STARTING,
             started_at=written(utc_now()),
             asked={name: getattr(settings, name) for name in _ASKED},
             owners=self.lifetime.owners(),
-            supervisor=me.to_dict() if me else None,
         )
+        state.supervisor, state.guard = me.to_dict() if me else None, None
+        state.version, state.kept = __version__, self.lifetime.kept
         self.store = StateStore(folder, state, settings.secrets())
         self.parts: Parts | None = None
         self.announced_url: str | None = None
         self.stopping = threading.Event()
+        # Has what is held open for the parts held by the guard, too.
+        self.hold: Callable[[], None] = lambda: None
 
     def request_stop(self, why: str) -> None:
         """Begin to stop; returns at once."""
@@ -180,10 +204,10 @@ class Service:
     def look_after_owners(self) -> None:
         """See who still owns the service, and end it when it is due."""
         ends_at, due = self.lifetime.look()
-        owners, state = self.lifetime.owners(), self.store.state
-        if (owners, ends_at) != (state.owners, state.ends_at):
+        owners, kept, state = self.lifetime.owners(), self.lifetime.kept, self.store.state
+        if (owners, ends_at, kept) != (state.owners, state.ends_at, state.kept):
             with self.store.change() as state:
-                state.owners, state.ends_at = owners, ends_at
+                state.owners, state.ends_at, state.kept = owners, ends_at, kept
         if due and not self.stopping.is_set():
             self.request_stop(due)
 
@@ -210,6 +234,7 @@ class Service:
     def well(self, name: str) -> None:
         """Write down that a part is well, which process it is and what it says of itself."""
         part = self.ready_parts().serving()[name]
+        self.hold()
         state = PartState.OFF if name == "tunnel" and self.store.state.tunnel_kind == "none" else PartState.HEALTHY
         self.store.part(name, state, None, part.identity(), part.describe())
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from ..background import in_thread
 from ..parts import engine as engines
 from ..parts import tunnel as tunnels
 from ..parts.announcer import Announcer
-from ..parts.base import Cancelled, Part
+from ..parts.base import Cancelled, Part, Running
 from ..parts.gateway import Gateway
+from ..process import end, processes_of
 from ..states import PartState, ServiceState
 from .keys import prepare_key
 from .output import RedactedLog
 from .service import PROVE_SECONDS, Parts, Service
+from .state import part_identities
 
 logger = logging.getLogger("avocado_magic.supervisor")
 _ANNOUNCE_PATIENCE = 3.0
@@ -39,14 +44,54 @@ def start(service: Service) -> None:
     logger.info("ready: %s", parts.tunnel.url or parts.gateway.url)
 
 
-def make_parts(service: Service) -> Parts:
-    """The parts that the settings mean, none of them started."""
+def go_on(service: Service, held: Mapping[str, int]) -> None:
+    """Go on with the parts that an earlier supervisor left running; `held` is what its guard kept open for them."""
+    record = service.store.state
+    engine = {key: record.engine.get(key) for key in ("kind", "adopted", "url", "version")}
+    about = {"engine": engine, "gateway": {}, "tunnel": record.parts["tunnel"].about}
+    known = part_identities(record)
+    before = {
+        name: Running(
+            known.get(name),
+            each,
+            {key.partition(".")[2]: number for key, number in held.items() if key.startswith(f"{name}.")},
+        )
+        for name, each in about.items()
+    }
+    _end_strays(record.instance, [identity.pid for identity in known.values()])
+    parts = make_parts(service, before)
+    parts.engine.model, parts.engine.where = record.model, str(record.engine.get("where") or "")
+    service.announced_url = record.url
+    parts.announcer.start(service.context("announcer"))
+    if (record.announced or {}).get("outcome") != "confirmed":
+        parts.announce()
+    logger.info("went on with what runs: %s", record.url or parts.gateway.url)
+
+
+def _end_strays(instance: str, parts: Sequence[int]) -> None:
+    """End what was being started when the earlier supervisor ended: processes of ours that belong to no part."""
+    groups = {*parts, os.getpid(), os.getppid()}
+    strays = []
+    for process in processes_of(instance):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) not in groups:
+                strays.append(process)
+    end(strays, 4)
+
+
+def make_parts(service: Service, before: Mapping[str, Running] | None = None) -> Parts:
+    """The parts that the settings mean, none of them started; or those that were `before`, which run."""
     settings, log = service.settings, service.folder.log
     key_file = prepare_key(service.folder.path, settings)
-    choice, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
-    engine = engines.make(choice, settings, service.folder.path, log("engine"))
-    gateway = Gateway(settings.port, engine.url, key_file, settings, log("gateway"))
-    tunnel = tunnels.make(tunnel_kind, settings, gateway.port, service.folder.path, log("tunnel"))
+    was: Mapping[str, Running] = before or {}
+    if before is None:
+        choice, tunnel_kind = engines.choose(settings), tunnels.choose(settings)
+    else:
+        choice, tunnel_kind = engines.chosen(before["engine"]), str(service.store.state.tunnel_kind)
+    folder = service.folder.path
+    engine = engines.make(choice, settings, folder, log("engine"), was.get("engine"))
+    gateway = Gateway(settings.port, engine.url, key_file, settings, log("gateway"), was.get("gateway"))
+    tunnel = tunnels.make(tunnel_kind, settings, gateway.port, folder, log("tunnel"), was.get("tunnel"))
     # The announcer is no process: what it and the library under it say is its log.
     told = RedactedLog(log("announcer"), settings.secrets())
     for name in ("avocado_magic.parts.announcer", "avocado_magic.discovery"):
@@ -56,11 +101,13 @@ def make_parts(service: Service) -> Parts:
     with service.store.change() as state:
         state.api_key_file = str(key_file)
         state.local_url = gateway.url
-        state.engine |= {"kind": choice.kind, "adopted": engine.adopted, "url": engine.url, "where": ""}
+        state.engine |= {"kind": choice.kind, "adopted": engine.adopted, "url": engine.url}
+        state.engine.setdefault("where", "")
         state.tunnel_kind = tunnel_kind
-        if tunnel_kind == "none" and not tunnel.url:
-            state.notices.append(_LOCAL_ONLY)
-        state.notices += engines.notices(engine, settings)
+        if before is None:
+            if tunnel_kind == "none" and not tunnel.url:
+                state.notices.append(_LOCAL_ONLY)
+            state.notices += engines.notices(engine, settings)
     service.announcer_changed()
     return parts
 

@@ -67,6 +67,9 @@ class ServiceRecord:
     started_at: str | None = None
     announced: dict[str, str] | None = None
     supervisor: dict[str, Any] | None = None
+    guard: dict[str, Any] | None = None
+    version: str = ""  # of the supervisor
+    revived: list[float] = field(default_factory=list)  # when another was put in the place of one that was killed
     beat: float = 0.0
     socket: str | None = None
     error: dict[str, Any] | None = None
@@ -75,6 +78,7 @@ class ServiceRecord:
     model: str | None = None  # the one that was asked for last, by the name it is served under
     asked: dict[str, Any] = field(default_factory=dict)  # settings that only a new start can change
     ends_at: str | None = None
+    kept: bool = False  # it needs no owner
 
     def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
         """The object that scripts rely on (`avocado status --json`)."""
@@ -134,6 +138,11 @@ class ServiceRecord:
         if self.state.over or identity is None:
             return False
         return identity.alive() or self.elsewhere() is not None
+
+    def guarded(self) -> bool:
+        """True if a guard runs here that starts another supervisor where this one has ended."""
+        guard = Identity.from_dict(self.guard)
+        return self.state.serving and guard is not None and guard.alive()
 
     def silent(self) -> bool:
         """True if its supervisor has written nothing for longer than it should, by this clock."""

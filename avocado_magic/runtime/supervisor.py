@@ -11,12 +11,11 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import replace
 
 from ..errors import AvocadoError, ConfigError
 from ..files import replace_file, rotate
@@ -26,11 +25,12 @@ from ..settings import SECRET_VARIABLES, Settings
 from ..states import PartState, ServiceState
 from .commands import Commands
 from .control import ControlServer
-from .launch import spawn_guard
+from .guarding import Guarding
+from .launch import order
 from .output import LOG_FORMAT, redacted_output
 from .owners import Owner
 from .service import Service
-from .startup import start
+from .startup import go_on, start
 from .state import BEAT_SECONDS, LOGS, ServiceFolder
 from .watch import Watcher
 
@@ -42,11 +42,25 @@ STOP_BUDGET = 20.0
 class Supervisor:
     """One service. `run` returns the exit status."""
 
-    def __init__(self, service: Service, revived: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        service: Service,
+        output: tuple[int, int],
+        held: Mapping[str, int] | None = None,
+    ) -> None:
+        """`output` is the pipe to which we and our children print; `held` what a guard held open for parts that run."""
         self._service = service
-        self._revived = revived
+        self._output = output
+        self._held = held
         self._watcher: Watcher | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._handing_over = False
+        state = service.store.state
+        self._guarding = Guarding(
+            service.folder.log("supervisor"),
+            lambda: order(service.folder, service.settings, state.instance),
+            self._to_hold,
+        )
 
     # life
 
@@ -58,11 +72,15 @@ class Supervisor:
         failed = False
         try:
             self._be_guarded()
-            control = ControlServer(service.folder.path, Commands(service, self._restart).table())
+            service.hold = self._be_guarded
+            control = ControlServer(service.folder.path, Commands(service, self._restart, self._hand_over).table())
             with service.store.change() as state:
                 state.socket = control.path
             threading.Thread(target=self._keep_time, name="avocado-time", daemon=True).start()
-            start(service)
+            if self._held is None:
+                start(service)
+            else:
+                go_on(service, self._held)
             self._watcher = Watcher(service.ready_parts(), service, service.stopping, service.settings.url_check)
             self._watcher.start()
             service.stopping.wait()
@@ -72,23 +90,31 @@ class Supervisor:
             failed = True
             service.store.failure(error if isinstance(error, AvocadoError) else self._unexpected(error))
         finally:
-            self._stop(failed)
+            if self._handing_over:
+                self._leave()
+            else:
+                self._stop(failed)
+            self._ended.set()
             if control:
                 control.close()
         return 1 if failed else 0
 
     def _be_guarded(self) -> None:
-        """Have a guard beside us, a new one where it has ended."""
-        if self._guard is None or self._guard.poll() is not None:
-            service = self._service
-            self._let_go_of_guard()
-            instance = service.store.state.instance
-            self._guard = spawn_guard(service.folder, service.settings, instance, self._revived)
+        guard = self._guarding.look()
+        if guard is not None:
+            with self._service.store.change() as state:
+                state.guard = guard.to_dict()
 
-    def _let_go_of_guard(self) -> None:
-        if self._guard is not None and self._guard.stdin is not None:
-            with suppress(BrokenPipeError), self._guard.stdin as pipe:
-                pipe.write(b"\n")
+    def _to_hold(self) -> Mapping[str, int]:
+        output = {"output.reader": self._output[0], "output.writer": self._output[1]}
+        return {**output, **(self._service.parts.held() if self._service.parts else self._held or {})}
+
+    def _hand_over(self) -> None:
+        """End, and have another supervisor go on with the parts. Raises AvocadoError while there is nothing to go on with."""
+        if self._watcher is None or self._service.stopping.is_set():
+            raise AvocadoError("the service is not ready", "wait until it is")
+        self._handing_over = True
+        self._service.request_stop("another supervisor takes over")
 
     def _restart(self, part: str) -> None:
         """Have `part` restarted. Raises AvocadoError while nothing is watched yet, ConfigError where it is not ours to restart."""
@@ -103,19 +129,29 @@ class Supervisor:
         log = self._service.folder.log("supervisor")
         return part_error("supervisor", f"unexpected {type(error).__name__}", "its log has the details", log)
 
+    @property
+    def handed_over(self) -> bool:
+        return self._handing_over
+
     # time
 
     def _keep_time(self) -> None:
         service = self._service
         beat = owners = 0.0
-        while not service.stopping.wait(0.5):
+        while not self._ended.wait(0.5):
             now = time.monotonic()
             try:
+                if now - owners >= OWNER_SECONDS:
+                    self._guarding.beat()
+                    if service.parts:
+                        service.parts.beat()
+                if service.stopping.is_set():
+                    continue
+                self._be_guarded()
                 if service.folder.of_another(service.store.state.instance):
                     service.request_stop("its folder is gone, or another supervisor's")
                 if now - owners >= OWNER_SECONDS:
                     owners = now
-                    self._be_guarded()
                     service.look_after_owners()
                 if now - beat >= BEAT_SECONDS:
                     beat = now
@@ -126,6 +162,14 @@ class Supervisor:
                 logger.exception("keeping time failed; it goes on")
 
     # stopping
+
+    def _leave(self) -> None:
+        """End, and leave the parts as they are."""
+        if self._watcher:
+            self._watcher.stop()
+        self._service.store.save()
+        self._be_guarded()
+        self._guarding.hand_over()
 
     def _stop(self, failed: bool) -> None:
         service = self._service
@@ -146,13 +190,13 @@ class Supervisor:
         if parts:
             parts.gateway.release()
             parts.engine.release()
-        self._let_go_of_guard()
+        self._guarding.end()
         left = end(list(processes_of(service.store.state.instance)), 5)
         if left:
             logger.error("these processes do not end: %s", ", ".join(str(i.pid) for i in left))
         with service.store.change() as state:
             state.state = ServiceState.FAILED if failed else ServiceState.STOPPED
-            state.url = state.socket = state.ends_at = None
+            state.url = state.socket = state.ends_at = state.guard = None
             state.owners = []
             for part_state in state.parts.values():
                 part_state.pid = part_state.identity = None
@@ -169,30 +213,36 @@ def main() -> int:
     """Entry point of the process: reads its order from standard input."""
     from filelock import FileLock, Timeout
 
-    order = json.loads(sys.stdin.buffer.readline())
-    folder = ServiceFolder(str(order["name"]))
+    told = json.loads(sys.stdin.buffer.readline())
+    folder = ServiceFolder(str(told["name"]))
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     for name in SECRET_VARIABLES:
         os.environ.pop(name, None)  # they came with the order; no child inherits them
-    os.environ[INSTANCE_VARIABLE] = str(order["instance"])
+    os.environ[INSTANCE_VARIABLE] = str(told["instance"])
     lock = FileLock(folder.lock_file, mode=0o600)
     try:
         lock.acquire(timeout=5)
     except Timeout:
         logger.error("another supervisor holds %s", folder.lock_file)
         return 3
-    settings = Settings.from_wire(order["settings"])
-    owners = [owner for owner in map(Owner.from_dict, order["owners"]) if owner]
-    service = Service(folder, str(order["instance"]), settings, owners)
+    settings, held = Settings.from_wire(told["settings"]), told["held"]
+    owners = [owner for owner in map(Owner.from_dict, told["owners"]) if owner]
+    before = None if held is None else replace(folder.read(), revived=told["revived"])
+    service = Service(folder, str(told["instance"]), settings, owners, before)
     threading.Thread(target=_hold, args=(service,), name="avocado-leash", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: service.request_stop("TERM"))
     signal.signal(signal.SIGINT, lambda *_: service.request_stop("INT"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pipe = (held["output.reader"], held["output.writer"]) if held else None
+    supervisor: Supervisor | None = None
     try:
-        with redacted_output(folder.log("supervisor"), settings.secrets):
-            return Supervisor(service, order["revived"]).run()
+        with redacted_output(folder.log("supervisor"), settings.secrets, pipe) as output:
+            supervisor = Supervisor(service, output, held)
+            return supervisor.run()
     finally:
         lock.release()
+        if supervisor is not None and supervisor.handed_over:
+            os._exit(0)  # pyngrok's exit handler would end the agent
 
 
 if __name__ == "__main__":

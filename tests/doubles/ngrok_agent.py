@@ -107,6 +107,7 @@ class Edge(BaseHTTPRequestHandler):
         ep = self.server.endpoint
         if MODE == "dead_url" and time.monotonic() - STARTED > float(MODE_ARG):
             return self._send_err(404, "ERR_NGROK_3200", "The endpoint is offline.")
+        log("info", "join connections", obj="join", l="127.0.0.1:80", r="203.0.113.1:51000")
         ep["metrics"]["http"]["count"] += 1
         ep["metrics"]["conns"]["count"] += 1
         body = self._req_body()

@@ -9,7 +9,7 @@ from typing import Protocol
 from ...errors import ConfigError
 from ...model_names import is_gguf
 from ...settings import Settings
-from ..base import Part
+from ..base import Part, Running
 from .embedded import Embedded, check_model, installed, knows
 from .ollama import Ollama, check_host, check_options, find_ollama, not_for_adopted, running_ollama
 from .rest import EngineApi
@@ -80,8 +80,14 @@ def notices(engine: EnginePart, settings: Settings) -> list[str]:
     ]
 
 
-def make(choice: Choice, settings: Settings, folder: Path, log: Path) -> EnginePart:
-    """The part for the engine that `choose` chose; `folder` is the service's."""
+def chosen(before: Running) -> Choice:
+    """What `choose` chose for an engine that runs."""
+    kind, adopted = str(before.about["kind"]), bool(before.about.get("adopted"))
+    return Choice(kind, str(before.about["url"]) if adopted else None, find_ollama() if kind == "ollama" else None)
+
+
+def make(choice: Choice, settings: Settings, folder: Path, log: Path, before: Running | None = None) -> EnginePart:
+    """The part for the engine that `choose` chose; `folder` is the service's. `before` is one that runs already."""
     if choice.kind == "embedded":
-        return Embedded(settings, folder, log)
-    return Ollama(settings, log, choice.running, choice.program)
+        return Embedded(settings, folder, log, before)
+    return Ollama(settings, log, choice.running, choice.program, before)

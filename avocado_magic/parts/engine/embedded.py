@@ -13,7 +13,7 @@ from ...files import SocketPlace
 from ...model_names import is_gguf, name_of_file, same_model
 from ...sessions import UNIX
 from ...settings import Settings
-from ..base import StartContext
+from ..base import Running, StartContext
 from ..infer import InferPart
 from .common import ensure_models, placement
 from .rest import EngineApi
@@ -74,16 +74,20 @@ class Embedded(InferPart):
     kind = "embedded"
     adopted = False
 
-    def __init__(self, settings: Settings, folder: Path, log: Path) -> None:
+    def __init__(self, settings: Settings, folder: Path, log: Path, before: Running | None = None) -> None:
         self._settings = settings
         self._given = settings.models or KNOWN_MODELS[:1]
         self.model: str | None = model_name(self._given[0])
         self.log = log
-        self._place = SocketPlace(folder, "engine.sock")
+        used = str(before.about["url"]).removeprefix(UNIX) if before else None
+        self._place = SocketPlace(folder, "engine.sock", used)
         self.url = UNIX + self._place.path
         self.api = EngineApi(self.url)
         self.version: str | None = None
         self.where = ""
+        if before is not None:
+            self._go_on_with(before)
+            self.version = before.about.get("version")
 
     def start(self, context: StartContext) -> None:
         options = ["--backend", "llamacpp", "--no-auth", "--socket", self._place.path]
@@ -118,4 +122,4 @@ class Embedded(InferPart):
         return None if self.api.version() else "the embedded engine does not answer"
 
     def describe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "version": self.version, "adopted": False}
+        return {"kind": self.kind, "version": self.version, "adopted": False, "url": self.url}

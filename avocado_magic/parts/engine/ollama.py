@@ -14,7 +14,7 @@ from ...config import cache_dir, ollama_base_url
 from ...errors import ConfigError
 from ...process import Identity, belongs_to_a_service
 from ...settings import Settings
-from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
+from ..base import ANSWER_SECONDS, ProcessPart, Running, StartContext, part_error
 from ..ports import free_port, is_free, listener
 from .common import ensure_models, placement, require_some_model
 from .install import install_ollama
@@ -106,16 +106,26 @@ class Ollama(ProcessPart):
     name = "engine"
     kind = "ollama"
 
-    def __init__(self, settings: Settings, log: Path, running: str | None, program: Path | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: Path,
+        running: str | None,
+        program: Path | None,
+        before: Running | None = None,
+    ) -> None:
         self._settings = settings
         self.log = log
         self._program = program
         self.adopted = running is not None
-        self.url = running or f"http://127.0.0.1:{_port_for(settings)}"
+        self.url = running or (before and str(before.about["url"])) or f"http://127.0.0.1:{_port_for(settings)}"
         self.api = EngineApi(self.url)
         self.version: str | None = None
         self.model = settings.model
         self.where = ""
+        if before is not None:
+            self._go_on_with(before)
+            self.version = before.about.get("version")
 
     def start(self, context: StartContext) -> None:
         if not self.adopted:
@@ -171,7 +181,7 @@ class Ollama(ProcessPart):
         return super().identity()
 
     def describe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "version": self.version, "adopted": self.adopted}
+        return {"kind": self.kind, "version": self.version, "adopted": self.adopted, "url": self.url}
 
 
 def _port_for(settings: Settings) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...settings import Settings
-from ..base import TunnelPart
+from ..base import Running, TunnelPart
 from .cloudflared import Cloudflared, find_cloudflared
 from .local import Local
 from .ngrok import Ngrok, has_credentials
@@ -45,10 +45,12 @@ def check_ngrok(settings: Settings) -> None:
         raise ConfigError("the ngrok authtoken has spaces or quotes in it", "paste the token alone")
 
 
-def make(kind: str, settings: Settings, port: int, folder: Path, log: Path) -> TunnelPart:
-    """The part for a tunnel that `choose` chose, towards the gateway on `port`."""
+def make(
+    kind: str, settings: Settings, port: int, folder: Path, log: Path, before: Running | None = None
+) -> TunnelPart:
+    """The part for a tunnel that `choose` chose, towards the gateway on `port`. `before` is one that runs already."""
     if kind == "ngrok":
-        return Ngrok(settings, port, folder, log)
+        return Ngrok(settings, port, folder, log, before)
     if kind == "cloudflared":
-        return Cloudflared(port, log)
+        return Cloudflared(port, log, before)
     return Local(settings.public_url)

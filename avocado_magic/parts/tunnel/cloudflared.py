@@ -12,7 +12,7 @@ import requests
 
 from ...files import tail
 from ...sessions import local_session
-from ..base import ANSWER_SECONDS, ProcessPart, StartContext, part_error
+from ..base import ANSWER_SECONDS, ProcessPart, Running, StartContext, part_error
 from ..ports import free_port
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.IGNORECASE)
@@ -27,11 +27,14 @@ class Cloudflared(ProcessPart):
 
     name = "tunnel"
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, port: int, log: Path, before: Running | None = None) -> None:
         self._port = port
         self.log = log
         self._metrics = f"http://127.0.0.1:{free_port()}"
         self.url: str | None = None
+        if before is not None:
+            self._go_on_with(before)
+            self._metrics, self.url = before.about.get("metrics", self._metrics), before.about.get("url")
 
     def start(self, context: StartContext) -> None:
         context.report("starting cloudflared")
@@ -86,4 +89,4 @@ class Cloudflared(ProcessPart):
         return None
 
     def describe(self) -> Mapping[str, Any]:
-        return {"kind": "cloudflared", "url": self.url}
+        return {"kind": "cloudflared", "url": self.url, "metrics": self._metrics}

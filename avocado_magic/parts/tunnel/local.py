@@ -32,5 +32,8 @@ class Local:
     def identity(self) -> Identity | None:
         return None
 
+    def held(self) -> Mapping[str, int]:
+        return {}
+
     def describe(self) -> Mapping[str, Any]:
         return {"kind": "none", "url": self.url}

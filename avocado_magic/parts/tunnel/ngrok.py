@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,7 +27,7 @@ from ...files import append_line, write_private
 from ...process import Identity, end_group, wait_until
 from ...sessions import local_session
 from ...settings import Settings
-from ..base import ANSWER_SECONDS, StartContext, part_error
+from ..base import ANSWER_SECONDS, Running, StartContext, part_error
 
 _ENDPOINTS_SINCE = (3, 30)  # the agent's /api/endpoints; older agents have /api/tunnels alone
 _NAME = "avocado"  # always given: pyngrok otherwise makes one out of the address
@@ -94,7 +95,7 @@ class Ngrok:
 
     name = "tunnel"
 
-    def __init__(self, settings: Settings, port: int, folder: Path, log: Path) -> None:
+    def __init__(self, settings: Settings, port: int, folder: Path, log: Path, before: Running | None = None) -> None:
         self._settings = settings
         self._port = port
         self._config_file = folder / "ngrok.yml"
@@ -106,6 +107,26 @@ class Ngrok:
         self._path = ""
         self._lost: str | None = None
         self._said: list[str] = []
+        self._output: int | None = None  # the agent's, where an earlier supervisor started it
+        if before is not None:
+            self.url, self._identity, self._api_url = (
+                before.about.get("url"),
+                before.identity,
+                before.about.get("api_url"),
+            )
+            self._output = before.held.get("output")
+            if self._output is not None:
+                threading.Thread(target=self._follow, args=(self._output,), name="ngrok-output", daemon=True).start()
+
+    def _follow(self, output: int) -> None:
+        """Take what the agent prints, as pyngrok does for one that it started: an agent that nobody reads stalls."""
+        from pyngrok.process import NgrokLog
+
+        _quiet()
+        with os.fdopen(output, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                self._on_log(NgrokLog(line))
+            self._output = None
 
     # starting
 
@@ -308,7 +329,13 @@ class Ngrok:
         return self._identity if self._identity and self._identity.alive() else None
 
     def describe(self) -> Mapping[str, Any]:
-        return {"kind": "ngrok", "url": self.url}
+        return {"kind": "ngrok", "url": self.url, "api_url": self._api_url}
+
+    def held(self) -> Mapping[str, int]:
+        agent = self._agent
+        if agent is not None and agent.proc.stdout is not None and not agent.proc.stdout.closed:
+            return {"output": agent.proc.stdout.fileno()}
+        return {"output": self._output} if self._output is not None else {}
 
 
 def find_agent() -> str | None:

@@ -1,0 +1,46 @@
+"""Whether a supervisor still watches this process: beats come through a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+
+logger = logging.getLogger("avocado_magic.infer")
+# The pipe is closed when the supervisor and its guard are both gone; by then somebody may be ending us already.
+_CLOSED_SECONDS = 5.0
+# So many seconds of running without a beat: both hang. Counted in turns, since a clock goes on while we do not run.
+_SILENT_TURNS = 30
+
+
+class Watched:
+    """Calls `unwatched`, once, when nobody beats on the pipe `descriptor` any more. In an event loop."""
+
+    def __init__(self, descriptor: int, unwatched: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._unwatched = unwatched
+        self._loop = asyncio.get_running_loop()
+        self._silent = 0
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self._heard)
+        self._turn = self._loop.call_later(1.0, self._count)
+
+    def _heard(self) -> None:
+        if os.read(self._descriptor, 4096):
+            self._silent = 0
+            return
+        self._loop.remove_reader(self._descriptor)
+        self._turn.cancel()
+        self._loop.call_later(_CLOSED_SECONDS, self._end)
+
+    def _count(self) -> None:
+        self._silent += 1
+        if self._silent >= _SILENT_TURNS:
+            self._end()
+        else:
+            self._turn = self._loop.call_later(1.0, self._count)
+
+    def _end(self) -> None:
+        logger.error("nobody watches this service any more: all of it is ended")
+        self._unwatched()

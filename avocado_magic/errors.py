@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 # What of ours a hint tells the reader to run: "{logs engine}". Each front end says it in its own way.
-_COMMAND = re.compile(r"\{((?:up|down|status|logs)(?: [^{}]*)?)\}")
+_COMMAND = re.compile(r"\{((?:up|down|status|logs|restart|keep|events|doctor)(?: [^{}]*)?)\}")
 
 
 def in_shell(command: str) -> str:
@@ -26,7 +26,7 @@ class AvocadoError(Exception):
     """One sentence that says what happened, in which part, and what to do about it.
 
     `hint` is the remedy, in which a command of ours is written ``{up}`` and ``{logs engine}`` (see `worded`), `part` the part of the service it happened in, `log` the last lines of
-    that part's log and `log_file` where the whole of it is. Nothing in here may hold a secret.
+    that part's log and `log_file` where the whole of it is; `lasting` says that another try comes to the same. Nothing in here may hold a secret.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class AvocadoError(Exception):
         part: str = "",
         log: Iterable[str] = (),
         log_file: str = "",
+        lasting: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -44,6 +45,7 @@ class AvocadoError(Exception):
         self.part = part
         self.log = tuple(log)
         self.log_file = log_file
+        self.lasting = lasting
 
     def sentence(self) -> str:
         """The message and its remedy on one line."""

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -287,6 +288,8 @@ class ManagedProcess:
         if self._identity is None:
             return
         group = self._identity.pid
+        if any(map(stopped, _group_members(group))):
+            _signal_group(group, signal.SIGKILL)  # who is stopped hears no TERM
         steps: list[Callable[[], None]] = [
             lambda: _signal_group(group, signal.SIGTERM),
             lambda: _signal_group(group, signal.SIGKILL),
@@ -320,6 +323,38 @@ def _group_members(group: int) -> list[int]:
 
 def _group_alive(group: int) -> bool:
     return bool(_group_members(group))
+
+
+class Busy:
+    """Whether a process, its group and its descendants have used a processor or a disk since this was made."""
+
+    # A process that waits looks after its timers; that takes less than this share of a processor.
+    _SHARE = 0.005
+
+    def __init__(self, leader: Identity) -> None:
+        self._leader = leader
+        self._used, _ = self._look()
+        self._since = time.monotonic()
+
+    def idle(self) -> bool:
+        """True if it has done nothing."""
+        used, waits_for_disk = self._look()
+        return not waits_for_disk and used - self._used <= self._SHARE * max(2.0, time.monotonic() - self._since)
+
+    def _look(self) -> tuple[float, bool]:
+        import psutil
+
+        members = set(_group_members(self._leader.pid))
+        with suppress(psutil.Error, OSError):
+            members |= {child.pid for child in psutil.Process(self._leader.pid).children(recursive=True)}
+        used, waits = 0.0, False
+        for pid in members:
+            with suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
+                times = process.cpu_times()
+                used += times.user + times.system
+                waits = waits or process.status() == psutil.STATUS_DISK_SLEEP
+        return used, waits
 
 
 def _signal_group(group: int, number: int) -> None:

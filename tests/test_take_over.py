@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,13 @@ def test_what_the_second_supervisor_watches_heals(ollama: Path, ngrok: Path) -> 
     for name in PARTS:
         dead = after.parts[name].pid
         os.kill(dead or 0, signal.SIGKILL)
-        until(
-            lambda name=name, dead=dead: (
-                (part := client.status().parts[name]).state == "healthy" and part.pid not in (None, dead)
-            ),
-            30,
-            what=f"another {name}",
-        )
-    healed = client.status()
-    assert stream(healed, 5).result(20) == 6
+        until(partial(healed, name, dead), 30, what=f"another {name}")
+    assert stream(client.status(), 5).result(20) == 6
+
+
+def healed(name: str, dead: int | None) -> bool:
+    part = client.status().parts[name]
+    return part.state == "healthy" and part.pid not in (None, dead)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -254,7 +254,7 @@ async def serve(settings: InferSettings) -> None:
         await end()
 
     if settings.watcher is not None:
-        Watched(settings.watcher, lambda: ending.append(loop.create_task(end_service())))
+        Watched(settings.watcher, gateway.gate.activity, lambda: ending.append(loop.create_task(end_service())))
     # What is here now stays: the collector need not look at it again, which would stop every stream for 20 ms.
     gc.collect()
     gc.freeze()

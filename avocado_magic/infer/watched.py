@@ -1,4 +1,4 @@
-"""Whether a supervisor still watches this process: beats come through a pipe."""
+"""Whether a supervisor still watches this process: beats come over a socket, and what we say of our requests goes back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 logger = logging.getLogger("avocado_magic.infer")
 # The pipe is closed when the supervisor and its guard are both gone; by then somebody may be ending us already.
@@ -15,10 +16,14 @@ _SILENT_TURNS = 30
 
 
 class Watched:
-    """Calls `unwatched`, once, when nobody beats on the pipe `descriptor` any more. In an event loop."""
+    """Calls `unwatched`, once, when nobody beats on `descriptor` any more; each beat is answered with a line of `say`.
 
-    def __init__(self, descriptor: int, unwatched: Callable[[], None]) -> None:
+    In an event loop. `descriptor` is a socket, or a pipe on which nothing can be answered.
+    """
+
+    def __init__(self, descriptor: int, say: Callable[[], str], unwatched: Callable[[], None]) -> None:
         self._descriptor = descriptor
+        self._say = say
         self._unwatched = unwatched
         self._loop = asyncio.get_running_loop()
         self._silent = 0
@@ -29,6 +34,8 @@ class Watched:
     def _heard(self) -> None:
         if os.read(self._descriptor, 4096):
             self._silent = 0
+            with suppress(OSError):
+                os.write(self._descriptor, f"{self._say()}\n".encode())
             return
         self._loop.remove_reader(self._descriptor)
         self._turn.cancel()

@@ -52,6 +52,9 @@ class Announcer(UrlAnnouncer):
             UrlChanged(url, kind="notebook", instance_id=self._instance, models=models, auth="bearer") if url else None
         )
 
+    def ended(self) -> str | None:
+        return None
+
     def check(self) -> str | None:
         return self.reason if self.state in ("failed", "unrouted") else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from ..process import Identity, ManagedProcess
 from ..settings import Settings
 
 LOG_LINES = 12
+# A look at a part has so many seconds.
+CHECK_SECONDS = 2.5
 # A program that has said nothing for this long after its start will not say anything: seconds.
 ANSWER_SECONDS = 90.0
 
@@ -76,8 +79,12 @@ class Part(Protocol):
         """Bring it up and return when it works. Raises AvocadoError or Cancelled."""
         ...
 
+    def ended(self) -> str | None:
+        """Why there is no process any more, in a few words; None while there is one, or needs to be none. Returns at once."""
+        ...
+
     def check(self) -> str | None:
-        """None if it is well, else what is wrong in a few words. Returns within a few seconds."""
+        """None if it is well, else what is wrong in a few words. Returns within `CHECK_SECONDS`."""
         ...
 
     def stop(self, budget: float) -> None:
@@ -110,17 +117,24 @@ class TunnelPart(Part, Protocol):
         ...
 
 
-def part_error(part: str, message: str, hint: str, log: Path | None = None) -> StartError:
+def part_error(part: str, message: str, hint: str, log: Path | None = None, *, lasting: bool = False) -> StartError:
     """A StartError with the last lines of the part's log."""
-    return StartError(
-        message, hint, part=part, log=tail(log, LOG_LINES) if log else (), log_file=str(log) if log else ""
-    )
+    lines = tail(log, LOG_LINES) if log else ()
+    return StartError(message, hint, part=part, log=lines, log_file=str(log) if log else "", lasting=lasting)
+
+
+def exit_words(code: int) -> str:
+    """How a process ended, by its exit status (negative: the signal)."""
+    if code == -signal.SIGKILL:
+        return "was killed (SIGKILL), as a system that runs out of memory does"
+    return f"ended with {f'signal {signal.Signals(-code).name}' if code < 0 else f'status {code}'}"
 
 
 class ProcessPart:
     """A part that is one process of ours; what such parts have in common."""
 
     name: str
+    what: str  # it is called in sentences
     log: Path
     _process: ManagedProcess | None = None
 
@@ -141,6 +155,10 @@ class ProcessPart:
         except OSError as error:
             message = f"{argv[0]} cannot be run: {error.strerror}"
             raise part_error(self.name, message, "reinstall it", self.log) from None
+
+    def ended(self) -> str | None:
+        code = self._code()
+        return None if code is None else f"{self.what} {exit_words(code)}"
 
     def _code(self) -> int | None:
         """The exit status of the process; None while it runs."""

@@ -12,7 +12,7 @@ import requests
 from ..api_keys import keys_file
 from ..sessions import local_session
 from ..settings import Settings
-from .base import ANSWER_SECONDS, Running, StartContext
+from .base import ANSWER_SECONDS, CHECK_SECONDS, Running, StartContext
 from .infer import InferPart
 from .ports import listen, listens
 
@@ -95,14 +95,16 @@ class Gateway(InferPart):
             seconds=ANSWER_SECONDS,
         )
 
+    def ended(self) -> str | None:
+        return super().ended() if self.holds_port() else "the gateway's port was lost"
+
     def check(self) -> str | None:
-        if not self.holds_port():
-            return "the gateway's port was lost"
-        if self._code() is not None:
-            return "the gateway's process ended"
+        ended = self.ended()
+        if ended is not None:
+            return ended
         try:
             with local_session() as session:
-                ok = session.get(f"{self.url}/healthz", timeout=3).status_code == 200
+                ok = session.get(f"{self.url}/healthz", timeout=CHECK_SECONDS).status_code == 200
         except requests.RequestException:
             return "the gateway does not answer"
         return None if ok else "the gateway answers with an error"

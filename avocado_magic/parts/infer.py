@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NoReturn
 
 from ..files import tail
@@ -15,26 +17,50 @@ from .base import ProcessPart, Running, StartContext, part_error
 _SAYS = "avocado-infer: "
 
 
-class InferPart(ProcessPart):
-    """Runs ``avocado-infer`` as the part of this `name`; `what` it is called in sentences."""
+@dataclass(frozen=True)
+class Activity:
+    """What a gateway says of its requests: since when the engine owes one the next byte, and the last one was asked, in
+    seconds before it said so; 0 where none waits, or runs.
+    """
 
-    what: str
-    # A pipe that carries beats for as long as somebody watches: it need not outlive us and our guard.
+    silent: float = 0.0
+    idle: float = 0.0
+
+    @staticmethod
+    def read(said: bytes) -> Activity | None:
+        """The last whole line of `said`."""
+        lines = said.decode("ascii", "replace").split("\n")[:-1]
+        try:
+            silent, idle = map(float, lines[-1].split())
+        except (IndexError, ValueError):
+            return None
+        return Activity(silent, idle)
+
+
+class InferPart(ProcessPart):
+    """Runs ``avocado-infer`` as the part of this `name`."""
+
+    # A pair of sockets, theirs and ours: beats go one way for as long as somebody watches, since it need not outlive us
+    # and our guard; what it says of its requests comes back.
     _beats: tuple[int, int] | None = None
+    activity = Activity()
 
     def _go_on_with(self, before: Running) -> None:
         super()._go_on_with(before)
         if "beats" in before.held:
-            self._beats = (before.held["beats_heard"], before.held["beats"])
+            self._beats = (before.held["beats_theirs"], before.held["beats"])
 
     def held(self) -> Mapping[str, int]:
-        return {"beats_heard": self._beats[0], "beats": self._beats[1]} if self._beats else {}
+        return {"beats_theirs": self._beats[0], "beats": self._beats[1]} if self._beats else {}
 
     def beat(self) -> None:
-        """Tell it that it is watched. One that does not listen is found out otherwise."""
-        if self._beats:
-            with suppress(BlockingIOError):
-                os.write(self._beats[1], b".")
+        """Tell it that it is watched, and take what it answered the last time. One that does not listen is found out otherwise."""
+        if self._beats is None:
+            return
+        with suppress(BlockingIOError):
+            os.write(self._beats[1], b".")
+        with suppress(BlockingIOError):
+            self.activity = Activity.read(os.read(self._beats[1], 65536)) or self.activity
 
     def _run(
         self,
@@ -52,8 +78,9 @@ class InferPart(ProcessPart):
         # The user's own settings are for an avocado-infer that runs alone: here they could open the door.
         environment = {**without_variables("AVOCADO_INFER_"), **(environment or {})}
         if self._beats is None:
-            self._beats = os.pipe()
-            os.set_blocking(self._beats[1], False)
+            theirs, ours = socket.socketpair()
+            ours.setblocking(False)
+            self._beats = (theirs.detach(), ours.detach())
         reader = self._beats[0]
         argv = [sys.executable, "-m", "avocado_magic.infer", "--watcher", str(reader), *options]
         self._launch(argv, environment, [*descriptors, reader])

@@ -88,7 +88,7 @@ class Commands:
         except Cancelled:
             raise AvocadoError(f"pulling {model} was called off") from None
         finally:
-            engine.where = placement(engine.api)
+            engine.where, engine.needs = placement(engine.api)
             self._service.store.report("engine", "")
             self._service.refresh()
         return {"models": self._service.store.state.models}

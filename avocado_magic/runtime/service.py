@@ -21,6 +21,7 @@ from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
 from ..parts.engine import EnginePart
 from ..parts.gateway import Gateway
 from ..parts.infer import InferPart
+from ..parts.memory import shortage
 from ..process import Identity
 from ..settings import Settings
 from ..states import PartState, ServiceState
@@ -230,6 +231,12 @@ class Service:
 
     def unwell(self, name: str, why: str) -> None:
         self.store.part(name, PartState.UNHEALTHY, why, self.ready_parts().serving()[name].identity())
+
+    def gave_up(self, name: str, why: str) -> None:
+        self.store.part(name, PartState.FAILED, why)
+
+    def short_of_memory(self) -> str:
+        return shortage(self.ready_parts().engine.needs)
 
     def well(self, name: str) -> None:
         """Write down that a part is well, which process it is and what it says of itself."""

@@ -10,6 +10,7 @@ FAKE_OLLAMA_MODE     ok (default) | slow_start:S | silent | crash | crash_servin
 FAKE_OLLAMA_VRAM     how many of a loaded model's 190948608 bytes are on a GPU (0)
 FAKE_OLLAMA_CONTEXT  characters of a prompt that it has room for (100000)
 FAKE_OLLAMA_GAP      seconds between the pieces of a stream (0.01)
+FAKE_OLLAMA_TROUBLE  file that says, while it is there, what generations suffer from: hang | busy; with " all", every request
 FAKE_OLLAMA_TRACE    file that gets a JSON line per request, and one when a client left
 """
 
@@ -25,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 MODE, _, ARG = os.environ.get("FAKE_OLLAMA_MODE", "ok").partition(":")
 GAP = float(os.environ.get("FAKE_OLLAMA_GAP", "0.01"))
 CONTEXT = int(os.environ.get("FAKE_OLLAMA_CONTEXT", "100000"))
+TROUBLE = os.environ.get("FAKE_OLLAMA_TROUBLE")
 TRACE = os.environ.get("FAKE_OLLAMA_TRACE")
 SIZE = 190948608
 LOCAL = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\]|[^.:]+\.(local|localhost|internal))(:\d+)?$")
@@ -85,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(403, b"", None)
         if MODE == "silent":
             time.sleep(3600)
+        self.suffer("all")
         try:
             self.route(raw)
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -158,6 +161,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, raw, "application/octet-stream")
         self.reply(404, b"404 page not found", "text/plain")
 
+    @staticmethod
+    def suffer(where):
+        """Hang, or work and answer nothing, as long as the file of troubles says so."""
+        while TROUBLE and os.path.exists(TROUBLE):
+            with open(TROUBLE) as file:
+                what, _, when = file.read().partition(" ")
+            if when != where:
+                return
+            until = time.monotonic() + 0.2
+            while what == "busy" and time.monotonic() < until:
+                pass
+            if what == "hang":
+                time.sleep(0.2)
+
     def show(self, name):
         if full(name) not in models:
             return self.json({"error": f"model '{name}' not found"}, 404)
@@ -174,6 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         if MODE == "refuses_to_load":
             return self.json({"error": "model requires more system memory (8.0 GiB) than is available (1.0 GiB)"}, 500)
         loaded.add(full(name))
+        self.suffer("")
 
         def piece(text, **more):
             said = {"message": {"role": "assistant", "content": text}} if chat else {"response": text}

@@ -66,6 +66,7 @@ class Gate:
         self._watch = Watch(first_byte, 0.0 if services.access.open_to_all else comments)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
+        self._used_at = perf_counter()
         self._id_prefix, self._id_count = secrets.token_hex(5), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,6 +92,11 @@ class Gate:
     @property
     def open_requests(self) -> int:
         return len(self._watch)
+
+    def activity(self) -> str:
+        """Two numbers of seconds: for how long the engine has owed a request its next byte, and since when none has run."""
+        idle = 0.0 if self._watch.running() else perf_counter() - self._used_at
+        return f"{self._watch.longest_silence():.1f} {idle:.1f}"
 
     async def drain(self, seconds: float, break_off: Callable[[], None]) -> None:
         """Take no new requests; give the open ones `seconds`, then have them broken off and end what is left."""
@@ -145,6 +151,8 @@ class Gate:
             if recorder is not None:
                 recorder.finish(out.status, out.in_flight.asked, complete=out.complete)
             record.ended = perf_counter()
+            if record.runs:
+                self._used_at = record.ended
             if record.route not in _UNSEEN:
                 for observer in self._services.observers:
                     observer.record(record)

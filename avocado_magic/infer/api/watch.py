@@ -38,6 +38,15 @@ class Watch:
     def __len__(self) -> int:
         return len(self._open)
 
+    def running(self) -> bool:
+        """Whether a request for the engine's model is under way."""
+        return any(out.record.runs for out in self._open.values())
+
+    def longest_silence(self) -> float:
+        """For how many seconds the engine has owed its next byte to the request that waits longest; 0 where none waits."""
+        since = [out.in_flight.silent_since for out in self._open.values() if out.in_flight.silent_since]
+        return perf_counter() - min(since) if since else 0.0
+
     def enter(self, out: ResponseSender) -> None:
         task = out.in_flight.task
         self._open[task] = out

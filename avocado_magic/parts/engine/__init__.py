@@ -26,6 +26,7 @@ class EnginePart(Part, Protocol):
     api: EngineApi
     version: str | None
     where: str
+    needs: int  # bytes that the loaded models take; 0 where it is not known
     model: str | None
     log: Path
 

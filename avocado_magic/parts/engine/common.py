@@ -11,20 +11,12 @@ import requests
 
 from ...background import in_thread
 from ...model_names import same_model
+from ...sizes import human_bytes
 from ..base import StartContext, part_error
 from .rest import EngineApi
 
 # A download that moves gets this many seconds more with every step, or --timeout where that is less.
 MOVING_SECONDS = 300.0
-
-
-def human_bytes(count: float) -> str:
-    """Bytes as a person reads them: 1.3 GB."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit in ("B", "KB") else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
 
 
 def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext) -> None:
@@ -78,20 +70,20 @@ def gpu_present() -> bool:
     )
 
 
-def placement(api: EngineApi) -> str:
-    """Where the loaded models run, in words; empty if none is loaded."""
+def placement(api: EngineApi) -> tuple[str, int]:
+    """Where the loaded models run, in words, and the bytes that they take; nothing if none is loaded."""
     try:
         loaded = api.loaded()
     except requests.RequestException:
-        return ""
+        return "", 0
     if not loaded:
-        return ""
+        return "", 0
     size, vram = sum(m.size for m in loaded), sum(m.vram for m in loaded)
     if vram >= size > 0:
-        return "on the GPU"
+        return "on the GPU", size
     if vram > 0:
-        return f"{100 * vram // max(size, 1)} % on the GPU, the rest on the CPU"
-    return "on the CPU although there is a GPU: see the engine's log" if gpu_present() else "on the CPU"
+        return f"{100 * vram // max(size, 1)} % on the GPU, the rest on the CPU", size
+    return "on the CPU although there is a GPU: see the engine's log" if gpu_present() else "on the CPU", size
 
 
 def require_some_model(api: EngineApi, log: Path | None) -> None:

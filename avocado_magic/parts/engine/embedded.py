@@ -13,7 +13,7 @@ from ...files import SocketPlace
 from ...model_names import is_gguf, name_of_file, same_model
 from ...sessions import UNIX
 from ...settings import Settings
-from ..base import Running, StartContext
+from ..base import CHECK_SECONDS, Running, StartContext
 from ..infer import InferPart
 from .common import ensure_models, placement
 from .rest import EngineApi
@@ -85,6 +85,7 @@ class Embedded(InferPart):
         self.api = EngineApi(self.url)
         self.version: str | None = None
         self.where = ""
+        self.needs = 0
         if before is not None:
             self._go_on_with(before)
             self.version = before.about.get("version")
@@ -106,7 +107,7 @@ class Embedded(InferPart):
         )
         self.version = metadata.version("xllamacpp")
         ensure_models(self.api, [model_name(model) for model in self._given], context)
-        self.where = placement(self.api)
+        self.where, self.needs = placement(self.api)
 
     def release(self) -> None:
         """Remove the socket: nothing is started any more."""
@@ -117,9 +118,7 @@ class Embedded(InferPart):
         return model_name(model)
 
     def check(self) -> str | None:
-        if self._code() is not None:
-            return "the embedded engine ended"
-        return None if self.api.version() else "the embedded engine does not answer"
+        return self.ended() or (None if self.api.version(CHECK_SECONDS) else "the embedded engine does not answer")
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "version": self.version, "adopted": False, "url": self.url}

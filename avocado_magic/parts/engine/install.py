@@ -20,8 +20,9 @@ import requests
 from ...back_off import BackOff
 from ...config import cache_dir
 from ...errors import StartError
+from ...sizes import human_bytes
 from ..base import StartContext
-from .common import MOVING_SECONDS, human_bytes
+from .common import MOVING_SECONDS
 
 # github.com/ollama/ollama/blob/main/scripts/install.sh takes its archives from the same release page.
 RELEASES = "https://github.com/ollama/ollama/releases/latest/download"

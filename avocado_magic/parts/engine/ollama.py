@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ...config import cache_dir, ollama_base_url
 from ...errors import ConfigError
 from ...process import Identity, belongs_to_a_service
 from ...settings import Settings
-from ..base import ANSWER_SECONDS, ProcessPart, Running, StartContext, part_error
+from ..base import ANSWER_SECONDS, CHECK_SECONDS, ProcessPart, Running, StartContext, exit_words, part_error
 from ..ports import free_port, is_free, listener
 from .common import ensure_models, placement, require_some_model
 from .install import install_ollama
@@ -104,6 +103,7 @@ class Ollama(ProcessPart):
     """Part `engine`, by Ollama: the one at the URL `running`, which is used and never stopped, or one served by `program`."""
 
     name = "engine"
+    what = "Ollama"
     kind = "ollama"
 
     def __init__(
@@ -123,6 +123,7 @@ class Ollama(ProcessPart):
         self.version: str | None = None
         self.model = settings.model
         self.where = ""
+        self.needs = 0
         if before is not None:
             self._go_on_with(before)
             self.version = before.about.get("version")
@@ -135,7 +136,7 @@ class Ollama(ProcessPart):
             ensure_models(self.api, context.settings.models, context)
         else:
             require_some_model(self.api, None if self.adopted else self.log)
-        self.where = placement(self.api)
+        self.where, self.needs = placement(self.api)
 
     def _serve(self, context: StartContext) -> None:
         program = self._program = self._program or install_ollama(context)
@@ -154,9 +155,7 @@ class Ollama(ProcessPart):
         def answers() -> bool:
             code = self._code()
             if code is not None:
-                raise part_error(
-                    self.name, f"ollama serve ended with {_exit(code)}", "the lines below say why", self.log
-                )
+                raise part_error(self.name, f"ollama serve {exit_words(code)}", "the lines below say why", self.log)
             return self.api.version() is not None
 
         context.wait_until(answers, "starting Ollama", self.name, self.log, ANSWER_SECONDS)
@@ -168,11 +167,13 @@ class Ollama(ProcessPart):
         return model
 
     def check(self) -> str | None:
+        ended, answers = self.ended(), self.api.version(CHECK_SECONDS) is not None
         if self.adopted:
-            return None if self.api.version() else f"your Ollama at {self.url} stopped answering: start it again"
-        if self._code() is not None:
-            return "Ollama ended"
-        return None if self.api.version() else "Ollama does not answer"
+            return None if answers else f"your Ollama at {self.url} stopped answering: start it again"
+        return ended or (None if answers else "Ollama does not answer")
+
+    def ended(self) -> str | None:
+        return None if self.adopted else super().ended()
 
     def identity(self) -> Identity | None:
         if self.adopted:
@@ -190,7 +191,3 @@ def _port_for(settings: Settings) -> int:
     if parts.hostname in _LOOPBACK and parts.port and is_free(parts.port):
         return parts.port
     return free_port()
-
-
-def _exit(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"

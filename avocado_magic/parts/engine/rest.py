@@ -112,6 +112,16 @@ class EngineApi:
                 part="engine",
             )
 
+    def generates(self, model: str, seconds: float) -> bool:
+        """Whether one token of `model`, or an error, comes within so many seconds."""
+        body = {"model": model, "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
+        try:
+            with self._session() as session:
+                session.post(f"{self._base}/api/generate", json=body, timeout=seconds)
+        except requests.RequestException:
+            return False
+        return True
+
 
 def _said(answer: requests.Response) -> str:
     try:

@@ -12,7 +12,7 @@ import requests
 
 from ...files import tail
 from ...sessions import local_session
-from ..base import ANSWER_SECONDS, ProcessPart, Running, StartContext, part_error
+from ..base import ANSWER_SECONDS, CHECK_SECONDS, ProcessPart, Running, StartContext, part_error
 from ..ports import free_port
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.IGNORECASE)
@@ -26,6 +26,7 @@ class Cloudflared(ProcessPart):
     """Part `tunnel`, by ``cloudflared tunnel --url``; the URL is asked of its metrics server."""
 
     name = "tunnel"
+    what = "cloudflared"
 
     def __init__(self, port: int, log: Path, before: Running | None = None) -> None:
         self._port = port
@@ -76,11 +77,12 @@ class Cloudflared(ProcessPart):
         return f"http://{host}" if host.startswith("127.0.0.1:") else f"https://{host}"
 
     def check(self) -> str | None:
-        if self._code() is not None:
-            return "cloudflared ended"
+        ended = self.ended()
+        if ended is not None:
+            return ended
         try:
             with local_session() as session:
-                status = session.get(f"{self._metrics}/ready", timeout=3).status_code
+                status = session.get(f"{self._metrics}/ready", timeout=CHECK_SECONDS).status_code
         except requests.RequestException:
             return "cloudflared does not answer"
         return None if status == 200 else "cloudflared has no connection to Cloudflare"

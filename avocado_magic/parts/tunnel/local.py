@@ -20,6 +20,9 @@ class Local:
     def start(self, context: StartContext) -> None:
         return None
 
+    def ended(self) -> str | None:
+        return None
+
     def check(self) -> str | None:
         return None
 

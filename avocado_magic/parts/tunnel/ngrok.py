@@ -27,7 +27,7 @@ from ...files import append_line, write_private
 from ...process import Identity, end_group, wait_until
 from ...sessions import local_session
 from ...settings import Settings
-from ..base import ANSWER_SECONDS, Running, StartContext, part_error
+from ..base import ANSWER_SECONDS, CHECK_SECONDS, Running, StartContext, part_error
 
 _ENDPOINTS_SINCE = (3, 30)  # the agent's /api/endpoints; older agents have /api/tunnels alone
 _NAME = "avocado"  # always given: pyngrok otherwise makes one out of the address
@@ -64,6 +64,10 @@ _ERRORS: Mapping[str, tuple[str, str]] = {
     ),
     "8012": ("ngrok cannot reach the gateway", "{logs gateway} says why"),
 }
+
+
+# Those that another try does not change.
+_LASTING = ("105", "107", "120", "121", "4018", "6022")
 
 
 def has_credentials(settings: Settings) -> bool:
@@ -262,7 +266,8 @@ class Ngrok:
         code = self._code()
         text = said if _CODE.search(said) or code is None else f"{said} {code}"
         message, hint = explain(redact(text.strip(), self._settings.secrets()))
-        return part_error(self.name, message, hint, self.log)
+        named = _CODE.search(text)
+        return part_error(self.name, message, hint, self.log, lasting=named is not None and named[1] in _LASTING)
 
     def _on_log(self, entry: Any) -> None:
         append_line(self.log, redact(str(entry.line), self._settings.secrets()))
@@ -278,11 +283,12 @@ class Ngrok:
 
     def check(self) -> str | None:
         # healthy() of pyngrok stays true when the session is lost, and blocks on a stopped agent.
-        if self._identity is None or not self._identity.alive():
-            return self._ended()
+        ended = self.ended()
+        if ended is not None:
+            return ended
         try:
             with local_session() as session:
-                status = session.get(f"{self._api_url}/api/status", timeout=3)
+                status = session.get(f"{self._api_url}/api/status", timeout=CHECK_SECONDS)
         except requests.RequestException:
             return "the ngrok agent does not answer"
         try:
@@ -291,7 +297,9 @@ class Ngrok:
             online = "online"
         return None if online == "online" else f"the ngrok agent is {online}"
 
-    def _ended(self) -> str:
+    def ended(self) -> str | None:
+        if self._identity is not None and self._identity.alive():
+            return None
         code = self._code()
         return "the ngrok agent ended" if code is None else f"the ngrok agent ended: {explain(code)[0]}"
 

@@ -15,14 +15,15 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, api_keys
+from . import api_keys
 from .config import resolve, service_name
 from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
-from .notebook.render import progress, text
+from .notebook.render import event_lines, kept_line, progress, text
 from .runtime import client
 from .runtime.owners import Owner
 from .runtime.state import LOGS, PARTS, ServiceRecord
 from .settings import Settings
+from .version import __version__
 
 app = typer.Typer(
     help="One line serves an LLM at a safe, public, findable URL.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -195,12 +196,16 @@ def announce(name: Name = None) -> None:
 
 @app.command()
 def restart(
-    part: Annotated[str, typer.Argument(help="engine, gateway or tunnel", autocompletion=lambda: list(PARTS[:3]))],
+    part: Annotated[
+        str | None,
+        typer.Argument(metavar="[PART]", help="engine, gateway or tunnel", autocompletion=lambda: list(PARTS[:3])),
+    ] = None,
     name: Name = None,
+    as_json: Json = False,
 ) -> None:
-    """Restart one part."""
+    """Restart one part; without PART the supervisor, as a newer version that was installed, and the gateway. The URL stays."""
     with _one_sentence():
-        client.command(service_name(name), "restart", part=part)
+        _print(client.restart(service_name(name), part), as_json)
 
 
 @app.command()
@@ -215,7 +220,41 @@ def rotate_key(name: Name = None) -> None:
 def keep(name: Name = None) -> None:
     """Let the service live on without an owner, for its maximum lifetime from now."""
     with _one_sentence():
-        client.command(service_name(name), "keep")
+        print(kept_line(client.keep(service_name(name))))
+
+
+@app.command()
+def events(
+    lines: Annotated[int, typer.Option("-n", min=1, help="How many of the last events.")] = 50,
+    name: Name = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object a line: at, part, event, why, seconds.")
+    ] = False,
+) -> None:
+    """Print what happened to the service: started, restarted, announced, stopped; when, why, and how long it took."""
+    with _one_sentence():
+        found = client.events(service_name(name), lines)
+    if as_json:
+        for each in found:
+            print(each.to_json())
+    elif found:
+        print(event_lines(found))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of check, outcome, said, remedy.")] = False,
+) -> None:
+    """Look at what may keep a service from running here. Exit status 1 if there is a problem. Starts nothing."""
+    from .runtime.doctor import Outcome, examine, table
+
+    try:
+        found = examine(resolve({}))
+    except AvocadoError as error:
+        found = examine(error)
+    print(json.dumps([check.public() for check in found], indent=2) if as_json else worded(table(found), in_shell))
+    if any(check.outcome is Outcome.PROBLEM for check in found):
+        raise typer.Exit(1)
 
 
 keys = typer.Typer(help="Named API keys of a service: a change counts at once.", no_args_is_help=True)

@@ -159,6 +159,16 @@ class Settings:
         least=0,
         most=10 * 365 * 24,
     )
+    idle_stop: float | None = _option(
+        None,
+        "minutes without a request after which the service ends, and with it the GPU is free",
+        "AVOCADO_IDLE_STOP",
+        metavar="MINUTES",
+        least=0,
+        most=10 * 365 * 24 * 60,
+        kind=float,
+        unset="never by default",
+    )
     url_check: float = _option(
         60.0,
         "seconds between looks at the public URL from outside",

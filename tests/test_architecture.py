@@ -22,6 +22,9 @@ MAY: dict[str, set[str]] = {
     "back_off": set(),
     "sessions": set(),
     "timestamps": set(),
+    "sizes": set(),
+    "version": set(),
+    "hosts": set(),
     "settings": set(),
     "config": {"settings", "model_names", "errors"},
     "files": set(),
@@ -29,6 +32,7 @@ MAY: dict[str, set[str]] = {
     "api_keys": {"files", "errors", "timestamps"},
     "discovery": {"background", "back_off", "errors", "timestamps"},
     "parts": {
+        "sizes",
         "back_off",
         "sessions",
         "settings",
@@ -43,6 +47,10 @@ MAY: dict[str, set[str]] = {
         "errors",
     },
     "runtime": {
+        "sizes",
+        "hosts",
+        "discovery",
+        "version",
         "back_off",
         "sessions",
         "timestamps",
@@ -59,13 +67,14 @@ MAY: dict[str, set[str]] = {
     },
     "notebook": {"sessions", "settings", "states", "runtime", "api_keys", "config", "errors"},
     "command": {"cli"},
-    "cli": {"settings", "states", "notebook", "runtime", "api_keys", "config", "errors", "__init__"},
-    "__init__": {"notebook", "runtime"},
+    "cli": {"settings", "states", "notebook", "runtime", "api_keys", "config", "errors", "version"},
+    "__init__": {"notebook", "runtime", "version"},
     "infer/domain": {"model_names"},
     "infer/service": {"infer/domain", "model_names", "timestamps"},
     "infer/api": {"infer/service", "infer/domain", "model_names"},
     "infer/infrastructure": {"model_names", "timestamps", "infer/domain", "discovery", "errors", "api_keys"},
     "infer/settings": set(),
+    "infer/watched": set(),
     "infer/backends": {
         "infer/api",
         "infer/service",
@@ -75,8 +84,10 @@ MAY: dict[str, set[str]] = {
         "config",
     },
     "infer/app": {
+        "version",
         "process",
         "infer/backends",
+        "infer/watched",
         "infer/api",
         "infer/service",
         "infer/domain",
@@ -180,6 +191,7 @@ def test_loading_imports_nothing_heavy() -> None:
         "avocado_magic.notebook.arguments",
         "avocado_magic.notebook.magics",
         "avocado_magic.settings",
+        "avocado_magic.version",
     ]
     others = (
         {name.split(".")[0] for name in new} - set(sys.stdlib_module_names) - {"avocado_magic", "IPython", "traitlets"}

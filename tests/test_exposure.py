@@ -82,7 +82,7 @@ def lose(*_):
 
 signal.signal(signal.SIGUSR1, lose)
 signal.signal(signal.SIGTERM, lambda *_: service.request_stop("TERM"))
-sys.exit(Supervisor(service).run())
+sys.exit(Supervisor(service, os.pipe()).run())
 """
 
 

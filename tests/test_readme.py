@@ -37,9 +37,7 @@ def test_the_examples_run_one_after_another(
         kernel.close()
 
 
-@pytest.mark.parametrize(
-    "magic", ["avocado_up", "avocado_status", "avocado_down", "avocado_logs", "avocado_key", "ollama"]
-)
+@pytest.mark.parametrize("magic", sorted({name for names in AvocadoMagics.magics.values() for name in names}))
 def test_every_flag_of_every_magic_is_listed(magic: str) -> None:
     parser = getattr(AvocadoMagics, magic).parser
     for action in parser._actions:

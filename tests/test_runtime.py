@@ -238,11 +238,17 @@ def test_a_group_that_ignores_term_is_killed_whole(ollama: Path, monkeypatch: py
 
 def test_a_killed_supervisor_is_noticed_and_its_children_are_cleared(ollama: Path) -> None:
     state = up()
-    supervisor = Identity.from_dict(state.supervisor)
+    supervisor, guard = Identity.from_dict(state.supervisor), Identity.from_dict(state.guard)
     assert supervisor
+    assert guard
     children = [Identity.of(part.pid) for part in state.parts.values() if part.pid]
+    os.kill(guard.pid, signal.SIGSTOP)
     os.kill(supervisor.pid, signal.SIGKILL)
     until(lambda: not supervisor.alive())
+    assert client.status().state == "degraded"
+    assert "another one is being started" in str(client.status().error)
+    os.kill(guard.pid, signal.SIGKILL)
+    until(lambda: not guard.alive())
     assert client.status().state == "failed"
     assert "supervisor is gone" in str(client.status().error)
     fresh = up()
@@ -613,9 +619,9 @@ def test_settings_of_a_lone_gateway_do_not_open_ours(ollama: Path, monkeypatch: 
 
 
 def test_an_owner_outlives_the_longest_lifetime(tmp_path: Path) -> None:
-    lifetime = Lifetime(Settings(max_lifetime=1e-12), [])
+    lifetime = Lifetime(Settings(max_lifetime=1e-12), [], kept=True)
     assert lifetime.look()[1]
-    lifetime = Lifetime(Settings(max_lifetime=1e-12), [])
+    lifetime = Lifetime(Settings(max_lifetime=1e-12), [], kept=True)
     owner = Owner.of(os.getpid())
     assert owner
     lifetime.join(owner)

@@ -10,9 +10,10 @@ import logging
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..background import in_thread
 from .broker import Broker
@@ -41,8 +42,26 @@ def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEA
     Raises PublishError with one sentence for whatever the broker or the network answers. The work runs
     in a daemon thread of its own, so that not even a name server that hangs holds the caller longer.
     """
+    return _attempted(broker, deadline, lambda attempt: _publish(broker, routing_key, body, attempt))
+
+
+def reach(broker: Broker, deadline: float = DEADLINE) -> None:
+    """Log in to `broker` and leave again. Raises PublishError, within `deadline` seconds or soon after."""
+
+    def work(attempt: _Attempt) -> None:
+        import pika
+
+        _close(pika.BlockingConnection(_parameters(broker, attempt.left())))
+
+    _attempted(broker, deadline, work)
+
+
+_Found = TypeVar("_Found")
+
+
+def _attempted(broker: Broker, deadline: float, work: Callable[[_Attempt], _Found]) -> _Found:
     attempt = _Attempt(time.monotonic() + deadline)
-    published = in_thread(lambda: _publish(broker, routing_key, body, attempt), "avocado-publish")
+    published = in_thread(lambda: work(attempt), "avocado-publish")
     if not wait([published], deadline + 1.0).done:
         attempt.abandoned.set()  # from here on it must not go out: a newer URL may follow
         raise PublishError(

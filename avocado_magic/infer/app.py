@@ -17,10 +17,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__, process
+from .. import process
 from ..config import base_url, lookup, services_dir
 from ..errors import AvocadoError
 from ..process import INSTANCE_VARIABLE
+from ..version import __version__
 from . import backends
 from .api.asgi import Receive, Scope, Send
 from .api.cors import Cors

@@ -157,6 +157,66 @@ class AvocadoMagics(Magics):
 
     @line_magic
     @magic_arguments()
+    @argument("part", nargs="?", help="engine, gateway or tunnel")
+    @argument("--name", help="name of the service")
+    def avocado_restart(self, line: str) -> None:
+        """Restart one part, and wait for it. Without one, the supervisor (as after a newer version was installed) and
+        the gateway: the URL stays, and who asks meanwhile waits.
+        """
+        from ..runtime import client
+        from . import widget
+
+        args = parse(self.avocado_restart, line)
+        with _usage_errors():
+            widget.show(self.shell, client.restart(self._name(args), args.part))
+
+    @line_magic
+    @magic_arguments()
+    @argument("--name", help="name of the service")
+    def avocado_keep(self, line: str) -> None:
+        """Let the service live on when its notebooks are gone: until %avocado_down, or for its maximum lifetime."""
+        from ..runtime import client
+        from .render import kept_line
+
+        args = parse(self.avocado_keep, line)
+        with _usage_errors():
+            print(kept_line(client.keep(self._name(args))))
+
+    @line_magic
+    @magic_arguments()
+    @argument("-n", dest="lines", metavar="N", default="50", help="how many of the last events, 50 by default")
+    @argument("--json", action="store_true", help="print an object a line: at, part, event, why, seconds")
+    @argument("--name", help="name of the service")
+    def avocado_events(self, line: str) -> None:
+        """Print what happened to the service: started, restarted, announced, stopped; when, why, how long it took."""
+        from ..runtime import client
+        from .render import event_lines
+
+        args = parse(self.avocado_events, line)
+        with _usage_errors():
+            found = client.events(self._name(args), _count(args.lines, "-n") or 0)
+        print(
+            "\n".join(each.to_json() for each in found) if args.json else event_lines(found) or "nothing has happened"
+        )
+
+    @line_magic
+    @magic_arguments()
+    @argument("--json", action="store_true", help="print a list of check, outcome, said, remedy")
+    def avocado_doctor(self, line: str) -> None:
+        """Look at what may keep a service from running here, and say what to do. Starts nothing."""
+        from ..errors import AvocadoError, in_notebook, worded
+        from ..runtime.doctor import examine, table
+
+        args = parse(self.avocado_doctor, line)
+        try:
+            found = examine(self._settings({}))
+        except AvocadoError as error:
+            found = examine(error)
+        said = json.dumps([check.public() for check in found], indent=2) if args.json else table(found)
+        print(worded(said, in_notebook))
+
+    @line_magic
+    @magic_arguments()
     @argument("action", choices=("create", "list", "revoke"), help="create, list or revoke")
     @argument("key", nargs="?", help="what the key is called")
     @argument("--role", default="inference", help="inference (default), admin or metrics")

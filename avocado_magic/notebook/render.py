@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from html import escape
 from typing import Any
 
 from ..errors import AvocadoError, in_notebook, worded
+from ..runtime.events import Event
 from ..runtime.state import PARTS, ServiceRecord
 from ..states import PartState, ServiceState
 
@@ -32,13 +33,33 @@ def lines(state: ServiceRecord) -> list[str]:
         out.append(f"  key        in {state.api_key_file}")
     if state.state.serving:
         out.append(f"  since      {state.started_at}" + (f", ends {state.ends_at}" if state.ends_at else ""))
-    if state.error and state.state is ServiceState.FAILED:
+    if state.error and (state.state is ServiceState.FAILED or state.error.get("part") == "supervisor"):
         out.append(f"  error      {AvocadoError.from_dict(state.error).sentence()}")
     return out + [f"  note       {notice}" for notice in state.notices if state.state.serving]
 
 
 def text(state: ServiceRecord, front_end: Callable[[str], str] = in_notebook) -> str:
     return worded("\n".join(lines(state)), front_end)
+
+
+def kept_line(state: ServiceRecord) -> str:
+    """What `keep` came to."""
+    until = (
+        f"until {state.ends_at} at most"
+        if state.ends_at
+        else "as long as its owners do, and for its maximum lifetime after"
+    )
+    return f"avocado {state.name}: lives on without an owner, {until}"
+
+
+def event_lines(events: Sequence[Event]) -> str:
+    """Events as text, the oldest first."""
+    return "\n".join(
+        f"{each.at}  {each.part:<10} {each.event}"
+        + (f" after {each.seconds:g} s" if each.seconds is not None else "")
+        + (f": {each.why}" if each.why else "")
+        for each in events
+    )
 
 
 def progress(state: ServiceRecord) -> str:
@@ -74,7 +95,7 @@ def html(state: ServiceRecord) -> str:
     )
     stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     error = ""
-    if state.error and state.state is ServiceState.FAILED:
+    if state.error and (state.state is ServiceState.FAILED or state.error.get("part") == "supervisor"):
         error = f"<br><small>{escape(AvocadoError.from_dict(state.error).sentence())}</small>"
     return worded(
         f"<div><b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "

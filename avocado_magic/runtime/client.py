@@ -18,12 +18,14 @@ from ..files import tail
 from ..process import end, processes_of, wait_until
 from ..settings import Settings
 from ..states import PartState, ServiceState
+from ..version import __version__
 from .control import ask
+from .events import Event, EventLog
 from .keys import read_key
 from .launch import (
     DOWN_SECONDS,
     Leash,
-    answering,
+    ping,
     preflight,
     readable_state,
     reap,
@@ -40,6 +42,7 @@ OnProgress = Callable[[ServiceRecord], None]
 _POLL = 0.1
 # A guard needs about two seconds.
 _REPLACED_SECONDS = 30.0
+_RESTARTED_SECONDS = 90.0
 _REPLACED = {
     "message": "its supervisor was killed, and another one is being started",
     "hint": "wait a moment",
@@ -117,13 +120,17 @@ def status(name: str = "default") -> ServiceRecord:
             identity = part_identities(state).get(name_)
             if identity is None or not identity.alive():
                 part.state, part.pid = PartState.STOPPED, None
-    elif state.live() and state.elsewhere() is None and state.silent() and not answering(state):
-        silent = {
-            "message": f"its supervisor has not answered for {time.time() - state.beat:.0f} s",
-            "hint": "{up} starts it anew",
-            "part": "supervisor",
-        }
-        state = replace(state, state=ServiceState.DEGRADED, error=silent)
+    elif state.live() and state.elsewhere() is None and state.silent():
+        answer = ping(state)
+        if answer is None and state.live():
+            silent = {
+                "message": f"its supervisor has not answered for {time.time() - state.beat:.0f} s",
+                "hint": "another one takes over soon; {up} has it do so at once",
+                "part": "supervisor",
+            }
+            state = replace(state, state=ServiceState.DEGRADED, error=silent)
+        elif answer and answer.get("trouble"):
+            state = replace(state, notices=[*state.notices, str(answer["trouble"])])
     return state
 
 
@@ -207,6 +214,47 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
     return tail(folder.log(part), lines)
 
 
+def events(name: str = "default", last: int = 50) -> list[Event]:
+    """The last so many events of a service, which need not run. Raises NotRunningError where there is none."""
+    folder = ServiceFolder(name).check()
+    if not folder.logs.is_dir():
+        raise NotRunningError(f"there is no service {name!r}", "{up} starts one")
+    return EventLog(folder.events_file).read(last)
+
+
+def keep(name: str = "default") -> ServiceRecord:
+    """Let a service live on without an owner, for its maximum lifetime from now. Raises NotRunningError."""
+    command(name, "keep")
+    return status(name)
+
+
+def restart(name: str = "default", part: str | None = None) -> ServiceRecord:
+    """Restart a part, and wait for it; without one the supervisor, which goes on with what runs, and then the gateway.
+
+    The URL stays, the tunnel's apart. Raises NotRunningError, ConfigError for a part that is not ours, or StartError.
+    """
+    if part is None:
+        before = status(name)
+        command(name, "hand_over")
+        if not wait_until(lambda: _differs(name, before), _REPLACED_SECONDS):
+            raise StartError("no other supervisor has taken over", "{logs supervisor} may say why", part="supervisor")
+        part = "gateway"
+    before = status(name)
+    command(name, "restart", part=part)
+    if not wait_until(lambda: _differs(name, before, part), _RESTARTED_SECONDS):
+        said = status(name).parts[part].error or "it is still starting"
+        raise StartError(f"the {part} is not well yet: {said}", f"{{logs {part}}} may say why", part=part)
+    return status(name)
+
+
+def _differs(name: str, before: ServiceRecord, part: str | None = None) -> bool:
+    """Whether another process runs: the supervisor, or `part`, and that is well."""
+    now = status(name)
+    if part is None:
+        return now.supervisor != before.supervisor and now.state.serving and now.live()
+    return now.parts[part].state is PartState.HEALTHY and now.parts[part].pid != before.parts[part].pid
+
+
 def keys_file(name: str = "default") -> Path:
     """The file of a service's named keys; the service need not run."""
     return api_keys.keys_file(ServiceFolder(name).make().path)
@@ -272,7 +320,7 @@ def _await_replacement(folder: ServiceFolder) -> None:
     if supervisor is None or not state.state.serving or state.elsewhere():
         return
     if supervisor.alive():
-        if answering(state):
+        if ping(state) is not None:
             return
         end([supervisor], 5)  # it hangs, or somebody has stopped it
         reap()
@@ -299,6 +347,7 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceRecord
         if state.state.over:
             wait_gone(state)
             raise StartError("the service was stopped while it started", "run {up} again")
+        _require_written(folder, state)
         if not state.live():
             reap()
             log = folder.log("supervisor")
@@ -311,6 +360,16 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceRecord
                 log_file=str(log),
             )
         time.sleep(_POLL)
+
+
+def _require_written(folder: ServiceFolder, state: ServiceRecord) -> None:
+    """Raise StartError, after ending what was started, where its supervisor cannot write down how it is."""
+    if not state.silent() or not state.live():
+        return
+    trouble = (ping(state) or {}).get("trouble")
+    if trouble:
+        _down(folder, folder.name)
+        raise StartError(str(trouble), "free some space, or set AVOCADO_HOME to a folder on another disk")
 
 
 def _catch_up(
@@ -340,6 +399,11 @@ def _not_heard(state: ServiceRecord, settings: Settings) -> tuple[str, ...]:
     from ..parts import tunnel
 
     notices = []
+    if state.version and state.version != __version__:
+        notices.append(
+            f"the service runs version {state.version}, and {__version__} is installed: {{restart}} puts it in place, "
+            "with the same URL"
+        )
     if state.tunnel_kind == "none" and settings.tunnel == "auto" and tunnel.choose(settings) != "none":
         notices.append("the tunnel you can have now is opened by the next start; {down} first")
     if settings.broker_url and state.parts["announcer"].state is PartState.NOT_CONFIGURED:

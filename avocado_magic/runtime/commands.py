@@ -29,7 +29,7 @@ class Commands:
 
     def table(self) -> Mapping[str, Command]:
         return {
-            "ping": lambda request, left: {},
+            "ping": lambda request, left: {"trouble": self._service.store.trouble},
             "down": self.down,
             "join": self.join,
             "leave": self.leave,
@@ -80,7 +80,7 @@ class Commands:
         try:
             name = engine.name_of(model)
             if not any(same_model(name, there) for there in engine.api.models()):
-                pull_model(engine.api, model, context)
+                pull_model(engine.api, model, context, engine.models_folder)
             if request.get("load", True):
                 load_model(engine.api, name, context)
                 with self._service.store.change() as state:

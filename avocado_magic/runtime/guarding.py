@@ -42,10 +42,12 @@ class Guarding:
             fresh = None
             if self._guard is None or self._guard.poll() is not None or stopped(self._guard.pid):
                 fresh = self._start()
-            held = self._held()
-            # By what a descriptor is, too: its number is used again.
-            now = {name: (number, os.fstat(number).st_ino) for name, number in held.items()}
-            if now != self._told and self._say(" ".join([HOLD, *held]), *held.values()):
+            now: dict[str, tuple[int, int]] = {}
+            for name, number in self._held().items():
+                with suppress(OSError):  # closed meanwhile
+                    # By what a descriptor is, too: its number is used again.
+                    now[name] = (number, os.fstat(number).st_ino)
+            if now != self._told and self._say(" ".join([HOLD, *now]), *(number for number, _ in now.values())):
                 self._told = now
             return fresh
 

@@ -18,6 +18,7 @@ from ..files import open_private, tail
 from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
 from ..settings import Settings
 from .control import ask
+from .disk import require_room
 from .owners import Owner
 from .state import CorruptState, ServiceFolder, ServiceRecord
 
@@ -38,6 +39,7 @@ def preflight(settings: Settings) -> None:
     from ..parts.announcer import check_broker
     from ..parts.ports import require_free
 
+    require_room(ServiceFolder(settings.name).path)
     check_broker(settings)
     tunnel.choose(settings)
     engine.choose(settings)
@@ -199,15 +201,17 @@ def _locked(folder: ServiceFolder) -> bool:
         return True
 
 
-def answering(state: ServiceRecord) -> bool:
-    """Whether the supervisor of a service that runs here takes commands; a moment's delay is none."""
+def ping(state: ServiceRecord) -> Mapping[str, Any] | None:
+    """What the supervisor of a service that runs here answers; None where it does not. A moment's delay is none.
+
+    `trouble` is why it cannot write down how it is.
+    """
     try:
-        ask(state.socket, "ping", timeout=_ANSWER_SECONDS)
+        return ask(state.socket, "ping", timeout=_ANSWER_SECONDS)
     except NotRunningError:
-        return state.socket is None  # it starts, and does not listen yet
+        return {} if state.socket is None else None  # it starts, and does not listen yet
     except AvocadoError:
-        return False
-    return True
+        return None
 
 
 def running(supervisor: Identity) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import requests
 
-from .. import __version__
+from .. import hosts
 from ..errors import AvocadoError
 from ..model_names import same_model
 from ..parts.announcer import Announcer
@@ -26,6 +26,7 @@ from ..process import Identity
 from ..settings import Settings
 from ..states import PartState, ServiceState
 from ..timestamps import utc_now, written
+from ..version import __version__
 from .keys import read_key
 from .lifetime import Lifetime
 from .owners import Owner
@@ -124,6 +125,8 @@ class Service:
     def request_stop(self, why: str) -> None:
         """Begin to stop; returns at once."""
         logger.info("stopping: %s", why)
+        if not self.stopping.is_set():
+            self.store.event("service", "stopping", why)
         self.stopping.set()
 
     def starter_gone(self) -> None:
@@ -163,6 +166,8 @@ class Service:
 
     def announcer_changed(self) -> None:
         announcer = self.ready_parts().announcer
+        if announcer.announced and announcer.announced != self.store.state.announced:
+            self.store.event("announcer", "announced", announcer.announced["outcome"])
         with self.store.change() as state:
             state.announced = announcer.announced
         self.store.part("announcer", PartState(announcer.state), announcer.reason, None, announcer.describe())
@@ -212,12 +217,25 @@ class Service:
         if due and not self.stopping.is_set():
             self.request_stop(due)
 
+    def look_after_use(self) -> None:
+        """End the service where nobody has used it for --idle-stop, and say where the host is about to end it."""
+        most = self.settings.idle_stop
+        idle = self.parts.gateway.activity.idle if self.parts else 0.0
+        if most and idle > most * 60 and not self.stopping.is_set():
+            self.request_stop(f"no request has come for {most:g} min (--idle-stop)")
+        said = hosts.ends_soon()
+        if said and said not in self.store.state.notices:
+            self.store.event("service", "host", said)
+            with self.store.change() as state:
+                state.notices.append(said)
+
     def _led_to(self, url: str | None) -> None:
         """Write down a public URL that was proved, and announce it where it is new."""
         with self.store.change() as state:
             state.url = url
         if url != self.announced_url:
             logger.info("the public URL is now %s", url)
+            self.store.event("tunnel", "url changed", url)
             self.announced_url = url
             self.ready_parts().announce()
 

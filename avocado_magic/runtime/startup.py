@@ -41,6 +41,7 @@ def start(service: Service) -> None:
     with service.store.change() as state:
         state.state = ServiceState.READY
         state.url = service.announced_url = parts.tunnel.url
+    service.store.event("service", "ready", parts.tunnel.url or parts.gateway.url)
     logger.info("ready: %s", parts.tunnel.url or parts.gateway.url)
 
 
@@ -63,8 +64,9 @@ def go_on(service: Service, held: Mapping[str, int]) -> None:
     parts.engine.model, parts.engine.where = record.model, str(record.engine.get("where") or "")
     service.announced_url = record.url
     parts.announcer.start(service.context("announcer"))
-    if (record.announced or {}).get("outcome") != "confirmed":
+    if (record.announced or {}).get("outcome") != "published":
         parts.announce()
+    service.store.event("supervisor", "replaced", "another one went on with what runs")
     logger.info("went on with what runs: %s", record.url or parts.gateway.url)
 
 

@@ -23,8 +23,8 @@ from ..timestamps import utc_now, written
 PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")
 BEAT_SECONDS = 10.0
-# A beat older than this is looked into.
-SILENT_SECONDS = 30.0
+# Where the file is older than this, the supervisor is asked whether it still stands.
+SILENT_SECONDS = 4.0
 # A beat older than this is nobody's: its writer is gone, or its host is.
 STALE_SECONDS = 60.0
 
@@ -145,7 +145,7 @@ class ServiceRecord:
         return self.state.serving and guard is not None and guard.alive()
 
     def silent(self) -> bool:
-        """True if its supervisor has written nothing for longer than it should, by this clock."""
+        """True if its supervisor has written nothing for a while, by this clock; it may have had nothing to write."""
         return abs(time.time() - self.beat) > SILENT_SECONDS
 
     def elsewhere(self) -> str | None:
@@ -201,6 +201,10 @@ class ServiceFolder:
     @property
     def state_file(self) -> Path:
         return self.path / "state.json"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
 
     @property
     def lock_file(self) -> Path:

@@ -6,13 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import AvocadoError, in_shell, redact, worded
 from ..process import Identity
 from ..states import PartState, ServiceState
 from ..timestamps import utc_now, written
+from .disk import FULL, Reserve, low
+from .events import EventLog
 from .state import ServiceFolder, ServiceRecord
 
 logger = logging.getLogger("avocado_magic.supervisor")
@@ -20,6 +22,7 @@ logger = logging.getLogger("avocado_magic.supervisor")
 SERVING = ("engine", "gateway", "tunnel")
 _WELL = (PartState.HEALTHY, PartState.OFF)
 _REPORT_SECONDS = 0.1
+_DISK_FULL = "the disk is full: what the service writes is lost until there is room"
 
 
 class StateStore:
@@ -30,6 +33,12 @@ class StateStore:
         self._secrets = secrets
         self._lock = threading.RLock()
         self._written = 0.0
+        self._events = EventLog(folder.events_file)
+        self._reserve = Reserve(folder.path / "reserve")
+        self._changed: dict[str, float] = {}  # when a part was last well, or was not any more (time.monotonic())
+        self._born = time.monotonic()
+        self._low: str | None = None
+        self.trouble: str | None = None  # why the state cannot be written
         self.state = state
 
     @contextmanager
@@ -52,6 +61,8 @@ class StateStore:
             part = service.parts[name]
             if (part.state, part.error) != (state, error):
                 part.since = written(utc_now())
+            if part.state is not state and name != "announcer":
+                self._note(name, part.state, state, error)
             part.state, part.detail = state, ""
             part.about = part.about if about is None else dict(about)
             part.error = redact(error, self._secrets) if error else None
@@ -60,6 +71,25 @@ class StateStore:
             if service.state.serving:
                 well = all(service.parts[each].state in _WELL for each in SERVING)
                 service.state = ServiceState.READY if well else ServiceState.DEGRADED
+
+    def _note(self, name: str, before: PartState, state: PartState, error: str | None) -> None:
+        """Keep as an event what has become of a part. A restart is told once, when it is over, with how long it took."""
+        now, well = time.monotonic(), state in _WELL
+        seconds = now - self._changed.get(name, self._born)
+        if well and self.state.state.serving and before is PartState.STARTING:
+            self.event(name, "restarted", self.state.parts[name].error, seconds)
+        elif well:
+            self.event(name, "healthy" if state is PartState.HEALTHY else state.value, None, seconds)
+        elif state in (PartState.FAILED, PartState.STOPPED):
+            self.event(name, state.value, error)
+        elif state is PartState.UNHEALTHY and before is not PartState.STARTING:
+            self.event(name, "unhealthy", error, seconds)
+        if well or before in _WELL:
+            self._changed[name] = now
+
+    def event(self, part: str, event: str, why: str | None = None, seconds: float | None = None) -> None:
+        """Keep what has happened, without secrets."""
+        self._events.add(part, event, worded(redact(why, self._secrets), in_shell) if why else None, seconds)
 
     def report(self, name: str, text: str) -> None:
         """Note in words how far a part is; written down at most ten times a second."""
@@ -74,6 +104,7 @@ class StateStore:
         data = {key: redact(v, self._secrets) if isinstance(v, str) else v for key, v in error.to_dict().items()}
         data["log"] = [redact(line, self._secrets) for line in error.log]
         logger.error("%s", worded(redact(error.sentence(), self._secrets), in_shell))
+        self.event("service", "failed", error.sentence())
         with self.change() as service:
             service.error = data
 
@@ -85,4 +116,34 @@ class StateStore:
             try:
                 self._folder.write(self.state)
             except OSError as error:
-                logger.error("state.json cannot be written: %s", error.strerror)
+                self._not_written(error)
+            else:
+                if self.trouble is None:
+                    self._reserve.keep()
+
+    def _not_written(self, error: OSError) -> None:
+        before, self.trouble = self.trouble, f"state.json cannot be written: {error.strerror}"
+        if before is None:
+            logger.error("%s", self.trouble)
+        if error.errno in FULL:
+            self._reserve.give_up()
+            self.state.notices = list(dict.fromkeys([*self.state.notices, _DISK_FULL]))
+            with suppress(OSError):
+                self._folder.write(self.state)
+
+    def look_at_disk(self) -> None:
+        """Say where the disk is nearly full, and that it is no longer."""
+        said = low(self._folder.path)
+        with self._lock:
+            notices = [notice for notice in self.state.notices if notice != _DISK_FULL and notice != self._low]
+            if said is None:
+                self.trouble = None
+            elif self.trouble is not None:
+                notices.append(_DISK_FULL)
+            else:
+                notices.append(said)
+            self._low, changed = said, notices != self.state.notices
+            self.state.notices = notices
+        if changed:
+            self.event("service", "disk", said or "there is room again")
+            self.save()

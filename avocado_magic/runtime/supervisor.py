@@ -37,6 +37,7 @@ from .watch import Watcher
 logger = logging.getLogger("avocado_magic.supervisor")
 OWNER_SECONDS = 3.0
 STOP_BUDGET = 20.0
+_READY_SECONDS = 3.0
 
 
 class Supervisor:
@@ -53,7 +54,7 @@ class Supervisor:
         self._output = output
         self._held = held
         self._watcher: Watcher | None = None
-        self._ended = threading.Event()
+        self._watching, self._ended = threading.Event(), threading.Event()
         self._handing_over = False
         state = service.store.state
         self._guarding = Guarding(
@@ -83,6 +84,7 @@ class Supervisor:
                 go_on(service, self._held)
             self._watcher = Watcher(service.ready_parts(), service, service.stopping, service.settings.url_check)
             self._watcher.start()
+            self._watching.set()
             service.stopping.wait()
         except Cancelled:
             logger.info("the start was called off")
@@ -118,6 +120,7 @@ class Supervisor:
 
     def _restart(self, part: str) -> None:
         """Have `part` restarted. Raises AvocadoError while nothing is watched yet, ConfigError where it is not ours to restart."""
+        self._watching.wait(_READY_SECONDS)  # one that takes over is about to watch
         if self._watcher is None:
             raise AvocadoError("the service is not ready yet", "wait until it is")
         if not self._watcher.restart(part):
@@ -153,6 +156,8 @@ class Supervisor:
                 if now - owners >= OWNER_SECONDS:
                     owners = now
                     service.look_after_owners()
+                    service.look_after_use()
+                    service.store.look_at_disk()
                 if now - beat >= BEAT_SECONDS:
                     beat = now
                     service.store.save()
@@ -194,6 +199,7 @@ class Supervisor:
         left = end(list(processes_of(service.store.state.instance)), 5)
         if left:
             logger.error("these processes do not end: %s", ", ".join(str(i.pid) for i in left))
+        service.store.event("service", "stopped")
         with service.store.change() as state:
             state.state = ServiceState.FAILED if failed else ServiceState.STOPPED
             state.url = state.socket = state.ends_at = state.guard = None
@@ -234,15 +240,15 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: service.request_stop("INT"))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     pipe = (held["output.reader"], held["output.writer"]) if held else None
-    supervisor: Supervisor | None = None
     try:
         with redacted_output(folder.log("supervisor"), settings.secrets, pipe) as output:
             supervisor = Supervisor(service, output, held)
-            return supervisor.run()
+            code = supervisor.run()
+            if supervisor.handed_over:
+                os._exit(code)  # pyngrok's exit handler would end the agent; and the lock goes with us
+            return code
     finally:
         lock.release()
-        if supervisor is not None and supervisor.handed_over:
-            os._exit(0)  # pyngrok's exit handler would end the agent
 
 
 if __name__ == "__main__":

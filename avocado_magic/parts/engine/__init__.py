@@ -30,6 +30,11 @@ class EnginePart(Part, Protocol):
     model: str | None
     log: Path
 
+    @property
+    def models_folder(self) -> Path | None:
+        """Where it stores models; None where that is not known."""
+        ...
+
     def release(self) -> None:
         """Give up what is held between starts; nothing is started any more."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import requests
 
 from ...background import in_thread
+from ...errors import StartError
 from ...model_names import same_model
 from ...sizes import human_bytes
 from ..base import StartContext, part_error
@@ -19,11 +21,11 @@ from .rest import EngineApi
 MOVING_SECONDS = 300.0
 
 
-def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext) -> None:
+def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext, folder: Path | None) -> None:
     """Have `models` at the engine, the first of them in memory. Raises StartError or Cancelled."""
     for model in models:
         if not any(same_model(model, there) for there in api.models()):
-            pull_model(api, model, context)
+            pull_model(api, model, context, folder)
     context.report(f"loading {models[0]}")
     load_model(api, models[0], context)
 
@@ -35,13 +37,17 @@ def load_model(api: EngineApi, model: str, context: StartContext) -> None:
     _in_background(context, lambda: api.load(model, seconds), f"loading {model}")
 
 
-def pull_model(api: EngineApi, model: str, context: StartContext) -> None:
-    """Fetch `model`, telling how far it is. Raises StartError, also when nothing moves any more, or Cancelled."""
+def pull_model(api: EngineApi, model: str, context: StartContext, folder: Path | None) -> None:
+    """Fetch `model` into `folder`, if that is known, telling how far it is.
+
+    Raises StartError, also when nothing moves any more or the disk has no room for the rest, or Cancelled.
+    """
     context.report(f"pulling {model}")
     last: list[int] = [0]
     leave = threading.Event()
 
     def progress(status: str, done: int, total: int) -> None:
+        _require_room(model, folder, total - done)
         if total and done != last[0]:
             last[0] = done
             context.extend(min(MOVING_SECONDS, context.settings.timeout))
@@ -54,6 +60,17 @@ def pull_model(api: EngineApi, model: str, context: StartContext) -> None:
         _in_background(context, lambda: api.pull(model, progress, leave), f"pulling {model}")
     finally:
         leave.set()
+
+
+def _require_room(model: str, folder: Path | None, needed: int) -> None:
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None) if folder else None
+    free = shutil.disk_usage(there).free if there else needed
+    if needed > free:
+        raise StartError(
+            f"{model} needs {human_bytes(needed)} more, {human_bytes(free)} are free in {folder}",
+            "free some space, or set OLLAMA_MODELS or AVOCADO_HOME to another disk",
+            part="engine",
+        )
 
 
 def _in_background(context: StartContext, work: Callable[[], None], what: str) -> None:

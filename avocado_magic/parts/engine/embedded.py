@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ...config import cache_dir
 from ...errors import ConfigError
 from ...files import SocketPlace
 from ...model_names import is_gguf, name_of_file, same_model
@@ -106,8 +107,12 @@ class Embedded(InferPart):
             hint="give another model, or see the lines below",
         )
         self.version = metadata.version("xllamacpp")
-        ensure_models(self.api, [model_name(model) for model in self._given], context)
+        ensure_models(self.api, [model_name(model) for model in self._given], context, self.models_folder)
         self.where, self.needs = placement(self.api)
+
+    @property
+    def models_folder(self) -> Path:
+        return cache_dir()
 
     def release(self) -> None:
         """Remove the socket: nothing is started any more."""

@@ -133,7 +133,7 @@ class Ollama(ProcessPart):
             self._serve(context)
         self.version = self.api.version()
         if context.settings.models:
-            ensure_models(self.api, context.settings.models, context)
+            ensure_models(self.api, context.settings.models, context, self.models_folder)
         else:
             require_some_model(self.api, None if self.adopted else self.log)
         self.where, self.needs = placement(self.api)
@@ -159,6 +159,12 @@ class Ollama(ProcessPart):
             return self.api.version() is not None
 
         context.wait_until(answers, "starting Ollama", self.name, self.log, ANSWER_SECONDS)
+
+    @property
+    def models_folder(self) -> Path | None:
+        if self.adopted:
+            return None  # whose it is knows
+        return Path(self._settings.ollama_models or "~/.ollama/models").expanduser()
 
     def release(self) -> None:
         """Nothing is held."""

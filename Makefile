@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo lab unit test fuzz lint tables debian clean
+.PHONY: help demo lab unit test fuzz faults soak lint tables debian clean
 
 help:
 	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
@@ -15,6 +15,8 @@ help:
 	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make fuzz MINUTES=5 SEED=1  attack the gateway's server for as long as asked"
+	@echo "make faults break a running service in every way we know, and write what each cost: tests/faults/README.md"
+	@echo "make soak MINUTES=60 SEED=1  load with a random fault every ten seconds"
 	@echo "make tables write the README's tables of routes from the code"
 	@echo "make debian install the programs that the tests drive (as root, on a Debian)"
 	@echo "make clean  remove the virtual environments"
@@ -44,6 +46,7 @@ debian:
 	  command -v rabbitmq-server >/dev/null || [ -x /usr/sbin/rabbitmq-server ] || missing="$$missing rabbitmq-server"; \
 	  command -v chromium >/dev/null || missing="$$missing chromium chromium-driver"; \
 	  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$$missing nginx-light"; \
+	  command -v faketime >/dev/null || missing="$$missing faketime"; \
 	  command -v openssl >/dev/null || missing="$$missing openssl"; \
 	  if [ -n "$$missing" ]; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
@@ -86,6 +89,12 @@ MINUTES ?= 5
 SEED ?= 1
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) --seed $(SEED)
+
+faults: $(VENV)/.test debian
+	$(BIN)/python -m pytest tests/faults --all-faults
+
+soak: $(VENV)/.test
+	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-clients

@@ -28,6 +28,16 @@ CACHE = Path(sys.prefix) / "avocado-test-cache"
 _OURS = ("AVOCADO_", "OLLAMA_", "FAKE_", "PYNGROK_")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-faults", action="store_true", help="pairs of faults and long ones too, and write the table")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    table = sys.modules.get("table")
+    if table is not None and table.ROWS and session.config.getoption("--all-faults"):
+        table.write()
+
+
 def until(condition: Callable[[], Any], seconds: float = 20, what: str = "the condition") -> Any:
     """Wait until `condition` gives something true and return it; fail when the time is up."""
     deadline = time.monotonic() + seconds

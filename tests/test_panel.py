@@ -137,6 +137,14 @@ def _ok(url: str) -> bool:
 
 
 @pytest.fixture
+def trouble(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which the stand-in engine finds what to suffer from."""
+    file = tmp_path / "trouble"
+    monkeypatch.setenv("FAKE_OLLAMA_TROUBLE", str(file))
+    return file
+
+
+@pytest.fixture
 def lab(home: Path, tmp_path: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("chromium and chromium-driver are not installed")
@@ -158,7 +166,7 @@ def lab(home: Path, tmp_path: Path, ollama: Path, monkeypatch: pytest.MonkeyPatc
 @quiet
 @pytest.mark.browser
 @pytest.mark.timeout(240)
-def test_the_panel_lives_in_a_browser(lab: Lab) -> None:
+def test_the_panel_lives_in_a_browser(trouble: Path, lab: Lab) -> None:
     lab.command("notebook:run-all-cells")
     until(lambda: lab.panel("true"), 60, "the panel")
     state = until(lambda: client.status() if client.status().state == "ready" else None)
@@ -177,12 +185,12 @@ def test_the_panel_lives_in_a_browser(lab: Lab) -> None:
         30,
         "the busy cell",
     )
-    os.kill(state.parts["engine"].pid or 0, signal.SIGSTOP)
+    trouble.write_text("busy all")
     until(lambda: "unhealthy" in lab.chip("engine"), 20, "the chip's notice of the silent engine")
     assert lab.script("return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") == "busy"
     assert "Ollama does not answer  (%avocado_logs engine)" in lab.panel("panel.textContent")
     lab.screenshot("panel-engine-silent")
-    os.kill(state.parts["engine"].pid or 0, signal.SIGCONT)
+    trouble.unlink()
     until(lambda: "engine: healthy" in lab.chip("engine"), 30, "the chip's notice of its return")
     lab.screenshot("panel")
 

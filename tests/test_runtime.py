@@ -59,7 +59,7 @@ def test_down_leaves_nothing(home: Path, ollama: Path) -> None:
     assert not any(identity and identity.alive() for identity in identities)
     assert client.status().state == "stopped"
     left = {path.name for path in (home / "services" / "default").iterdir()}
-    assert left <= {"state.json", "logs", "api_key", "up.lock", "usage.db"}
+    assert left <= {"state.json", "events.jsonl", "logs", "api_key", "up.lock", "usage.db"}
     assert client.down() is False
 
 

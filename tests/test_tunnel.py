@@ -282,6 +282,10 @@ def test_a_token_that_is_revoked_is_said_and_its_url_no_longer_shown(
         time.sleep(0.05)
     assert all(error and re.search("authtoken|token", error) for error in said), said
     assert client.status().state == "degraded"
+    given_up = until(lambda: (part := client.status().parts["tunnel"]).state == "failed" and part, 20, what="its end")
+    assert "{restart tunnel} tries again" in (given_up.error or "")
+    tries = len(client.events(last=1000))
     revoked.unlink()
-    until(lambda: client.status().state == "ready", 60, what="the tunnel, with a token that holds again")
+    assert client.restart(part="tunnel").state == "ready"
     assert client.status().url not in (None, first.url)
+    assert len(client.events(last=1000)) < tries + 10

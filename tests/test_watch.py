@@ -38,7 +38,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
 
 
 @pytest.fixture
-def trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trouble(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which the stand-in engine finds what to suffer from: ``hang`` or ``busy``."""
     file = tmp_path / "trouble"
     monkeypatch.setenv("FAKE_OLLAMA_TROUBLE", str(file))

@@ -37,11 +37,13 @@ from .launch import (
 )
 from .owners import Owner
 from .state import LOGS, CorruptState, ServiceFolder, ServiceRecord, all_folders, part_identities
+from .url_probe import NotProved, prove
 
 OnProgress = Callable[[ServiceRecord], None]
 _POLL = 0.1
 # A guard needs about two seconds.
 _REPLACED_SECONDS = 30.0
+_PROVED_SECONDS = 60.0
 _RESTARTED_SECONDS = 90.0
 _REPLACED = {
     "message": "its supervisor was killed, and another one is being started",
@@ -93,6 +95,7 @@ def up(
         state = _wait_ready(folder, on_progress)
         notices: tuple[str, ...] = ()
         if attached:
+            state = _prove(folder, state, settings)
             state, notices = _catch_up(folder, state, settings, on_progress)
         if leash is not None and not hold:
             leash.release()
@@ -199,7 +202,7 @@ def _down(folder: ServiceFolder, name: str) -> bool:
             part.state, part.pid, part.identity = PartState.STOPPED, None, None
         folder.write(fresh)
     # The supervisor's lock goes with it: who could take it now waits for the lock that we hold here.
-    for file in (folder.lock_file, folder.instance_file, folder.path / "ngrok.yml"):
+    for file in (folder.lock_file, folder.instance_file, folder.reserve_file, folder.path / "ngrok.yml"):
         file.unlink(missing_ok=True)
     return ran or bool(orphans)
 
@@ -359,6 +362,26 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceRecord
                 log=tail(log, 12),
                 log_file=str(log),
             )
+        time.sleep(_POLL)
+
+
+def _prove(folder: ServiceFolder, state: ServiceRecord, settings: Settings) -> ServiceRecord:
+    """Wait for a request to come back through the URL of a service that runs: what its state says may be old.
+
+    Raises AvocadoError where none does in time; the service is left as it is.
+    """
+    until = time.monotonic() + min(_PROVED_SECONDS, settings.timeout)
+    while True:
+        state = folder.read()
+        try:
+            prove(state.url or str(state.local_url), api_key(state), None)
+            return state
+        except NotProved as error:
+            if time.monotonic() > until:
+                message = f"the service {folder.name!r} runs, and its URL does not lead to it: {error}"
+                raise AvocadoError(
+                    message, "{events} says what happened; {restart} or {down} and {up} start it anew"
+                ) from None
         time.sleep(_POLL)
 
 

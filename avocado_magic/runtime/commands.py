@@ -11,6 +11,7 @@ from ..errors import AvocadoError
 from ..model_names import same_model
 from ..parts.base import Cancelled
 from ..parts.engine.common import load_model, placement, pull_model
+from ..version import __version__
 from .control import Command
 from .keys import rotate_key
 from .owners import Owner
@@ -29,7 +30,7 @@ class Commands:
 
     def table(self) -> Mapping[str, Command]:
         return {
-            "ping": lambda request, left: {"trouble": self._service.store.trouble},
+            "ping": lambda request, left: {"version": __version__, "trouble": self._service.store.trouble},
             "down": self.down,
             "join": self.join,
             "leave": self.leave,

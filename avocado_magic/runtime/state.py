@@ -207,6 +207,10 @@ class ServiceFolder:
         return self.path / "events.jsonl"
 
     @property
+    def reserve_file(self) -> Path:
+        return self.path / "reserve"
+
+    @property
     def lock_file(self) -> Path:
         return self.path / "lock"
 

@@ -34,7 +34,7 @@ class StateStore:
         self._lock = threading.RLock()
         self._written = 0.0
         self._events = EventLog(folder.events_file)
-        self._reserve = Reserve(folder.path / "reserve")
+        self._reserve = Reserve(folder.reserve_file)
         self._changed: dict[str, float] = {}  # when a part was last well, or was not any more (time.monotonic())
         self._born = time.monotonic()
         self._low: str | None = None

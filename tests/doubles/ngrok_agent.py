@@ -26,6 +26,12 @@ from urllib.parse import unquote, urlsplit
 VERSION = os.environ.get("FAKE_NGROK_VERSION", "3.39.1")
 OLD = tuple(int(part) for part in VERSION.split(".")[:2]) < (3, 30)
 MODE, _, MODE_ARG = os.environ.get("FAKE_NGROK_MODE", "ok").partition(":")
+if MODE.endswith("_once"):
+    ONCE = os.path.join(os.environ.get("AVOCADO_HOME", "/tmp"), f"fake_ngrok_{MODE}")
+    MODE = "ok" if os.path.exists(ONCE) or sys.argv[1:2] != ["start"] else MODE.removesuffix("_once")
+    if MODE != "ok":
+        with open(ONCE, "w"):
+            pass
 HOP = {
     "connection",
     "keep-alive",

@@ -6,7 +6,7 @@ It answers as the recordings in tests/recordings say a real one does: foreign Ho
 
 FAKE_OLLAMA_MODELS   comma-separated names that are there already
 FAKE_OLLAMA_MODE     ok (default) | slow_start:S | silent | crash | crash_serving:S | ignore_term | no_network
-                     | unknown_model | disk_full | damaged | stalled_pull | silent_pull | slow_pull:S | slow_load:S | refuses_to_load
+                     | dies_loading_second (process that is started) | unknown_model | disk_full | damaged | stalled_pull | silent_pull | slow_pull:S | slow_load:S | refuses_to_load
 FAKE_OLLAMA_VRAM     how many of a loaded model's 190948608 bytes are on a GPU (0)
 FAKE_OLLAMA_CONTEXT  characters of a prompt that it has room for (100000)
 FAKE_OLLAMA_GAP      seconds between the pieces of a stream (0.01)
@@ -24,6 +24,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODE, _, ARG = os.environ.get("FAKE_OLLAMA_MODE", "ok").partition(":")
+COUNT = os.path.join(os.environ.get("AVOCADO_HOME", "/tmp"), "fake_ollama_starts")
 GAP = float(os.environ.get("FAKE_OLLAMA_GAP", "0.01"))
 CONTEXT = int(os.environ.get("FAKE_OLLAMA_CONTEXT", "100000"))
 TROUBLE = os.environ.get("FAKE_OLLAMA_TROUBLE")
@@ -32,6 +33,7 @@ SIZE = 190948608
 LOCAL = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\]|[^.:]+\.(local|localhost|internal))(:\d+)?$")
 models = [name for name in os.environ.get("FAKE_OLLAMA_MODELS", "").split(",") if name]
 loaded = set()
+STARTS = 0
 lock = threading.Lock()
 
 
@@ -186,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
         name, chat = str(body.get("model") or ""), path == "/api/chat"
         if full(name) not in models:
             return self.json({"error": f"model '{name}' not found"}, 404)
+        if MODE == "dies_loading_second" and STARTS == 2:
+            os._exit(1)
         if MODE == "slow_load":
             time.sleep(float(ARG))
         if MODE == "refuses_to_load":
@@ -333,6 +337,11 @@ def main(argv):
     if argv[:1] != ["serve"]:
         print(f"Error: unknown command {argv[:1]}", file=sys.stderr)
         return 1
+    global STARTS
+    if MODE == "dies_loading_second":
+        with open(COUNT, "a+") as file:
+            file.write("x")
+            STARTS = file.tell()
     if MODE == "crash":
         print("Error: could not find a place to live", file=sys.stderr)
         return 1

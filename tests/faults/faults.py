@@ -20,6 +20,7 @@ from avocado_magic.process import INSTANCE_VARIABLE
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 
+IN_FLIGHT, ANY = 3, 10**6
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 PROCESSES = ("engine", "gateway", "tunnel", "supervisor", "guard")
 
@@ -49,15 +50,15 @@ Act = Callable[[World], None]
 class Fault:
     """`act` breaks something; it is mended when `healed` holds and a request is answered.
 
-    `again` are the processes that must be others then, `kept` those that must be the same; `loses` whether requests may be
-    lost before their first byte; `slow` faults are part of ``make faults`` alone.
+    `again` are the processes that must be others then, `kept` those that must be the same; `loses` how many requests may be
+    lost before their first byte: those that had reached a victim are, one of each consumer; `slow` faults are part of ``make faults`` alone.
     """
 
     name: str
     act: Act
     again: Sequence[str] = ()
     kept: Sequence[str] = ()
-    loses: bool = False
+    loses: int = 0
     ends: bool = False  # the service is to end, and nothing to be left
     slow: bool = False
     seconds: float = 60.0
@@ -104,7 +105,7 @@ def _single() -> list[Fault]:
                     send(number, name),
                     again=() if ends else (name,),
                     kept=() if ends else tuple(each for each in PROCESSES[:4] if each != name),
-                    loses=name == "tunnel" or ends or (number is signal.SIGKILL and name == "gateway"),
+                    loses=0 if name in ("supervisor", "guard") and not ends else IN_FLIGHT if name == "engine" else ANY,
                     ends=ends,
                 )
             )
@@ -118,7 +119,7 @@ def _pairs() -> list[Fault]:
             send(number, first, second),
             again=(first, second) if {first, second} != {"supervisor", "guard"} else (),
             ends={first, second} == {"supervisor", "guard"},
-            loses=True,
+            loses=ANY,
             slow=True,
             seconds=90,
         )
@@ -143,7 +144,9 @@ def hang_until_restarted(world: World) -> None:
 def limit(which: int, value: int, *names: str) -> Act:
     def act(world: World) -> None:
         for name in names:
-            resource.prlimit(world.pid(name), which, (value, value))
+            # The soft one, which can be taken back.
+            pid = world.pid(name)
+            resource.prlimit(pid, which, (value, resource.prlimit(pid, which)[1]))
 
     return act
 
@@ -236,7 +239,7 @@ FAULTS: list[Fault] = [
         "engine answers and generates nothing",
         hang_until_restarted,
         again=("engine",),
-        loses=True,
+        loses=ANY,
         seconds=150,
         limits=("generation:SILENT_SECONDS=3", "generation:PROBE_SECONDS=3"),
     ),
@@ -244,13 +247,13 @@ FAULTS: list[Fault] = [
     Fault("engine has no memory left", then(limit(resource.RLIMIT_AS, 1, "engine"), send(signal.SIGKILL, "engine")), again=("engine",),
           how="RLIMIT_AS of one byte, and the kill that follows from it"),
     Fault("engine that ignores TERM and has forked is killed", fork_and_die, again=("engine",), environment={"FAKE_OLLAMA_MODE": "ignore_term"}, healed=alone),
-    Fault("agent loses its session", lambda world: None, again=("tunnel",), loses=True, environment={"FAKE_NGROK_MODE": "lose_session_once:4"}),
-    Fault("agent lives and serves nothing", lambda world: None, again=("tunnel",), loses=True, environment={"FAKE_NGROK_MODE": "dead_url_once:4"}, flags={"url_check": 1}),
+    Fault("agent loses its session", lambda world: None, again=("tunnel",), loses=ANY, environment={"FAKE_NGROK_MODE": "lose_session_once:4"}),
+    Fault("agent lives and serves nothing", lambda world: None, again=("tunnel",), loses=ANY, environment={"FAKE_NGROK_MODE": "dead_url_once:4"}, flags={"url_check": 1}),
     Fault("state.json is emptied", write_state(""), kept=PROCESSES[:4]),
     Fault("state.json is cut in half", half_state, kept=PROCESSES[:4]),
     Fault("state.json cannot be read", write_state(None, 0), kept=PROCESSES[:4], how="mode 000; root reads it all the same"),
     Fault("the disk is full", then(fill, lambda world: time.sleep(4), empty), kept=PROCESSES[:4], how="RLIMIT_FSIZE of supervisor and gateway"),
-    Fault("no descriptors are left", few_descriptors, kept=PROCESSES[:4], loses=True, how="RLIMIT_NOFILE of the gateway for 3 s"),
-    Fault("everything is suspended", suspend, kept=PROCESSES[:4], loses=True, slow=True, how="SIGSTOP to all for 25 s, then SIGCONT"),
+    Fault("no descriptors are left", few_descriptors, kept=PROCESSES[:4], loses=ANY, how="RLIMIT_NOFILE of the gateway for 3 s"),
+    Fault("everything is suspended", suspend, kept=PROCESSES[:4], loses=ANY, slow=True, how="SIGSTOP to all for 25 s, then SIGCONT"),
     *_pairs(),
 ]  # fmt: skip

@@ -89,9 +89,7 @@ def test_a_fault_is_seen_and_mended(
     )
     assert left == []
     assert secrets == []
-    if not fault.loses:
-        assert not outcomes.get("lost")
-        assert not outcomes.get("refused")
+    assert outcomes.get("lost", 0) + outcomes.get("refused", 0) <= fault.loses, outcomes
 
 
 def mended(world: World, fault: Fault, consumers: Consumers, begun: float) -> float | None:

@@ -40,7 +40,8 @@ class Consumers:
     def stop(self) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join(60)
+            if thread.is_alive():
+                thread.join(60)
 
     def _work(self) -> None:
         while not self._ended.wait(0.02):

@@ -256,6 +256,13 @@ class Settings:
         False, "let admin keys pull, push, create, copy and delete models", "AVOCADO_ADMIN_ROUTES", on="--admin-routes"
     )
     ngrok_token: Secret | None = _option(None, "ngrok authtoken", "NGROK_AUTHTOKEN", "NGROK_AUTH_TOKEN", secret=True)
+    discovery_secret: Secret | None = _option(
+        None,
+        "secret by which messages are signed, shared with consumers: whoever can verify can also sign",
+        "AVOCADO_DISCOVERY_SECRET",
+        kind=Secret,
+        secret=True,
+    )
     broker_url: Secret | None = _option(
         None,
         "AMQP URL of RabbitMQ, amqp:// or amqps://",
@@ -286,10 +293,12 @@ class Settings:
 
     def secrets(self) -> tuple[str, ...]:
         """The values that must never be shown, a broker password on its own among them."""
-        values = [value.reveal() for value in (self.ngrok_token, self.broker_url, self.api_key) if value]
+        given = (self.ngrok_token, self.broker_url, self.api_key, self.discovery_secret)
+        values = [value.reveal() for value in given if value]
         # Not urlsplit: a malformed URL must still give its password up to be hidden.
-        found = re.search(r"://[^:/@]*:(?P<password>.+)@", self.broker_url.reveal()) if self.broker_url else None
-        return (*values, found["password"]) if found else tuple(values)
+        urls = re.split(r"[,\s]+(?=amqps?://)", self.broker_url.reveal()) if self.broker_url else []
+        found = [re.search(r"://[^:/@]*:(?P<password>.+)@", url) for url in urls]
+        return (*values, *(match["password"] for match in found if match))
 
     def to_wire(self) -> dict[str, Any]:
         """A JSON object with the secrets in clear: only ever for the pipe to the supervisor's stdin."""

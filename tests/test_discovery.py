@@ -25,14 +25,15 @@ from gateways import KEY, running
 from avocado_magic.config import resolve
 from avocado_magic.discovery.broker import parse_broker_url
 from avocado_magic.discovery.failures import PublishError
-from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlChanged
-from avocado_magic.discovery.publisher import publish
+from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlMessage
+from avocado_magic.discovery.publisher import Outgoing, publish
 from avocado_magic.errors import ConfigError
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 
 QUEUE = "inference-url-updates"
-BODY = UrlChanged("https://abc.ngrok-free.app").to_json()
+BODY = UrlMessage("https://abc.ngrok-free.app").to_json()
+CHANGED = Outgoing(URL_CHANGED, BODY, mandatory=True)
 
 
 class Consumer:
@@ -77,7 +78,7 @@ def announced(url: str = "http://127.0.0.1:9", **flags: Any) -> ServiceRecord:
 
 def test_the_message_is_the_contract() -> None:
     moment = datetime(2026, 1, 31, 12, 34, 56, 789, timezone.utc)
-    body = json.loads(UrlChanged("https://x.ngrok-free.app", moment).to_json())
+    body = json.loads(UrlMessage("https://x.ngrok-free.app", moment).to_json())
     assert body == {"NewUrl": "https://x.ngrok-free.app", "Timestamp": "2026-01-31T12:34:56Z",
                     "ServiceId": "inference-engine", "Version": "1.0"}  # fmt: skip
 
@@ -87,16 +88,16 @@ def test_the_message_is_the_contract() -> None:
 )
 def test_a_url_that_breaks_the_contract_is_never_sent(url: str) -> None:
     with pytest.raises(ValueError, match="NewUrl"):
-        UrlChanged(url)
+        UrlMessage(url)
 
 
 def test_messages_are_read_back_and_unknown_members_ignored() -> None:
-    sent = UrlChanged("https://x.example", kind="notebook", models=("a",))
+    sent = UrlMessage("https://x.example", kind="notebook", models=("a",))
     data = json.loads(sent.to_json()) | {"Later": {"x": 1}}
-    read = UrlChanged.from_json(json.dumps(data).encode())
+    read = UrlMessage.from_json(json.dumps(data).encode())
     assert (read.new_url, read.kind, read.models) == (sent.new_url, "notebook", ("a",))
     with pytest.raises(ValueError, match="not a discovery message"):
-        UrlChanged.from_json(b'{"newUrl": "https://x.example"}')
+        UrlMessage.from_json(b'{"newUrl": "https://x.example"}')
 
 
 @pytest.mark.broker
@@ -113,7 +114,7 @@ def test_up_announces_to_an_existing_consumer(
     assert (body["ServiceId"], body["Version"], body["Kind"]) == ("inference-engine", "1.0", "notebook")
     assert state.parts["announcer"].state == "healthy"
     assert state.announced is not None
-    assert state.announced["outcome"] == "published"
+    assert state.announced["outcome"] == "confirmed"
     assert client.api_key(state) not in json.dumps(body)
     assert PASSWORD not in everything_written(home)
     assert consumer.nothing()
@@ -138,7 +139,7 @@ def test_nobody_listening_is_said_and_tried_until_somebody_does(
     state = announced()
     assert state.state == "ready"
     assert state.parts["announcer"].state == "unrouted"
-    assert "no queue is bound" in (state.parts["announcer"].error or "")
+    assert "nobody is listening" in (state.parts["announcer"].error or "")
     late = Consumer(broker.url)
     try:
         assert late.next(30)[2]["NewUrl"] == state.url
@@ -212,7 +213,7 @@ def test_a_malformed_url_is_refused_without_its_password(
 def test_what_a_broker_refuses_becomes_a_sentence(broker: Any) -> None:
     def said(url: str) -> str:
         with pytest.raises(PublishError) as caught:
-            publish(parse_broker_url(url), URL_CHANGED, BODY, 5)
+            publish(parse_broker_url(url), [CHANGED], deadline=5)
         assert PASSWORD not in repr(caught.value)
         assert PASSWORD not in caught.value.sentence()
         return caught.value.message
@@ -236,7 +237,7 @@ def test_an_exchange_that_is_another_is_used_all_the_same(broker: Any) -> None:
     channel.exchange_declare(EXCHANGE, "topic", durable=False)  # type: ignore[arg-type]  # its stub is older
     channel.queue_declare(QUEUE)
     channel.queue_bind(QUEUE, EXCHANGE, URL_CHANGED)
-    outcome = publish(parse_broker_url(other), URL_CHANGED, BODY, 5)
+    outcome = publish(parse_broker_url(other), [CHANGED], deadline=5)
     assert outcome.delivered
     assert "no durable topic exchange" in outcome.warning
     (_, _, got) = channel.basic_get(QUEUE, auto_ack=True)
@@ -246,7 +247,7 @@ def test_an_exchange_that_is_another_is_used_all_the_same(broker: Any) -> None:
 
 @pytest.mark.broker
 def test_a_user_who_may_not_declare_still_publishes(broker: Any, consumer: Consumer) -> None:
-    outcome = publish(parse_broker_url(broker.reader_url), URL_CHANGED, BODY, 5)
+    outcome = publish(parse_broker_url(broker.reader_url), [CHANGED], deadline=5)
     assert outcome.delivered
     assert "may not declare" in outcome.warning
     assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
@@ -259,7 +260,7 @@ def test_the_deadline_holds_when_the_broker_blocks(broker: Any, consumer: Consum
     try:
         begin = time.monotonic()
         with pytest.raises(PublishError):
-            publish(parse_broker_url(broker.url), URL_CHANGED, BODY, 3)
+            publish(parse_broker_url(broker.url), [CHANGED], deadline=3)
         assert time.monotonic() - begin < 10
     finally:
         broker.control("set_vm_memory_high_watermark", "0.8")
@@ -281,7 +282,7 @@ def test_the_deadline_holds_against_a_server_that_is_no_broker(says: bytes) -> N
         try:
             begin = time.monotonic()
             with pytest.raises(PublishError) as caught:
-                publish(parse_broker_url(f"amqp://127.0.0.1:{listener.getsockname()[1]}"), URL_CHANGED, BODY, 2)
+                publish(parse_broker_url(f"amqp://127.0.0.1:{listener.getsockname()[1]}"), [CHANGED], deadline=2)
             assert time.monotonic() - begin < 8
             assert caught.value.hint
         finally:
@@ -344,17 +345,17 @@ def test_after_an_unknown_outcome_the_url_goes_out_once_more(broker: Any, consum
     from avocado_magic.parts.base import StartContext
 
     settings = resolve({}, environ={"RABBITMQ_URL": broker.url})
-    announcer = part.Announcer(settings, "default", "0123456789", lambda: None)
+    announcer = part.Announcer(settings, "default-0123", lambda: None)
     stopped = threading.Event()
     announcer.start(StartContext(settings, home, time.monotonic() + 60, lambda text: None, stopped))
     try:
         broker.control("set_vm_memory_high_watermark", "absolute", "1")
         try:
-            announcer.announce("https://old.example", ())
+            announcer.announce(UrlMessage("https://old.example"))
             until(lambda: announcer.state == "failed", 30)
         finally:
             broker.control("set_vm_memory_high_watermark", "0.8")
-        announcer.announce("https://new.example", ())
+        announcer.announce(UrlMessage("https://new.example"))
         arrived: list[str] = []
 
         def twice() -> bool:
@@ -377,10 +378,10 @@ def test_over_tls_with_a_certificate_that_is_checked(
         broker.url.replace("amqp://", "amqps://").replace(str(broker.port), str(broker.tls_port))
     )
     with pytest.raises(PublishError, match=r"TLS with .* failed") as caught:
-        publish(over_tls, URL_CHANGED, BODY, 5)
+        publish(over_tls, [CHANGED], deadline=5)
     assert "certificate" in caught.value.sentence().lower()
     monkeypatch.setenv("SSL_CERT_FILE", str(broker.certificate))
-    assert publish(over_tls, URL_CHANGED, BODY, 5).delivered
+    assert publish(over_tls, [CHANGED], deadline=5).delivered
     assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
 
 

@@ -59,7 +59,7 @@ def test_down_leaves_nothing(home: Path, ollama: Path) -> None:
     assert not any(identity and identity.alive() for identity in identities)
     assert client.status().state == "stopped"
     left = {path.name for path in (home / "services" / "default").iterdir()}
-    assert left <= {"state.json", "events.jsonl", "logs", "api_key", "up.lock", "usage.db"}
+    assert left <= {"state.json", "events.jsonl", "instance_id", "logs", "api_key", "up.lock", "usage.db"}
     assert client.down() is False
 
 
@@ -269,8 +269,7 @@ def test_a_corrupt_state_file_is_rewritten_by_who_runs(home: Path, ollama: Path)
     state = up()
     file = home / "services" / "default" / "state.json"
     file.write_text('{"name": "default", "parts": ')
-    with pytest.raises(AvocadoError, match="unreadable"):
-        client.status()
+    assert client.status().state == "ready"  # it is written again while we look
     again = client.up(settings(), None)
     assert again.attached
     assert again.state.instance == state.instance

@@ -16,7 +16,8 @@ from conftest import until
 
 from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
-from avocado_magic.runtime import client
+from avocado_magic.parts import memory
+from avocado_magic.runtime import client, watch
 from avocado_magic.runtime.state import ServiceRecord
 
 Limits = Callable[..., None]
@@ -138,3 +139,32 @@ def test_a_part_that_keeps_dying_is_given_up_until_somebody_says_so(
     assert "{restart engine}" in (said.parts["engine"].error or "")
     client.command("default", "restart", part="engine")
     until(lambda: client.status().parts["engine"].state == "healthy", 30, what="the engine, healthy for a while")
+
+
+def test_what_is_killed_for_want_of_memory_is_given_up_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([0, 1, 1, 2, 3, 4])
+    monkeypatch.setattr(watch, "oom_kills", lambda: next(kills))
+    restarts = watch.Restarts()
+    found = []
+    for _ in range(5):
+        restarts.note(restarts.memory_ran_out())
+        found.append(restarts.too_many())
+    assert found == [False, False, False, True, True]  # the third end for want of memory, of four
+    restarts.forget()
+    assert not restarts.too_many()
+
+
+def test_a_shortage_of_memory_is_told_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 6_000_000_000)
+    assert memory.shortage(9_100_000_000).startswith("the model needs 9.1 GB, 6.0 GB are free: choose a smaller one")
+    assert memory.shortage(0).startswith("6.0 GB are free")
+
+
+def test_the_memory_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    whole = memory.available()
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    assert memory.available() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() == pytest.approx(whole, rel=0.2)

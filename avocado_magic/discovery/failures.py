@@ -23,6 +23,11 @@ class PublishError(AvocadoError):
 
     unknown = False
 
+    def __init__(self, message: str, hint: str = "", *, part: str = "", kind: str = "refused") -> None:
+        """`kind` is refused, timed out or no permission."""
+        super().__init__(message, hint, part=part)
+        self.kind = kind
+
 
 def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishError:
     """What pika, the network or the broker raised, as one sentence with a remedy."""
@@ -33,7 +38,10 @@ def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishEr
     logger.info("publishing to %s failed: %s: %s", broker, type(error).__name__, error)
 
     def said(message: str, hint: str) -> PublishError:
-        return PublishError(message, hint, part="announcer")
+        late = isinstance(error, (TimeoutError, workflow.AMQPConnectorStackTimeout, ex.ConnectionBlockedTimeout))
+        forbidden = isinstance(error, ex.ChannelClosedByBroker) and error.reply_code == 403
+        kind = "timed out" if late else "no permission" if forbidden else "refused"
+        return PublishError(message, hint, part="announcer", kind=kind)
 
     table: list[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[], PublishError]]] = [
         (
@@ -46,10 +54,7 @@ def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishEr
         ),
         (
             ex.ProbableAccessDeniedError,
-            lambda: said(
-                f"{broker} has no virtual host {broker.virtual_host!r} for the user {broker.user!r}",
-                "check the path of RABBITMQ_URL",
-            ),
+            lambda: _no_virtual_host(error, broker, said),
         ),
         (ex.ChannelClosedByBroker, lambda: _closed(error, said)),
         (
@@ -112,6 +117,16 @@ def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishEr
             return make()
     logger.error("unexpected %s while publishing", type(error).__name__, exc_info=error)
     return said(f"publishing to {broker} failed ({type(error).__name__})", "the announcer's log has the details")
+
+
+def _no_virtual_host(error: BaseException, broker: Broker, said: Callable[[str, str], PublishError]) -> PublishError:
+    if "limit" in str(error):
+        where = f"the virtual host {broker.virtual_host!r} of {broker}"
+        return said(f"{where} has as many connections as it may", "close some, or have its limit raised")
+    return said(
+        f"{broker} has no virtual host {broker.virtual_host!r} for the user {broker.user!r}",
+        "check the path of RABBITMQ_URL",
+    )
 
 
 def _closed(error: BaseException, said: Callable[[str, str], PublishError]) -> PublishError:

@@ -1,4 +1,4 @@
-"""Publishes one message: connect, publish, confirm and close within one deadline.
+"""Publishes messages: connect, publish, confirm and close within one deadline.
 
 pika's settings do not bound a publish (a memory alarm, a stalled queue or a black hole hold it for
 minutes), so the deadline is a timer on the connection's own loop; see `_Deadline`.
@@ -7,10 +7,10 @@ minutes), so the deadline is a timer on the connection's own loop; see `_Deadlin
 from __future__ import annotations
 
 import logging
-import ssl
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,54 +18,108 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..background import in_thread
 from .broker import Broker
 from .failures import PublishError, sentence
-from .message import EXCHANGE, EXCHANGE_TYPE
+from .message import CONSUMERS_QUEUE, EXCHANGE, EXCHANGE_TYPE, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN
+from .signature import HEADER, sign
 
 if TYPE_CHECKING:
     import pika
 
 logger = logging.getLogger(__name__)
 DEADLINE = 10.0
+# What a late joiner reads: bounded in age and size, in segments that are small enough to be dropped.
+LOG_QUEUE = "service-discovery.log"
+LOG_ARGUMENTS = {
+    "x-queue-type": "stream",
+    "x-max-age": "1h",
+    "x-max-length-bytes": 10_000_000,
+    "x-stream-max-segment-size-bytes": 1_000_000,
+}
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message on its way out. `mandatory` asks to be told where no queue takes it; `expires` is in seconds."""
+
+    routing_key: str
+    body: bytes
+    mandatory: bool = False
+    expires: int | None = None
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queue of the consumers that were there first: how many read it, and what waits in it."""
+
+    consumers: int
+    waiting: int
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a publish: `delivered` if a queue took it, `warning` for what was odd on the way."""
+    """What became of a publish: `kind` is confirmed, unroutable or nacked, `text` that in words, `warning` what was odd.
 
-    delivered: bool
+    `queue` is None where there is none, or we may not look at it.
+    """
+
+    kind: str
     text: str
     warning: str = ""
+    queue: Queue | None = None
+
+    @property
+    def delivered(self) -> bool:
+        """A queue took it."""
+        return self.kind == "confirmed"
 
 
-def publish(broker: Broker, routing_key: str, body: bytes, deadline: float = DEADLINE) -> Outcome:
-    """Publish `body` persistent, confirmed and mandatory; returns within `deadline` seconds or soon after.
+def publish(
+    brokers: Broker | Sequence[Broker],
+    messages: Sequence[Outgoing],
+    secret: str | None = None,
+    deadline: float = DEADLINE,
+) -> Outcome:
+    """Publish `messages`, persistent and confirmed, over one connection; returns within `deadline` seconds or soon after.
 
-    Raises PublishError with one sentence for whatever the broker or the network answers. The work runs
-    in a daemon thread of its own, so that not even a name server that hangs holds the caller longer.
+    The outcome is that of the first; what befalls the others is a warning. Brokers are tried in turn. With `secret` they are
+    signed. Raises PublishError with one sentence for whatever the last broker or the network answers. The work runs in a
+    daemon thread of its own, so that not even a name server that hangs holds the caller longer.
     """
-    return _attempted(broker, deadline, lambda attempt: _publish(broker, routing_key, body, attempt))
+    return _in_turn(brokers, deadline, lambda broker, attempt: _publish(broker, messages, secret, attempt))
 
 
-def reach(broker: Broker, deadline: float = DEADLINE) -> None:
-    """Log in to `broker` and leave again. Raises PublishError, within `deadline` seconds or soon after."""
-
-    def work(attempt: _Attempt) -> None:
-        import pika
-
-        _close(pika.BlockingConnection(_parameters(broker, attempt.left())))
-
-    _attempted(broker, deadline, work)
+def reach(brokers: Broker | Sequence[Broker], deadline: float = DEADLINE) -> None:
+    """Log in to one of `brokers` and leave again. Raises PublishError, within `deadline` seconds or soon after."""
+    _in_turn(brokers, deadline, lambda broker, attempt: _close(_connect(broker, attempt)))
 
 
 _Found = TypeVar("_Found")
 
 
-def _attempted(broker: Broker, deadline: float, work: Callable[[_Attempt], _Found]) -> _Found:
+def _in_turn(brokers: Broker | Sequence[Broker], deadline: float, work: Callable[[Broker, _Attempt], _Found]) -> _Found:
+    several = [brokers] if isinstance(brokers, Broker) else [*brokers]
+    until = time.monotonic() + deadline
+    for number, broker in enumerate(several):
+        seconds = max(0.1, (until - time.monotonic()) / (len(several) - number))
+        try:
+            return _attempted(broker, seconds, work)
+        except PublishError as error:
+            # An unknown outcome is no reason to tell another broker: the message may be out.
+            if number == len(several) - 1 or error.unknown:
+                raise
+            logger.warning("%s; the next broker is tried", error.sentence())
+    raise AssertionError("there is at least one broker")
+
+
+def _attempted(broker: Broker, deadline: float, work: Callable[[Broker, _Attempt], _Found]) -> _Found:
     attempt = _Attempt(time.monotonic() + deadline)
-    published = in_thread(lambda: work(attempt), "avocado-publish")
+    published = in_thread(lambda: work(broker, attempt), "avocado-publish")
     if not wait([published], deadline + 1.0).done:
         attempt.abandoned.set()  # from here on it must not go out: a newer URL may follow
         raise PublishError(
-            f"no answer from {broker} within {deadline:g} s", "check the host name and the network", part="announcer"
+            f"no answer from {broker} within {deadline:.3g} s",
+            "check the host name and the network",
+            part="announcer",
+            kind="timed out",
         )
     error = published.exception()
     if error is None:
@@ -90,10 +144,14 @@ class _Attempt:
         return seconds
 
 
-def _publish(broker: Broker, routing_key: str, body: bytes, attempt: _Attempt) -> Outcome:
+def _connect(broker: Broker, attempt: _Attempt) -> pika.BlockingConnection:
     import pika
 
-    connection = pika.BlockingConnection(_parameters(broker, attempt.left()))
+    return pika.BlockingConnection(parameters(broker, attempt.left()))
+
+
+def _publish(broker: Broker, messages: Sequence[Outgoing], secret: str | None, attempt: _Attempt) -> Outcome:
+    connection = _connect(broker, attempt)
     watch: _Deadline | None = None
     sent = False
     try:
@@ -101,20 +159,18 @@ def _publish(broker: Broker, routing_key: str, body: bytes, attempt: _Attempt) -
         channel, warning = _declared(connection)
         channel.confirm_delivery()
         attempt.left()
+        first, *others = messages
+        if first.routing_key != URL_CHANGED:
+            channel, odd = log_declared(connection, channel)
+            warning = odd or warning
         sent = True
-        try:
-            channel.basic_publish(
-                EXCHANGE,
-                routing_key,
-                body,
-                pika.BasicProperties(content_type="application/json", content_encoding="utf-8", delivery_mode=2),
-                mandatory=True,
-            )
-        except pika.exceptions.UnroutableError:
-            return Outcome(False, "published, but no queue is bound to it yet", warning)
-        except pika.exceptions.NackError:
-            return Outcome(False, "the broker refused the message (a full queue answers so)", warning)
-        return Outcome(True, "published", warning)
+        kind, text = _send(channel, first, secret)
+        channel, queue, seen = _look_at_queue(connection, channel)
+        if kind == "confirmed" and first.mandatory and seen == 404:
+            warning = warning or f"a queue took it, but there is no {CONSUMERS_QUEUE}"
+        if others:
+            warning = _send_others(connection, channel, others, secret) or warning
+        return Outcome(kind, text, warning, queue)
     except BaseException as error:
         error.__dict__["avocado_sent"] = sent
         raise
@@ -122,6 +178,74 @@ def _publish(broker: Broker, routing_key: str, body: bytes, attempt: _Attempt) -
         _close(connection)
         if watch:
             watch.cancel()
+
+
+def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[str, str]:
+    import pika
+
+    headers = {HEADER: sign(secret, message.routing_key, message.body)} if secret else None
+    properties = pika.BasicProperties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=2,
+        headers=headers,
+        expiration=str(message.expires * 1000) if message.expires else None,
+    )
+    try:
+        channel.basic_publish(EXCHANGE, message.routing_key, message.body, properties, mandatory=message.mandatory)
+    except pika.exceptions.UnroutableError:
+        return "unroutable", "nobody is listening: no queue is bound to it yet"
+    except pika.exceptions.NackError:
+        return "nacked", "the broker refused the message (a full queue answers so)"
+    return "confirmed", "confirmed"
+
+
+def _send_others(
+    connection: pika.BlockingConnection, channel: Any, messages: Sequence[Outgoing], secret: str | None
+) -> str:
+    """Send what late joiners read, into a log that is declared first; what goes wrong, in words."""
+    import pika
+
+    channel, warning = log_declared(connection, channel)
+    try:
+        for message in messages:
+            _send(channel, message, secret)
+    except pika.exceptions.AMQPError as error:
+        return f"the heartbeat was not confirmed ({type(error).__name__})"
+    return warning
+
+
+def log_declared(connection: pika.BlockingConnection, channel: Any) -> tuple[Any, str]:
+    """Have the stream of heartbeats and withdrawals; a channel that is open, and what went wrong, in words.
+
+    Never bound to `changed`: a stream takes everything, and nobody would be told that no consumer has a queue.
+    """
+    import pika
+
+    try:
+        channel.queue_declare(LOG_QUEUE, durable=True, arguments=LOG_ARGUMENTS)
+        for key in (URL_HEARTBEAT, URL_WITHDRAWN):
+            channel.queue_bind(LOG_QUEUE, EXCHANGE, key)
+        return channel, ""
+    except pika.exceptions.ChannelClosedByBroker as error:
+        fresh: Any = connection.channel()
+        fresh.confirm_delivery()
+        said = {403: "this user may not declare it", 406: "there is one with other arguments"}
+        why = said.get(error.reply_code, f"the broker has no streams ({error.reply_code})")
+        return fresh, f"{LOG_QUEUE} is not ours to use: {why}; who joins late waits for a heartbeat"
+
+
+def _look_at_queue(connection: pika.BlockingConnection, channel: Any) -> tuple[Any, Queue | None, int]:
+    """The consumers' queue by a passive declare, which needs no more than the right to write; and the refusal's code."""
+    import pika
+
+    try:
+        found = channel.queue_declare(CONSUMERS_QUEUE, passive=True).method
+        return channel, Queue(int(found.consumer_count), int(found.message_count)), 0
+    except pika.exceptions.ChannelClosedByBroker as error:
+        fresh: Any = connection.channel()
+        fresh.confirm_delivery()
+        return fresh, None, int(error.reply_code)
 
 
 def _close(connection: pika.BlockingConnection) -> None:
@@ -146,11 +270,14 @@ def _declared(connection: pika.BlockingConnection) -> tuple[Any, str]:
     except pika.exceptions.ChannelClosedByBroker as error:
         if error.reply_code not in (403, 406):
             raise
-        said = {
-            403: "this user may not declare",
-            406: "there is one of another kind, which is no durable topic exchange:",
-        }
-        return connection.channel(), f"{said[error.reply_code]} the exchange {EXCHANGE!r}; published to it all the same"
+        differs = re.search(r"inequivalent arg '([^']+)'", error.reply_text)
+        if error.reply_code == 403:
+            said = "this user may not declare"
+        elif differs and differs[1] not in ("type", "durable", "internal", "auto_delete"):
+            said = f"there is a topic exchange with other arguments ({differs[1]}):"
+        else:
+            said = "there is one of another kind, which is no durable topic exchange:"
+        return connection.channel(), f"{said} the exchange {EXCHANGE!r}; published to it all the same"
 
 
 class _Deadline:
@@ -172,20 +299,25 @@ class _Deadline:
             logger.debug("timer already gone: %s", type(error).__name__)
 
 
-def _parameters(broker: Broker, seconds: float) -> Any:
+def parameters(broker: Broker, seconds: float) -> Any:
+    """pika's parameters for `broker`, with `seconds` for each step of connecting. Raises OSError for a certificate that is none."""
     import pika
 
-    parameters: Any = pika.ConnectionParameters  # its stubs know no ssl_options of None
-    return parameters(
+    options = broker.options
+    seconds = min(seconds, options.connection_timeout or seconds)
+    given: Any = pika.ConnectionParameters  # its stubs know no ssl_options of None
+    return given(
         host=broker.host,
         port=broker.port,
         virtual_host=broker.virtual_host,
         credentials=pika.PlainCredentials(broker.user, broker.password, erase_on_connect=True),
-        ssl_options=pika.SSLOptions(ssl.create_default_context(), broker.host) if broker.tls else None,
+        ssl_options=pika.SSLOptions(broker.tls_context(), options.server_name_indication or broker.host)
+        if broker.tls
+        else None,
         connection_attempts=1,
         socket_timeout=seconds,
         stack_timeout=seconds,
         blocked_connection_timeout=seconds,
-        heartbeat=30,
+        heartbeat=options.heartbeat,
         client_properties={"connection_name": "avocado"},
     )

@@ -41,6 +41,8 @@ from .url_probe import NotProved, prove
 
 OnProgress = Callable[[ServiceRecord], None]
 _POLL = 0.1
+# A supervisor looks twice a second whether its state is still there.
+_REWRITTEN_SECONDS = 0.8
 # A guard needs about two seconds.
 _REPLACED_SECONDS = 30.0
 _PROVED_SECONDS = 60.0
@@ -109,7 +111,11 @@ def up(
 def status(name: str = "default") -> ServiceRecord:
     """The service as its state file has it, put right where its supervisor is gone. Starts nothing."""
     folder = ServiceFolder(name).check()
-    state = folder.read()
+    try:
+        state = folder.read()
+    except CorruptState:
+        time.sleep(_REWRITTEN_SECONDS)  # whoever runs writes it again
+        state = folder.read()
     if not state.live() and state.guarded():
         state = replace(state, state=ServiceState.DEGRADED, error=dict(_REPLACED))
     elif not state.state.over and not state.live():

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import gpus
 from ..background import in_thread
 from ..config import cache_dir, services_dir
 from ..errors import AvocadoError
@@ -98,8 +99,7 @@ def _platform(settings: Settings) -> Check:
 
 
 def _gpu(settings: Settings) -> Check:
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    if not gpus.installed():
         if Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists():
             remedy = "install the driver's tools; in a container, start it with the GPU's libraries"
             return Check("gpu", Outcome.WARNING, "there is an NVIDIA GPU and no nvidia-smi", remedy)
@@ -109,13 +109,12 @@ def _gpu(settings: Settings) -> Check:
             "choose a runtime with a GPU, or a small model" if host() in ("Colab", "Kaggle") else "a small model runs"
         )
         return Check("gpu", Outcome.WARNING, "none: models run on the CPU", remedy)
-    query = [program, "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader"]
-    told = _run(query)
-    if told is None:
+    rows = gpus.query("name", "memory.total", "driver_version")
+    if not rows:
         return Check(
             "gpu", Outcome.PROBLEM, "nvidia-smi fails: the driver does not work", "restart the runtime or the machine"
         )
-    return Check("gpu", Outcome.OK, "; ".join(told.splitlines()))
+    return Check("gpu", Outcome.OK, "; ".join(f"{name}, {size} MiB, driver {driver}" for name, size, driver in rows))
 
 
 def _memory(settings: Settings) -> Check:
@@ -200,17 +199,17 @@ def _network(settings: Settings) -> Check:
 
 
 def _broker(settings: Settings) -> Check:
-    from ..discovery.broker import parse_broker_url
+    from ..discovery.broker import parse_broker_urls
     from ..discovery.publisher import reach
 
     if settings.broker_url is None:
         return Check("broker", Outcome.OK, "none is set (RABBITMQ_URL): nothing is announced")
-    address = parse_broker_url(settings.broker_url.reveal())
+    addresses = parse_broker_urls(settings.broker_url.reveal())
     try:
-        reach(address, 5.0)
+        reach(addresses, 5.0)
     except AvocadoError as error:
         return Check("broker", Outcome.PROBLEM, error.message, error.hint)
-    return Check("broker", Outcome.OK, f"{address} lets us in")
+    return Check("broker", Outcome.OK, f"{' or '.join(map(str, addresses))} lets us in")
 
 
 def _clock(settings: Settings) -> Check:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
 import requests
 
+from .. import gpus
 from ..background import in_thread
 from ..parts.engine import EnginePart
 from ..process import Busy
@@ -60,12 +59,6 @@ class GenerationCheck:
 
 
 def _gpu_in_use() -> bool:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return False
-    query = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=5, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return True  # not known: the engine has the benefit of the doubt
-    return any(line.strip() not in ("", "0") for line in said.splitlines())
+    rows = gpus.query("utilization.gpu")
+    # Where it is not known, the engine has the benefit of the doubt.
+    return rows is None or any(row != ["0"] for row in rows)

@@ -23,7 +23,7 @@ _TIMES, _WITHIN = 3, 600.0
 _LOCK_SECONDS = 120.0
 # So many seconds of running without a beat, and the supervisor hangs. Counted in turns of this loop, not by a clock:
 # while the machine sleeps, neither of the two runs.
-_SILENT_TURNS = 15
+_SILENT_TURNS = 10
 # Words of the supervisor's, each a line.
 BEAT, HOLD, END, NEXT = "beat", "hold", "end", "next"
 

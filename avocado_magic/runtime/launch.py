@@ -24,7 +24,7 @@ from .state import CorruptState, ServiceFolder, ServiceRecord
 
 DOWN_SECONDS = 40.0
 _STARTED_SECONDS = 30.0
-_ANSWER_SECONDS = 3.0
+_ANSWER_SECONDS = 2.0
 # How long another `up` or `down` may hold the service before that is said, in seconds.
 _SAID_AFTER = 2.0
 # Our supervisors stay children of this kernel until it ends; kept here so that they are reaped.

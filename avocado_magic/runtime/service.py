@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import requests
 
-from .. import hosts
+from .. import gpus, hosts
+from ..discovery.message import UrlMessage
 from ..errors import AvocadoError
 from ..model_names import same_model
 from ..parts.announcer import Announcer
@@ -25,7 +26,7 @@ from ..parts.memory import shortage
 from ..process import Identity
 from ..settings import Settings
 from ..states import PartState, ServiceState
-from ..timestamps import utc_now, written
+from ..timestamps import parsed, utc_now, written
 from ..version import __version__
 from .keys import read_key
 from .lifetime import Lifetime
@@ -83,7 +84,25 @@ class Parts:
                 part.beat()
 
     def announce(self) -> None:
-        self.announcer.announce(self.tunnel.url, tuple(self.store.state.models))
+        self.announcer.announce(self.message())
+
+    def message(self) -> UrlMessage | None:
+        """What consumers are told; None while there is no public URL."""
+        state, url = self.store.state, self.tunnel.url
+        if url is None:
+            return None
+        rows = gpus.query("name")
+        return UrlMessage(
+            url,
+            kind="notebook",
+            instance_id=self.announcer.instance,
+            models=tuple(state.models),
+            engine=str(state.engine.get("kind")),
+            tunnel=state.tunnel_kind,
+            auth="bearer",
+            gpu=rows[0][0] if rows else None,
+            started_at=parsed(state.started_at) if state.started_at else None,
+        )
 
 
 class Service:
@@ -115,12 +134,22 @@ class Service:
         )
         state.supervisor, state.guard = me.to_dict() if me else None, None
         state.version, state.kept = __version__, self.lifetime.kept
+        self.last_seq = state.seq if before else self._seq_of_last(folder)
         self.store = StateStore(folder, state, settings.secrets())
         self.parts: Parts | None = None
         self.announced_url: str | None = None
+        self._withdrawn = False  # consumers were told that the URL leads to nothing, since a part stayed broken
         self.stopping = threading.Event()
         # Has what is held open for the parts held by the guard, too.
         self.hold: Callable[[], None] = lambda: None
+
+    @staticmethod
+    def _seq_of_last(folder: ServiceFolder) -> int:
+        """The number of the last message of a service that ran before."""
+        try:
+            return folder.read().seq
+        except AvocadoError:
+            return 0  # numbers are milliseconds, too: the next one is larger unless the clock was set back
 
     def request_stop(self, why: str) -> None:
         """Begin to stop; returns at once."""
@@ -169,7 +198,7 @@ class Service:
         if announcer.announced and announcer.announced != self.store.state.announced:
             self.store.event("announcer", "announced", announcer.announced["outcome"])
         with self.store.change() as state:
-            state.announced = announcer.announced
+            state.announced, state.seq = announcer.announced, announcer.seq
         self.store.part("announcer", PartState(announcer.state), announcer.reason, None, announcer.describe())
 
     def prove(self, context: StartContext) -> None:
@@ -252,6 +281,8 @@ class Service:
 
     def gave_up(self, name: str, why: str) -> None:
         self.store.part(name, PartState.FAILED, why)
+        self._withdrawn = True
+        self.ready_parts().announcer.withdraw()
 
     def short_of_memory(self) -> str:
         return shortage(self.ready_parts().engine.needs)
@@ -262,6 +293,9 @@ class Service:
         self.hold()
         state = PartState.OFF if name == "tunnel" and self.store.state.tunnel_kind == "none" else PartState.HEALTHY
         self.store.part(name, state, None, part.identity(), part.describe())
+        if self._withdrawn and self.store.state.state is ServiceState.READY:
+            self._withdrawn = False
+            self.ready_parts().announce()
 
     def restarting(self, name: str) -> StartContext:
         self.store.part(name, PartState.STARTING, self.store.state.parts[name].error)

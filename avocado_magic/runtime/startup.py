@@ -12,7 +12,7 @@ from functools import partial
 from ..background import in_thread
 from ..parts import engine as engines
 from ..parts import tunnel as tunnels
-from ..parts.announcer import Announcer
+from ..parts.announcer import Announcer, instance_id
 from ..parts.base import Cancelled, Part, Running
 from ..parts.gateway import Gateway
 from ..process import end, processes_of
@@ -64,7 +64,10 @@ def go_on(service: Service, held: Mapping[str, int]) -> None:
     parts.engine.model, parts.engine.where = record.model, str(record.engine.get("where") or "")
     service.announced_url = record.url
     parts.announcer.start(service.context("announcer"))
-    if (record.announced or {}).get("outcome") != "published":
+    message = parts.message()
+    if message is not None and record.announced and record.announced.get("outcome") == "confirmed":
+        parts.announcer.go_on(message)
+    else:
         parts.announce()
     service.store.event("supervisor", "replaced", "another one went on with what runs")
     logger.info("went on with what runs: %s", record.url or parts.gateway.url)
@@ -98,7 +101,8 @@ def make_parts(service: Service, before: Mapping[str, Running] | None = None) ->
     told = RedactedLog(log("announcer"), settings.secrets())
     for name in ("avocado_magic.parts.announcer", "avocado_magic.discovery"):
         logging.getLogger(name).addHandler(told)
-    announcer = Announcer(settings, service.folder.name, service.store.state.instance, service.announcer_changed)
+    instance = instance_id(folder, service.folder.name)
+    announcer = Announcer(settings, instance, service.announcer_changed, service.last_seq)
     service.parts = parts = Parts(engine, gateway, tunnel, announcer, service.store)
     with service.store.change() as state:
         state.api_key_file = str(key_file)

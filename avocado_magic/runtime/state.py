@@ -24,7 +24,7 @@ PARTS = ("engine", "gateway", "tunnel", "announcer")
 LOGS = (*PARTS, "supervisor")
 BEAT_SECONDS = 10.0
 # Where the file is older than this, the supervisor is asked whether it still stands.
-SILENT_SECONDS = 4.0
+SILENT_SECONDS = 2.0
 # A beat older than this is nobody's: its writer is gone, or its host is.
 STALE_SECONDS = 60.0
 
@@ -66,6 +66,7 @@ class ServiceRecord:
     owners: list[dict[str, Any]] = field(default_factory=list)
     started_at: str | None = None
     announced: dict[str, str] | None = None
+    seq: int = 0  # of the last message that was told
     supervisor: dict[str, Any] | None = None
     guard: dict[str, Any] | None = None
     version: str = ""  # of the supervisor
@@ -241,7 +242,7 @@ class ServiceFolder:
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptState(
                 f"{self.state_file} is unreadable ({type(error).__name__})",
-                "a running service rewrites it within 10 s; {up} and {down} set it aside",
+                "a running service rewrites it within a second; {up} and {down} set it aside",
             ) from None
         except OSError as error:
             raise AvocadoError(
@@ -251,6 +252,14 @@ class ServiceFolder:
     def write(self, state: ServiceRecord) -> None:
         """Replace the state file; a reader sees the old or the new one, never a torn one."""
         replace_file(self.state_file, state.to_json())
+
+    def state_stamp(self) -> tuple[int, ...] | None:
+        """What changes when anybody writes the state file; None where there is none."""
+        try:
+            found = os.stat(self.state_file)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
 
     def set_aside(self) -> None:
         """Move a state file that nobody can read out of the way, keeping it for a look."""

@@ -37,6 +37,7 @@ class StateStore:
         self._reserve = Reserve(folder.reserve_file)
         self._changed: dict[str, float] = {}  # when a part was last well, or was not any more (time.monotonic())
         self._born = time.monotonic()
+        self._as_written: tuple[int, ...] | None = None
         self._low: str | None = None
         self.trouble: str | None = None  # why the state cannot be written
         self.state = state
@@ -118,8 +119,15 @@ class StateStore:
             except OSError as error:
                 self._not_written(error)
             else:
+                self._as_written = self._folder.state_stamp()
                 if self.trouble is None:
                     self._reserve.keep()
+
+    def look_at_file(self) -> None:
+        """Write the state again where somebody else has written or cut its file; one that is gone may go with its folder."""
+        stamp = self._folder.state_stamp()
+        if self.trouble is None and stamp is not None and stamp != self._as_written:
+            self.save()
 
     def _not_written(self, error: OSError) -> None:
         before, self.trouble = self.trouble, f"state.json cannot be written: {error.strerror}"

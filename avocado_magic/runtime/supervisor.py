@@ -151,6 +151,7 @@ class Supervisor:
                 if service.stopping.is_set():
                     continue
                 self._be_guarded()
+                service.store.look_at_file()
                 if service.folder.of_another(service.store.state.instance):
                     service.request_stop("its folder is gone, or another supervisor's")
                 if now - owners >= OWNER_SECONDS:

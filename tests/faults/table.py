@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Row:
             lost or "none",
             f"{self.longest:.1f}",
             f"{self.down:.1f}",
-            self.said.replace("|", "\\|") or "nothing",
+            re.sub(r"/\S*/services/", "…/services/", self.said).replace("|", "\\|") or "nothing",
         ]
         return f"| {' | '.join(cells)} |"
 

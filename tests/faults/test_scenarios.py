@@ -81,7 +81,7 @@ def test_up_and_down_again_and_again_leaves_nothing(home: Path, ollama: Path, ng
             assert client.down()
     assert not our_processes(str(home.parent))
     files = sorted(path.name for path in (home / "services" / "default").iterdir())
-    assert files == ["api_key", "events.jsonl", "logs", "state.json", "up.lock", "usage.db"]
+    assert files == ["api_key", "events.jsonl", "instance_id", "logs", "state.json", "up.lock", "usage.db"]
 
 
 def test_down_while_up_pulls(home: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,12 +317,12 @@ def test_a_broker_that_is_away_hears_of_the_url_when_it_is_back(
     monkeypatch.setenv("RABBITMQ_URL", broker.url)
     before = up()
     assert before.announced
-    broker.stop()
+    broker.control("stop_app")
     os.kill(before.parts["tunnel"].pid or 0, signal.SIGKILL)  # another URL is to be told
     until(lambda: client.status().parts["announcer"].state == "failed", 60, what="the broker missed")
     until(lambda: client.status().state == "ready", 30)
     time.sleep(60)  # this is the fault: a minute without it
-    broker.start()
+    broker.control("start_app")
     with row("the broker is away for a minute, the URL changes meanwhile", "the broker cannot be reached"):
         until(
             lambda: (client.status().announced or {}).get("at", "") > (before.announced or {})["at"],

@@ -41,7 +41,7 @@ class Consumers:
         self._ended.set()
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(60)
+                thread.join(160)
 
     def _work(self) -> None:
         while not self._ended.wait(0.02):
@@ -63,7 +63,7 @@ class Consumers:
         got = 0
         try:
             with requests.post(
-                f"{way.url}/api/generate", json=body, headers=way.headers, stream=True, timeout=(5, 45)
+                f"{way.url}/api/generate", json=body, headers=way.headers, stream=True, timeout=(5, 150)
             ) as answer:
                 if answer.status_code != 200:
                     return "refused"

@@ -6,22 +6,30 @@ import secrets
 from collections.abc import Sequence
 
 from ...discovery.announcer import UrlAnnouncer
-from ...discovery.broker import parse_broker_url
-from ...discovery.message import UrlChanged
+from ...discovery.broker import parse_broker_urls
+from ...discovery.message import UrlMessage
+from ...timestamps import utc_now
 
 
 class OwnAnnouncement:
     """Publishes `public_url` with Kind ``microservice`` until somebody has it. ConfigError for a bad broker URL."""
 
-    def __init__(self, broker_url: str, public_url: str) -> None:
-        self._announcer = UrlAnnouncer(parse_broker_url(broker_url))
+    def __init__(self, broker_url: str, public_url: str, secret: str | None = None) -> None:
+        self._announcer = UrlAnnouncer(parse_broker_urls(broker_url), secret=secret)
         self._url = public_url
         self._instance = f"microservice-{secrets.token_hex(4)}"
 
     def start(self, models: Sequence[str]) -> None:
         self._announcer.begin()
         self._announcer.publish(
-            UrlChanged(self._url, kind="microservice", instance_id=self._instance, models=tuple(models), auth="bearer")
+            UrlMessage(
+                self._url,
+                kind="microservice",
+                instance_id=self._instance,
+                models=tuple(models),
+                auth="bearer",
+                started_at=utc_now(),
+            )
         )
 
     def stop(self) -> None:

@@ -1,0 +1,155 @@
+"""The directory: which instances there are, kept up to date for a program that wants to use one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from .broker import parse_broker_urls
+from .message import SERVICE_ID
+from .reader import BrokerReader, MachineReader
+from .table import Instance, Table
+
+logger = logging.getLogger(__name__)
+Callback = Callable[[Instance | None], None]
+
+
+class Reader(Protocol):
+    """Feeds a directory, in threads of its own."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Directory:
+    """The instances that announce themselves at the broker `url`, or of this user on this machine where there is none.
+
+    It reconnects by itself, and keeps what it knows while the broker is away, marked stale. With `secret`, only signed
+    messages are believed. `service_id` None means every service. ConfigError for a URL that is none. A context manager::
+
+        with Directory("amqp://user:password@host/") as directory:
+            instance = directory.wait(5)
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        secret: str | None = None,
+        service_id: str | None = SERVICE_ID,
+        folder: Path | None = None,
+    ) -> None:
+        """`folder` is where this machine's services keep their states."""
+        self._lock = threading.Condition()
+        self._table = Table(secret, service_id)
+        self._away = True
+        self._current: Instance | None = None
+        self._callbacks: list[Callback] = []
+        self.notice: str | None = None  # what does not work as it should, in words
+        self._reader: Reader = BrokerReader(parse_broker_urls(url), self) if url else MachineReader(self, folder)
+        self._reader.start()
+
+    # what a program asks
+
+    def current(self) -> Instance | None:
+        """The best instance that is live; None while none is known."""
+        return next((each for each in self.instances() if not each.stale), None)
+
+    def instances(self) -> list[Instance]:
+        """Every instance that is known, the best first, stale ones last."""
+        with self._lock:
+            return self._table.instances(time.monotonic(), away=self._away)
+
+    def wait(self, timeout: float | None = None) -> Instance | None:
+        """The best live instance, as soon as there is one; None after `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            while (found := self.current()) is None:
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                self._lock.wait(left)
+            return found
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Have `callback` called with the current instance now and at each change, on a thread of the directory's.
+
+        What it raises is logged. Returns a function that ends it.
+        """
+        with self._lock:
+            self._callbacks.append(callback)
+        _call(callback, self.current())
+
+        def end() -> None:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+        return end
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many messages were dropped, by why."""
+        with self._lock:
+            return dict(self._table.dropped)
+
+    def close(self) -> None:
+        self._reader.stop()
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # what a reader tells
+
+    def take(self, routing_key: str, body: bytes, headers: dict[str, object], *, replayed: bool = False) -> None:
+        """A message has come."""
+        with self._lock:
+            self._table.take(routing_key, body, headers, time.monotonic(), replayed=replayed)
+        self._tell()
+
+    def here(self, notice: str | None) -> None:
+        """The source is there, and what is not as it should be."""
+        with self._lock:
+            self._away, self.notice = False, notice
+        self._tell()
+
+    def away(self, why: str) -> None:
+        """The source is away: what is known may be old."""
+        with self._lock:
+            self._away, self.notice = True, why
+
+    def turn(self) -> None:
+        """Time has passed."""
+        with self._lock:
+            if not self._away:
+                self._table.forget(time.monotonic())
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            current, callbacks = self.current(), list(self._callbacks)
+            before, self._current = self._current, current
+            self._lock.notify_all()
+            # Being away changes nothing for who uses an instance already.
+            if self._away or (before and (before.url, before.models)) == (current and (current.url, current.models)):
+                return
+        for callback in callbacks:
+            _call(callback, current)
+
+
+def _call(callback: Callback, instance: Instance | None) -> None:
+    try:
+        callback(instance)
+    except Exception:
+        logger.exception("a callback of the directory failed")

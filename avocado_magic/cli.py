@@ -241,6 +241,97 @@ def events(
         print(event_lines(found))
 
 
+@app.command("discover")
+def discover_(
+    wait: Annotated[float, typer.Option("--wait", min=0, metavar="S", help="Seconds to wait for one.")] = 2.0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a list of url, service_id, instance_id, kind, models, seen_at, expires_in, stale.",
+        ),
+    ] = False,
+) -> None:
+    """Find services: those that announce themselves at RABBITMQ_URL, this machine's where that is not set.
+
+    Exit status 4 where none is known in time.
+    """
+    from .runtime.discover import discover, table
+
+    with _one_sentence():
+        found = discover(resolve({}), wait)
+    print(json.dumps([each.public() for each in found.instances], indent=2) if as_json else table(found))
+    if not found.instances:
+        raise typer.Exit(4)
+
+
+@app.command("watch")
+def watch_(
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--exec", metavar="CMD", help="Run on each change, AVOCADO_URL, AVOCADO_MODELS… in its environment."
+        ),
+    ] = None,
+    env_file: Annotated[Path | None, typer.Option(help="Keep these variables in a file, quoted for a shell.")] = None,
+    nginx_upstream: Annotated[Path | None, typer.Option(help="Keep an nginx `upstream avocado` in a file.")] = None,
+    seconds: Annotated[float, typer.Option("--limit", min=1, metavar="S", help="Seconds that CMD may take.")] = 60.0,
+) -> None:
+    """Follow the best service there is, until Ctrl-C: print it, and act whenever it is another one."""
+    from .runtime.discover import directory
+    from .runtime.follow import Actions, follow
+
+    with _one_sentence(), directory(resolve({})) as known:
+        try:
+            follow(
+                known,
+                Actions(command, env_file, nginx_upstream, seconds),
+                lambda each: print(each.url if each else "nothing", flush=True),
+            )
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+@app.command("connect")
+def connect_(
+    url: Annotated[str | None, typer.Option(metavar="URL", help="The service to lead to.")] = None,
+    discover: Annotated[
+        bool, typer.Option("--discover", help="Whatever announces itself, this machine's services without a broker.")
+    ] = False,
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the key for URL, or lines HOST KEY for what is discovered.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Hosts to which a key alone may go; may be repeated.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port here; 11434 or the next free one.")] = None,
+    socket: Annotated[Path | None, typer.Option(help="A Unix socket here, in place of a port.")] = None,
+    local_key: Annotated[
+        bool, typer.Option("--local-key", help="Ask for a key here, too, where the host has other users.")
+    ] = False,
+) -> None:
+    """Have a loopback address that is the model elsewhere, wherever it moves, until Ctrl-C: for clients that send no key."""
+    from .config import services_dir
+    from .runtime.connect import Connect, prepare
+
+    with _one_sentence():
+        folder = services_dir().parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        ready = prepare(Connect(url, discover, key_file, trust or (), port, socket, local_key), folder)
+    said = [f"{ready.address} leads to {url or 'what is discovered'}; Ctrl-C ends it"]
+    if ready.moved:
+        said.append(f"clients of Ollama find it with: export OLLAMA_HOST={ready.address.removeprefix('http://')}")
+    if ready.key_file is not None:
+        said.append(f"its key is in {ready.key_file}")
+    elif socket is None:
+        said.append("every user of this machine can reach it: --local-key or --socket where there are others")
+    for line in said:
+        print(f"avocado: {line}", file=sys.stderr, flush=True)
+    # The user's settings of a gateway are for one that runs alone.
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("AVOCADO_INFER_")}
+    os.execve(ready.argv[0], [*ready.argv], kept)
+
+
 @app.command()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of check, outcome, said, remedy.")] = False,

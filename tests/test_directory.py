@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,8 +25,8 @@ from avocado_magic.discovery.message import URL_CHANGED, URL_HEARTBEAT, URL_WITH
 from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
 from avocado_magic.discovery.signature import HEADER, sign
 from avocado_magic.discovery.table import Table
-from avocado_magic.errors import ConfigError
-from avocado_magic.runtime import client
+from avocado_magic.errors import AvocadoError, ConfigError
+from avocado_magic.runtime import client, follow
 
 STARTED = datetime(2026, 1, 31, 12, 0, 0, tzinfo=timezone.utc)
 SECRET = "discovery-SECRET-that-must-not-be-seen"
@@ -307,6 +310,86 @@ def test_a_broker_that_is_away_is_no_end(directory: Callable[..., Directory]) ->
     assert known.wait(0.5) is None
     assert time.monotonic() - begun < 2
     until(lambda: known.notice and "nothing listens" in known.notice, 10)
+
+
+def avocado(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "avocado_magic.cli", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_discover_from_a_shell(home: Path, ollama: Path) -> None:
+    nothing = avocado("discover", "--json", "--wait", "0.1")
+    assert (nothing.returncode, json.loads(nothing.stdout)) == (4, [])
+    assert "no service was found on this machine" in avocado("discover", "--wait", "0").stdout
+    state = client.up(resolve({"model": "llama3", "timeout": 30}), None).state
+    (found,) = json.loads(avocado("discover", "--json").stdout)
+    assert list(found) == ["url", "service_id", "instance_id", "kind", "models", "seen_at", "expires_in", "stale"]
+    assert (found["url"], found["models"], found["stale"]) == (state.local_url, ["llama3:latest"], False)
+    assert str(state.local_url) in avocado("discover").stdout
+
+
+ODD = Instance(
+    "https://a.example:8443", "inference-engine", "it's", None, ("a;b", "llama3"), datetime.now(timezone.utc), 9.0
+)
+
+
+def test_what_follows_a_url_is_written_and_run(tmp_path: Path) -> None:
+    env, upstream, out = tmp_path / "env", tmp_path / "upstream.conf", tmp_path / "out"
+    actions = follow.Actions(f'printf %s "$AVOCADO_URL $AVOCADO_MODEL" > {out}', env, upstream)
+    follow.act(ODD, actions)
+    assert out.read_text() == "https://a.example:8443 a;b"
+    assert upstream.read_text() == "# https\nupstream avocado { server a.example:8443; }\n"
+    read = subprocess.run(
+        ["sh", "-c", f'. {env}; printf %s "$AVOCADO_INSTANCE_ID $AVOCADO_MODELS"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert read.stdout == "it's a;b,llama3"
+    assert env.stat().st_mode & 0o077 == 0
+    follow.act(None, actions)
+    assert out.read_text() == " "
+    assert "down" in upstream.read_text()
+    with pytest.raises(AvocadoError, match="cannot be written"):
+        follow.act(ODD, follow.Actions(env_file=tmp_path / "no" / "such"))
+
+
+def test_a_command_has_its_time(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    follow.act(ODD, follow.Actions("sleep 30", seconds=0.2))
+    assert time.monotonic() - begun < 10
+
+
+def test_watch_from_a_shell(home: Path, ollama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    with subprocess.Popen(
+        [sys.executable, "-m", "avocado_magic.cli", "watch", "--env-file", str(file)], stdout=subprocess.PIPE, text=True
+    ) as watching:
+        until(file.exists, 20, what="the file")
+        assert "AVOCADO_URL=''" in file.read_text()
+        state = client.up(resolve({"model": "llama3", "timeout": 30}), None).state
+        until(lambda: f"AVOCADO_URL={state.local_url}" in file.read_text(), 10, what="the URL")
+        client.down()
+        until(lambda: "AVOCADO_URL=''" in file.read_text(), 10, what="its end")
+        watching.send_signal(signal.SIGINT)
+        out, _ = watching.communicate(timeout=10)
+    assert watching.returncode == 130
+    assert out.splitlines() == ["nothing", state.local_url, "nothing"]
+
+
+@pytest.mark.broker
+def test_discover_through_a_broker(
+    announcer: UrlAnnouncer, broker: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    announcer.publish(UrlMessage("https://a.example", instance_id="one"))
+    (found,) = json.loads(avocado("discover", "--json", "--wait", "10").stdout)
+    assert (found["url"], found["instance_id"]) == ("https://a.example", "one")
+    monkeypatch.setenv("RABBITMQ_URL", f"amqp://127.0.0.1:{free_port()}")
+    gone = avocado("discover", "--wait", "2")
+    assert gone.returncode == 4
+    assert "nothing listens" in gone.stdout
 
 
 def test_services_of_this_machine_are_found_without_a_broker(home: Path, ollama: Path) -> None:

@@ -23,11 +23,13 @@ from conftest import everything_written, free_port, until
 from gateways import KEY, running
 
 from avocado_magic.config import resolve
-from avocado_magic.discovery.broker import parse_broker_url
+from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
 from avocado_magic.discovery.failures import PublishError
-from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, UrlMessage
+from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
 from avocado_magic.discovery.publisher import Outgoing, publish
+from avocado_magic.discovery.signature import HEADER, verifies
 from avocado_magic.errors import ConfigError
+from avocado_magic.notebook.render import text
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 
@@ -394,3 +396,148 @@ def test_a_gateway_alone_announces_itself(broker: Any, consumer: Consumer, tmp_p
         assert message["Models"] == ["llama3:latest"]
         assert gateway.get("/avocado/v1/service").json()["public_url"] == "https://llm.example.org/"
         assert KEY not in json.dumps(message)
+
+
+class Log:
+    """Reads heartbeats and withdrawals, in a queue of its own."""
+
+    def __init__(self, url: str, *keys: str) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        channel: Any = self._connection.channel()
+        self.channel = channel
+        self.channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        self._queue = self.channel.queue_declare("", exclusive=True).method.queue
+        for key in keys:
+            self.channel.queue_bind(self._queue, EXCHANGE, key)
+
+    def next(self, seconds: float = 10) -> tuple[str, Any, dict[str, Any]]:
+        def got() -> Any:
+            found = self.channel.basic_get(self._queue, auto_ack=True)
+            return found if found[0] is not None else None
+
+        method, properties, body = until(got, seconds, "a message")
+        return method.routing_key, properties, json.loads(body)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def log(broker: Any) -> Iterator[Log]:
+    reader = Log(broker.url, URL_HEARTBEAT, URL_WITHDRAWN)
+    yield reader
+    reader.close()
+
+
+@pytest.mark.broker
+def test_a_heartbeat_follows_and_a_withdrawal_ends_it(
+    ollama: Path, consumer: Consumer, log: Log, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    state = announced()
+    _, _, changed = consumer.next()
+    key, properties, beat = log.next()
+    assert (key, properties.expiration) == (URL_HEARTBEAT, "90000")
+    assert beat == changed
+    assert list(beat)[:4] == ["NewUrl", "Timestamp", "ServiceId", "Version"]
+    assert (beat["Ttl"], beat["Auth"], beat["Engine"], beat["Tunnel"]) == (90, "bearer", "ollama", "none")
+    assert beat["Models"] == ["llama3:latest"]
+    assert beat["StartedAt"] == state.started_at
+    assert "PreviousUrl" not in beat
+    assert client.down()
+    key, _, gone = log.next()
+    assert key == URL_WITHDRAWN
+    assert "NewUrl" not in gone
+    assert (gone["PreviousUrl"], gone["InstanceId"]) == (state.url, beat["InstanceId"])
+    assert gone["Seq"] > beat["Seq"]
+    assert consumer.nothing()
+    again = announced()
+    _, _, later = consumer.next()
+    assert later["InstanceId"] == beat["InstanceId"]
+    assert later["Seq"] > gone["Seq"]
+    assert again.parts["announcer"].about["consumers"] == 0
+    assert "confirmed; inference-url-updates: 0 consumers, 1 waiting" in text(again)
+
+
+@pytest.mark.broker
+def test_a_part_that_stays_broken_is_withdrawn_and_told_again_when_it_is_mended(
+    ollama: Path, consumer: Consumer, log: Log, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "short_limits"))
+    monkeypatch.setenv("AVOCADO_TEST_LIMITS", "watch:_IN_VAIN=1")
+    state = announced()
+    assert consumer.next()[2]["NewUrl"] == state.url
+    assert log.next()[0] == URL_HEARTBEAT
+    os.kill(state.parts["engine"].pid or 0, signal.SIGKILL)
+    assert log.next(30)[0] == URL_WITHDRAWN
+    client.restart(part="engine")
+    assert consumer.next(20)[2]["NewUrl"] == state.url
+
+
+@pytest.mark.broker
+def test_a_supervisor_that_takes_over_goes_on_with_heartbeats_alone(
+    ollama: Path, consumer: Consumer, log: Log, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    announced()
+    _, _, first = consumer.next()
+    log.next()
+    client.command("default", "hand_over")
+    key, _, beat = log.next(20)
+    assert (key, beat["NewUrl"]) == (URL_HEARTBEAT, first["NewUrl"])
+    assert beat["Seq"] > first["Seq"]
+    assert consumer.nothing()
+
+
+@pytest.mark.broker
+def test_messages_are_signed_and_the_secret_is_nowhere(
+    ollama: Path, consumer: Consumer, broker: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", broker.url)
+    monkeypatch.setenv("AVOCADO_DISCOVERY_SECRET", "a-SECRET-for-signing")
+    announced()
+    got = until(lambda: (found := consumer.channel.basic_get(QUEUE, auto_ack=True)) and found[0] and found, 10)
+    assert verifies("a-SECRET-for-signing", URL_CHANGED, got[2], got[1].headers[HEADER])
+    assert not verifies("another", URL_CHANGED, got[2], got[1].headers[HEADER])
+    assert "a-SECRET-for-signing" not in everything_written(home)
+
+
+@pytest.mark.broker
+def test_brokers_are_tried_in_turn(broker: Any, consumer: Consumer) -> None:
+    several = parse_broker_urls(f"amqp://127.0.0.1:{free_port()},{broker.url}")
+    assert publish(several, [CHANGED], deadline=5).delivered
+    assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+
+
+@pytest.mark.broker
+def test_nobody_of_the_first_consumers_is_said_although_a_queue_took_it(broker: Any) -> None:
+    catch_all = Log(broker.url, "#")
+    try:
+        outcome = publish(parse_broker_url(broker.url), [CHANGED], deadline=5)
+        assert outcome.delivered
+        assert "there is no inference-url-updates" in outcome.warning
+    finally:
+        catch_all.close()
+
+
+@pytest.mark.broker
+def test_a_limit_of_connections_is_named(broker: Any) -> None:
+    full = broker.url.rpartition("/")[0] + "/full"
+    broker.control("add_vhost", "full")
+    broker.control("set_permissions", "-p", "full", "avocado", ".*", ".*", ".*")
+    broker.control("set_vhost_limits", "-p", "full", '{"max-connections": 0}')
+    with pytest.raises(PublishError, match="has as many connections as it may"):
+        publish(parse_broker_url(full), [CHANGED], deadline=5)
+
+
+@pytest.mark.broker
+def test_an_exchange_with_other_arguments_is_named_as_that(broker: Any) -> None:
+    other = broker.url.rpartition("/")[0] + "/arguments"
+    broker.control("add_vhost", "arguments")
+    broker.control("set_permissions", "-p", "arguments", "avocado", ".*", ".*", ".*")
+    with pika.BlockingConnection(pika.URLParameters(other)) as connection:
+        channel: Any = connection.channel()
+        channel.exchange_declare(EXCHANGE, "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
+    outcome = publish(parse_broker_url(other), [CHANGED], deadline=5)
+    assert "a topic exchange with other arguments (alternate-exchange)" in outcome.warning

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -100,17 +98,6 @@ def test_no_engine_is_asked_where_nobody_waits(ollama: Path, trouble: Path, limi
     until(lambda: ollama.read_text().count("/api/version") > looks + 20, 30, what="twenty looks")
     assert ollama.read_text().count('"POST", "path": "/api/generate"') == asked
     assert client.status().parts["engine"].pid == before.parts["engine"].pid
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM], ids=lambda how: how.name)
-@pytest.mark.parametrize("name", ["engine", "gateway", "tunnel"])
-def test_a_part_is_restarted(ollama: Path, ngrok: Path, name: str, how: signal.Signals) -> None:
-    before = up()
-    os.kill(before.parts[name].pid or 0, how)
-    until(partial(replaced, name, before), 30, what=f"another {name}")
-    after = until(lambda: (state := client.status()).state == "ready" and state, 20, what="ready again")
-    assert (after.local_url, after.api_key_file) == (before.local_url, before.api_key_file)
-    assert requests.get(f"{after.url}/healthz", timeout=5).status_code == 200
 
 
 def test_a_part_that_does_not_answer_and_works_is_not_restarted(ollama: Path, trouble: Path, limits: Limits) -> None:

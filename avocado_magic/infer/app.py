@@ -70,7 +70,9 @@ def create_app(settings: InferSettings) -> GatewayApp:
 
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     backend = backends.backend(settings, app)
-    access = AccessPolicy(_keys(settings), admin_routes=settings.admin_routes or settings.admin_key_file is not None)
+    remote = settings.backend == "remote"
+    admin_routes = settings.admin_routes or settings.admin_key_file is not None
+    access = AccessPolicy(_keys(settings), admin_routes=admin_routes, elsewhere=remote)
     usage = UsageBook(None if access.open_to_all else _usage_store(settings))
     limiter, admission = Limiter(usage.tokens_today), Admission(settings.max_parallel, settings.max_queue)
     cache = _answer_cache(settings)
@@ -93,7 +95,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
         limiter,
         Dispatch(backend.handler, models, admission, limiter, cache),
         backend.engine,
-        Cors([*settings.cors_origins, *_ollama_origins()], local=access.open_to_all),
+        Cors([*settings.cors_origins, *([] if remote else _ollama_origins())], local=access.open_to_all),
         metrics.render,
         [metrics, usage, request_log],
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from ..config import base_url, cache_dir
+from ..config import base_url, cache_dir, lookup
 from .api.dispatch import Handler
 from .domain.ports import Engine, ModelInfo
 from .settings import InferSettings
@@ -46,6 +47,8 @@ class Backend(Protocol):
 
 def backend(settings: InferSettings, app: FastAPI) -> Backend:
     """The backend that `settings` name; one in this process adds its routes to `app`."""
+    if settings.backend == "remote":
+        return RemoteBackend(settings)
     return OllamaBackend(settings) if settings.backend == "ollama" else EmbeddedBackend(settings, app)
 
 
@@ -79,6 +82,55 @@ class OllamaBackend:
 
     async def close(self) -> None:
         self._client.close()
+
+
+class RemoteBackend:
+    """A service elsewhere, behind a URL that may change and a key."""
+
+    fragile = False  # its own gateway sees to that
+
+    def __init__(self, settings: InferSettings) -> None:
+        from ..discovery.trust import KeyFile
+        from .api.relay import Relay
+        from .domain.types import EngineUnreached, UpstreamError
+        from .infrastructure.ollama import OllamaInfo
+        from .infrastructure.remote import Follower, RemoteUpstream, Target
+
+        file, self._discover = settings.upstream_key_file, settings.discover
+        given = None if self._discover else base_url(settings.upstream, "--upstream")
+        self._keys = KeyFile(file, given, settings.trust) if file else None
+        self._upstream = RemoteUpstream(UpstreamError, EngineUnreached)
+        if given is not None and self._keys is not None:
+            self._upstream.lead_to(Target(given, self._keys.key_for(given)))
+        self._follower: Follower | None = None
+        self._relay = Relay(self._upstream, settings.remote_wait, expected=True)
+        self.handler: Handler = self._relay
+        self.info = self.engine = OllamaInfo(self._upstream)
+
+    @property
+    def reached(self) -> bool | None:
+        return self._relay.reached
+
+    async def prepare(self) -> None:
+        """Begin to follow what announces itself."""
+        if self._discover:
+            from ..discovery.directory import Directory
+            from .infrastructure.remote import Follower
+
+            given = lookup(["broker_url", "discovery_secret"], {})
+            broker, secret = given.get("broker_url"), given.get("discovery_secret")
+            if broker is not None and self._keys is None:
+                raise ValueError("--discover at a broker needs --upstream-key-file: which key opens what is found?")
+            directory = Directory(broker and broker.reveal(), secret=secret and secret.reveal())
+            self._follower = Follower(self._upstream, directory, None if broker is None else self._keys)
+
+    def break_off(self, why: str) -> None:
+        self._upstream.abort(why)
+
+    async def close(self) -> None:
+        if self._follower is not None:
+            await asyncio.to_thread(self._follower.close)
+        self._upstream.close()
 
 
 class EmbeddedBackend:

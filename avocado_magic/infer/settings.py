@@ -27,10 +27,25 @@ class InferSettings(BaseSettings):
         description="Descriptor of a pipe on which the supervisor of this service beats; unwatched, it ends.",
     )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
-    backend: Literal["ollama", "llamacpp"] = Field(
-        "ollama", description="ollama (pass through) or llamacpp (run the model here)."
+    backend: Literal["ollama", "llamacpp", "remote"] = Field(
+        "ollama",
+        description="ollama (pass through), llamacpp (run the model here) or remote (a service elsewhere, with a key).",
     )
     upstream: str = Field("http://127.0.0.1:11434", description="URL of the Ollama behind the gateway.")
+
+    upstream_key_file: Path | None = Field(
+        None, description="File with the key for --upstream, or lines HOST KEY (remote backend)."
+    )
+    discover: bool = Field(
+        False,
+        description="Follow the services that announce themselves at RABBITMQ_URL, this machine's where that is not set (remote backend).",
+    )
+    trust: list[str] = Field(
+        [], description="Pattern of hosts to which a key alone may go; may be repeated (remote backend)."
+    )
+    remote_wait: float = Field(
+        60.0, ge=0, description="Seconds that requests wait while no service is there (remote backend)."
+    )
 
     # how the llama.cpp backend runs models
     model: str | list[str] | None = Field(
@@ -126,6 +141,13 @@ class InferSettings(BaseSettings):
             raise ValueError(f"--no-auth on {self.host} would let the whole network in: use 127.0.0.1")
         if not self.no_auth and not keyed:
             raise ValueError("give --api-key-file FILE or --keys-file FILE, or --no-auth on loopback")
+        remote = self.backend == "remote"
+        if remote and not self.discover and "upstream" not in self.model_fields_set:
+            raise ValueError("--backend remote needs --upstream URL, or --discover")
+        if remote and not self.discover and self.upstream_key_file is None:
+            raise ValueError("--backend remote needs --upstream-key-file: which key opens it?")
+        if self.discover and not remote:
+            raise ValueError("--discover needs --backend remote")
         if self.announce and not self.public_url:
             raise ValueError("--announce needs --public-url: what should be announced?")
         return self

@@ -201,6 +201,23 @@ class AvocadoMagics(Magics):
 
     @line_magic
     @magic_arguments()
+    @argument("--wait", default="2", metavar="S", help="seconds to wait for one, 2 by default")
+    @argument("--json", action="store_true", help="print a list of objects")
+    def avocado_discover(self, line: str) -> None:
+        """Find services: those that announce themselves at RABBITMQ_URL, this machine's where that is not set."""
+        from ..runtime.discover import discover, table
+
+        args = parse(self.avocado_discover, line)
+        try:
+            seconds = float(args.wait)
+        except ValueError:
+            raise UsageError(f"--wait {args.wait} is not a number of seconds") from None
+        with _usage_errors():
+            found = discover(self._settings({}), seconds)
+        print(json.dumps([each.public() for each in found.instances], indent=2) if args.json else table(found))
+
+    @line_magic
+    @magic_arguments()
     @argument("--json", action="store_true", help="print a list of check, outcome, said, remedy")
     def avocado_doctor(self, line: str) -> None:
         """Look at what may keep a service from running here, and say what to do. Starts nothing."""

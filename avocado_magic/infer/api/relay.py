@@ -33,11 +33,12 @@ class Relay:
     it may be restarting. What has reached an engine is not sent again, for it may be what ended it.
     """
 
-    def __init__(self, client: Upstream, patience: float) -> None:
+    def __init__(self, client: Upstream, patience: float, *, expected: bool = False) -> None:
+        """`expected`: one that was never there is waited for, too."""
         self._client = client
         self._patience = patience
         self.reached: bool | None = None  # whether the engine took the last request; None before the first
-        self._there = False  # it has answered once
+        self._there = expected  # it has answered once
         self._gone_since = 0.0  # time.monotonic(); 0 while it is there
         self._look: asyncio.Task[bool] | None = None
 

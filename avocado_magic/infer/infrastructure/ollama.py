@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..domain.ports import Upstream
 from ..domain.types import ModelDetails, UpstreamError
-from .http.client import HttpClient
 from .remembered import Remembered
 
 _JSON = [(b"Content-Type", b"application/json")]
@@ -25,7 +25,7 @@ _LARGEST = 8 << 20
 class OllamaInfo:
     """ModelInfo and Engine over the REST API."""
 
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: Upstream) -> None:
         self._client = client
         nothing: Sequence[Any] = ()
         self._names = Remembered(self._look_names, nothing, seconds=_NAMES_SECONDS, patience=_PATIENCE)

@@ -24,9 +24,10 @@ class AccessPolicy:
     routes that change the engine; an admin key is needed on top of it.
     """
 
-    def __init__(self, keys: Keys | None, *, admin_routes: bool) -> None:
+    def __init__(self, keys: Keys | None, *, admin_routes: bool, elsewhere: bool = False) -> None:
+        """`elsewhere`: the engine is somebody's, and not changed from here."""
         self._keys = keys
-        self.admin_routes = admin_routes or keys is None
+        self.admin_routes = (admin_routes or keys is None) and not elsewhere
 
     @property
     def open_to_all(self) -> bool:

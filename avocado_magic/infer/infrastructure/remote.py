@@ -1,0 +1,135 @@
+"""An engine elsewhere, behind a URL that may change and a key: what `avocado connect` leads to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...config import services_dir
+from ...discovery.directory import Directory
+from ...discovery.table import Instance
+from ...discovery.trust import KeyFile
+from ...errors import AvocadoError
+from .http.client import HttpClient, Response
+
+logger = logging.getLogger("avocado_magic.infer")
+# ngrok's own answers, none of which has reached a gateway (ngrok.com/docs/errors).
+_TUNNEL_ERROR = b"ngrok-error-code"
+_NO_BROWSER = (b"ngrok-skip-browser-warning", b"1")
+# Where a URL leads to nothing, it is asked again after so many seconds.
+_AGAIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Target:
+    """A base URL, and the key that was given for it."""
+
+    url: str
+    key: str = field(repr=False)
+
+
+class RemoteUpstream:
+    """Upstream: the service at the present target. A request that had no byte goes to the next one; redirects nowhere."""
+
+    def __init__(self, failure: type[Exception], unreached: type[Exception]) -> None:
+        self._failure, self._unreached = failure, unreached
+        self._target: Target | None = None
+        self._client: HttpClient | None = None
+        self._gone_at = 0.0  # when the present URL was found to lead to nothing (time.monotonic())
+        self.nothing = "no service is known yet"
+
+    @property
+    def url(self) -> str | None:
+        return self._target.url if self._target else None
+
+    def lead_to(self, target: Target | None, nothing: str = "") -> None:
+        """From now on requests go to `target`; where there is none, `nothing` says why. What runs goes on."""
+        self.nothing = nothing or self.nothing
+        if target == self._target:
+            return
+        if self._client is not None:
+            self._client.close()
+        self._target, self._gone_at = target, 0.0
+        self._client = HttpClient(target.url, self._failure, self._unreached) if target else None
+        logger.info("requests go to %s", target.url if target else f"nobody: {self.nothing}")
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: Any = b"",
+        length: bytes | None = None,
+    ) -> Response:
+        client, target = self._client, self._target
+        if client is None or target is None:
+            raise self._unreached(self.nothing)
+        key = (b"authorization", b"Bearer " + target.key.encode())
+        answer = await client.request(method, path, [*headers, key, _NO_BROWSER], body, length)
+        code = next((value for name, value in answer.headers if name.lower() == _TUNNEL_ERROR), None)
+        if code is not None:
+            answer.close()
+            self._gone_at = time.monotonic()
+            raise self._unreached(f"{target.url} leads to nothing now ({code.decode('latin-1')[:40]})")
+        return answer
+
+    async def connects(self) -> bool:
+        if self._client is None or time.monotonic() - self._gone_at < _AGAIN_SECONDS:
+            return False
+        return await self._client.connects()
+
+    def abort(self, why: str) -> None:
+        if self._client is not None:
+            self._client.abort(why)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+class Follower:
+    """Leads an upstream to the best instance of a directory for which a key was given, and to the next when it moves."""
+
+    def __init__(self, upstream: RemoteUpstream, directory: Directory, keys: KeyFile | None) -> None:
+        """Without `keys`, only this user's own services on this machine are used, with the keys in their folders."""
+        self._upstream = upstream
+        self._directory = directory
+        self._keys = keys
+        self._loop = asyncio.get_running_loop()
+        self._end = directory.subscribe(lambda _: self._follow())
+
+    def _follow(self) -> None:
+        """On a thread of the directory's: choose, and tell the loop."""
+        nothing = self._directory.notice or "no service is known yet"
+        for instance in self._directory.instances():
+            if instance.stale:
+                continue
+            try:
+                target = Target(instance.url, self._key(instance))
+            except AvocadoError as error:
+                nothing = error.sentence()
+                logger.warning("%s is passed over: %s", instance.url, nothing)
+                continue
+            self._loop.call_soon_threadsafe(self._upstream.lead_to, target)
+            return
+        self._loop.call_soon_threadsafe(self._upstream.lead_to, None, nothing)
+
+    def _key(self, instance: Instance) -> str:
+        if self._keys is not None:
+            return self._keys.key_for(instance.url, signed=instance.signed)
+        try:
+            state = json.loads((services_dir() / instance.instance_id / "state.json").read_text("utf-8"))
+            return Path(str(state["api_key_file"])).read_text("ascii").strip()
+        except (OSError, ValueError, KeyError) as error:
+            said = f"the key of {instance.instance_id} cannot be read ({type(error).__name__})"
+            raise AvocadoError(said, "is it this user's service?") from None
+
+    def close(self) -> None:
+        self._end()
+        self._directory.close()

@@ -1,0 +1,73 @@
+"""A loopback address that is a model elsewhere: an avocado-infer that adds the key and follows the URL."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..files import write_private
+from ..parts.ports import free_port, is_free, require_free
+
+# Where every client of Ollama looks.
+OLLAMA_PORT = 11434
+
+
+@dataclass(frozen=True)
+class Connect:
+    """What was asked for: a `url` with its key, or whatever is discovered; and how it is to be had here."""
+
+    url: str | None = None
+    discover: bool = False
+    key_file: Path | None = None
+    trust: Sequence[str] = ()
+    port: int | None = None
+    socket: Path | None = None
+    local_key: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The command to run, where it will answer, and the file of the key that it asks for, if it asks for one."""
+
+    argv: Sequence[str]
+    address: str
+    key_file: Path | None = None
+    moved: bool = False  # 11434 is taken: clients have to be told
+
+
+def prepare(asked: Connect, folder: Path) -> Prepared:
+    """Choose an address and write what is needed into `folder`. Raises ConfigError."""
+    if asked.url is None and not asked.discover:
+        raise ConfigError("what should be connected?", "give --url URL --key-file FILE, or --discover")
+    if asked.url is not None and asked.discover:
+        raise ConfigError("--url and --discover exclude each other", "leave one of the two out")
+    if asked.url is not None and asked.key_file is None:
+        raise ConfigError("--url needs --key-file: which key opens it?", "give the file that holds it")
+    if asked.socket is not None and (asked.port is not None or asked.local_key):
+        raise ConfigError("--socket excludes --port and --local-key", "a socket is its owner's alone")
+    argv = [sys.executable, "-m", "avocado_magic.infer", "--backend", "remote", "--no-access-log"]
+    argv += ["--discover"] if asked.discover else ["--upstream", str(asked.url)]
+    if asked.key_file is not None:
+        argv += ["--upstream-key-file", str(asked.key_file.expanduser().absolute())]
+    for pattern in asked.trust:
+        argv += ["--trust", pattern]
+    key_file = None
+    if asked.local_key:
+        key_file = write_private(folder / "connect_key", f"avo-{secrets.token_urlsafe(32)}")
+        argv += ["--api-key-file", str(key_file)]
+    else:
+        argv.append("--no-auth")
+    if asked.socket is not None:
+        path = asked.socket.expanduser().absolute()
+        return Prepared([*argv, "--socket", str(path)], f"unix:{path}", key_file)
+    port = asked.port
+    if port is None:
+        port = next((each for each in range(OLLAMA_PORT, OLLAMA_PORT + 20) if is_free(each)), free_port())
+    elif port:
+        require_free(port)
+    port = port or free_port()
+    return Prepared([*argv, "--port", str(port)], f"http://127.0.0.1:{port}", key_file, port != OLLAMA_PORT)

@@ -17,16 +17,20 @@ import pika
 import pytest
 from conftest import free_port, until
 
+from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
 from avocado_magic.discovery import Directory, Instance
 from avocado_magic.discovery.announcer import UrlAnnouncer
 from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
+from avocado_magic.discovery.client import FollowingClient
 from avocado_magic.discovery.message import URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
 from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
 from avocado_magic.discovery.signature import HEADER, sign
 from avocado_magic.discovery.table import Table
-from avocado_magic.errors import AvocadoError, ConfigError
+from avocado_magic.discovery.trust import KeyFile
+from avocado_magic.errors import AvocadoError, ConfigError, NotRunningError
 from avocado_magic.runtime import client, follow
+from avocado_magic.runtime.state import ServiceRecord
 
 STARTED = datetime(2026, 1, 31, 12, 0, 0, tzinfo=timezone.utc)
 SECRET = "discovery-SECRET-that-must-not-be-seen"
@@ -401,3 +405,46 @@ def test_services_of_this_machine_are_found_without_a_broker(home: Path, ollama:
         assert (found.url, found.models) == (state.local_url, ("llama3:latest",))
         client.down()
         until(lambda: known.current() is None, 5, what="its end")
+
+
+def test_a_client_follows_the_url(home: Path, ollama: Path) -> None:
+    def up() -> ServiceRecord:
+        return client.up(resolve({"model": "llama3", "timeout": 30}), None).state
+
+    first = up()
+    hello = [{"role": "user", "content": "hi"}]
+    with Directory() as known, known.connect() as following:
+        assert following.chat("llama3", messages=hello).message.content
+        assert len(list(following.chat("llama3", messages=hello, stream=True))) == 6
+        client.down()
+        second = in_thread(up, "up").result(30)
+        assert second.local_url != first.local_url
+        # The directory may not have looked yet: what had gone is asked once more, at the new place.
+        assert following.chat("llama3", messages=hello).message.content
+        client.down()
+        until(lambda: known.current() is None, 5)
+        with pytest.raises(NotRunningError, match=r"no service is known after 0\.1 s"), known.connect(wait=0.1) as none:
+            none.list()
+
+
+def test_a_client_has_no_key_for_a_stranger(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a.example k\n")
+    stranger = FollowingClient(Only(ODD), lambda each: KeyFile(keys).key_for("https://b.example"), 1.0)
+    with pytest.raises(AvocadoError, match=r"no key was given for b\.example"):
+        stranger.list()
+
+
+class Only:
+    """A directory that knows one instance."""
+
+    notice: str | None = None
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    def current(self) -> Instance | None:
+        return self._instance
+
+    def wait(self, timeout: float | None = None) -> Instance | None:
+        return self._instance

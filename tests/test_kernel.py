@@ -303,3 +303,32 @@ def test_the_panels_thread_ends_when_nobody_looks_and_when_the_service_is_gone(o
     assert kernel.run(threads).printed == "1\n"
     kernel.run("%avocado_down")
     until(lambda: kernel.run(threads).printed == "0\n", 10, "the end of the stopped service's thread")
+
+
+def test_the_magics_that_look_after_a_service(ollama: Path, kernel: Kernel) -> None:
+    assert kernel.run("%avocado_up llama3").status == "ok"
+    assert "service    ready" in kernel.run("%avocado_events").text
+    lines = [json.loads(line) for line in kernel.run("%avocado_events -n 3 --json").printed.splitlines()]
+    assert len(lines) == 3
+    assert "as long as its owners do" in kernel.run("%avocado_keep").text
+    before = client.status()
+    assert "ready" in kernel.run("%avocado_restart").text
+    assert client.status().supervisor != before.supervisor
+    assert "ready" in kernel.run("%avocado_restart engine").text
+    assert client.status().parts["engine"].pid != before.parts["engine"].pid
+    assert str(before.local_url) in kernel.run("%avocado_discover").text
+    examined = kernel.run("%avocado_doctor")
+    assert "ok       python" in examined.text
+    assert "%avocado_up" in examined.text or "0.24.0" in examined.text
+    assert json.loads(kernel.run("%avocado_doctor --json").printed)[0]["check"] == "python"
+    for line, words in {
+        "%avocado_restart nonsense": "there is no part 'nonsense'",
+        "%avocado_events -n many": "is not a whole number",
+        "%avocado_discover --wait long": "is not a number of seconds",
+        "%avocado_keep --name other": "does not run",
+    }.items():
+        ran = kernel.run(line)
+        assert words in ran.text
+        assert "Traceback" not in ran.text
+    kernel.run("%avocado_down")
+    assert "stopped" in kernel.run("%avocado_events").text

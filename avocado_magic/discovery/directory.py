@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .broker import parse_broker_urls
 from .message import SERVICE_ID
 from .reader import BrokerReader, MachineReader
 from .table import Instance, Table
+
+if TYPE_CHECKING:
+    from .client import FollowingClient
 
 logger = logging.getLogger(__name__)
 Callback = Callable[[Instance | None], None]
@@ -92,6 +95,22 @@ class Directory:
                     self._callbacks.remove(callback)
 
         return end
+
+    def connect(
+        self, key_file: Path | None = None, *, trust: Sequence[str] = (), wait: float = 60.0
+    ) -> FollowingClient:
+        """A client with the methods of ``ollama.Client`` that follows the URL, and waits `wait` seconds for one.
+
+        `key_file` holds lines ``HOST KEY``, or a key alone that goes to hosts which a pattern of `trust` fits, and to
+        services whose messages are signed; without one, only this user's own services on this machine are used.
+        """
+        from .client import FollowingClient
+        from .trust import KeyFile, own_key
+
+        if key_file is None:
+            return FollowingClient(self, own_key, wait)
+        keys = KeyFile(key_file, trusted=trust)
+        return FollowingClient(self, lambda each: keys.key_for(each.url, signed=each.signed), wait)
 
     @property
     def dropped(self) -> dict[str, int]:

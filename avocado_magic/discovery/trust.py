@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ..config import services_dir
 from ..errors import AvocadoError, ConfigError
+from .table import Instance
 
 _FORMAT = "write a line `HOST KEY` for each service, or the key alone"
 
@@ -57,6 +60,16 @@ class KeyFile:
         raise AvocadoError(
             f"no key was given for {host}", f"put a line `{host} KEY` into the key file, or say --trust {host}"
         )
+
+
+def own_key(instance: Instance) -> str:
+    """The key of a service of this user on this machine, from its folder. Raises AvocadoError."""
+    try:
+        state = json.loads((services_dir() / instance.instance_id / "state.json").read_text("utf-8"))
+        return Path(str(state["api_key_file"])).read_text("ascii").strip()
+    except (OSError, ValueError, KeyError) as error:
+        said = f"the key of {instance.instance_id} cannot be read ({type(error).__name__})"
+        raise AvocadoError(said, "is it this user's service?") from None
 
 
 def is_loopback(host: str) -> bool:

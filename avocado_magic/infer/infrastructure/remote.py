@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ...config import services_dir
 from ...discovery.directory import Directory
 from ...discovery.table import Instance
-from ...discovery.trust import KeyFile
+from ...discovery.trust import KeyFile, own_key
 from ...errors import AvocadoError
 from .http.client import HttpClient, Response
 
@@ -121,14 +118,9 @@ class Follower:
         self._loop.call_soon_threadsafe(self._upstream.lead_to, None, nothing)
 
     def _key(self, instance: Instance) -> str:
-        if self._keys is not None:
-            return self._keys.key_for(instance.url, signed=instance.signed)
-        try:
-            state = json.loads((services_dir() / instance.instance_id / "state.json").read_text("utf-8"))
-            return Path(str(state["api_key_file"])).read_text("ascii").strip()
-        except (OSError, ValueError, KeyError) as error:
-            said = f"the key of {instance.instance_id} cannot be read ({type(error).__name__})"
-            raise AvocadoError(said, "is it this user's service?") from None
+        if self._keys is None:
+            return own_key(instance)
+        return self._keys.key_for(instance.url, signed=instance.signed)
 
     def close(self) -> None:
         self._end()

@@ -306,19 +306,27 @@ def connect_(
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port here; 11434 or the next free one.")] = None,
     socket: Annotated[Path | None, typer.Option(help="A Unix socket here, in place of a port.")] = None,
+    invite: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A file with an invitation, - for standard input; it says what to lead to."),
+    ] = None,
     local_key: Annotated[
         bool, typer.Option("--local-key", help="Ask for a key here, too, where the host has other users.")
     ] = False,
 ) -> None:
     """Have a loopback address that is the model elsewhere, wherever it moves, until Ctrl-C: for clients that send no key."""
     from .config import services_dir
-    from .runtime.connect import Connect, prepare
+    from .runtime.connect import Connect, of_invite, prepare
 
+    more: dict[str, str] = {}
     with _one_sentence():
         folder = services_dir().parent
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        ready = prepare(Connect(url, discover, key_file, trust or (), port, socket, local_key), folder)
-    said = [f"{ready.address} leads to {url or 'what is discovered'}; Ctrl-C ends it"]
+        asked = Connect(url, discover, key_file, trust or (), port, socket, local_key)
+        if invite is not None:
+            asked, more = of_invite(_line_of(invite), folder, asked)
+        ready = prepare(asked, folder)
+    said = [f"{ready.address} leads to {asked.url or 'what is discovered'}; Ctrl-C ends it"]
     if ready.moved:
         said.append(f"clients of Ollama find it with: export OLLAMA_HOST={ready.address.removeprefix('http://')}")
     if ready.key_file is not None:
@@ -329,7 +337,40 @@ def connect_(
         print(f"avocado: {line}", file=sys.stderr, flush=True)
     # The user's settings of a gateway are for one that runs alone.
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("AVOCADO_INFER_")}
-    os.execve(ready.argv[0], [*ready.argv], kept)
+    os.execve(ready.argv[0], [*ready.argv], {**kept, **more})
+
+
+def _line_of(given: str) -> str:
+    """The invitation in a file, or on standard input: in an argument everybody on this machine could read it."""
+    if given == "-":
+        return sys.stdin.readline()
+    try:
+        return Path(given).expanduser().read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(
+            f"{given[:40]} cannot be read: {why}", "give a file that holds the invitation, or -"
+        ) from None
+
+
+@app.command("invite")
+def invite_(
+    who: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")],
+    models: Annotated[str, typer.Option(help="Models it may use, separated by commas; all by default.")] = "",
+    expires: Annotated[str | None, typer.Option(help="30m, 12h, 7d, 4w, or a day as in 2027-01-31.")] = None,
+    broker: Annotated[
+        bool, typer.Option("--broker", help="Hand RABBITMQ_URL on, too, so that the URL can be followed.")
+    ] = False,
+    name: Name = None,
+) -> None:
+    """Make a key and print one line that carries all a consumer needs, for `avocado connect --invite`; this once."""
+    with _one_sentence():
+        line = client.invite(
+            service_name(name), who, with_broker=broker, settings=resolve({}),
+            models=[model.strip() for model in models.split(",") if model.strip()], expires=expires,
+        )  # fmt: skip
+    print(line)
+    print(f"note: it holds a key; `avocado key revoke {who}` ends it", file=sys.stderr)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,18 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import ollama as ollama_package
+import psutil
 import pytest
 import requests
-from conftest import free_port, until
+from conftest import everything_written, free_port, until
 from gateways import KEY, Gateway, running
 
 from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
+from avocado_magic.discovery import Directory
 from avocado_magic.discovery.broker import parse_broker_url
+from avocado_magic.discovery.invite import Invite
 from avocado_magic.discovery.message import URL_CHANGED, URL_HEARTBEAT, UrlMessage
 from avocado_magic.discovery.publisher import Outgoing, publish
 from avocado_magic.discovery.trust import KeyFile
@@ -232,3 +237,67 @@ def test_what_cannot_be_connected_is_one_sentence(home: Path, arguments: list[st
     )
     assert ran.returncode == 2
     assert words in ran.stderr
+
+
+def avocado(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "avocado_magic.cli", *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_invitation_opens_the_service_until_its_key_is_revoked(home: Path, ollama: Path, tmp_path: Path) -> None:
+    client.up(resolve({"model": "llama3", "timeout": 30}), None)
+    made = avocado("invite", "bob", "--models", "llama3", "--expires", "7d")
+    assert made.returncode == 0, made.stderr
+    line, invite = made.stdout.strip(), Invite.read(made.stdout)
+    assert invite.key not in repr(invite)
+    assert len(made.stdout.splitlines()) == 1
+    file = tmp_path / "bob.invite"
+    file.write_text(line)
+    hello = [{"role": "user", "content": "hi"}]
+    with connected("--invite", str(file)) as url:
+        assert requests.post(f"{url}/api/chat", json=CHAT, timeout=20).status_code == 200
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                assert invite.key not in " ".join(process.cmdline())
+        with Directory.from_invite(line) as directory, directory.connect() as following:
+            assert following.chat("llama3", messages=hello).message.content
+            assert avocado("key", "revoke", "bob").returncode == 0
+            until(
+                lambda: requests.post(f"{url}/api/chat", json=CHAT, timeout=20).status_code == 401, 10, what="its end"
+            )
+            with pytest.raises(ollama_package.ResponseError):
+                following.chat("llama3", messages=hello)
+    assert invite.key not in everything_written(home / "services")
+
+
+def test_an_invitation_needs_a_service_and_a_broker_where_that_is_asked(home: Path, ollama: Path) -> None:
+    assert "is stopped" in avocado("invite", "bob").stderr
+    client.up(resolve({"model": "llama3", "timeout": 30}), None)
+    assert "there is no broker to hand on" in avocado("invite", "bob", "--broker").stderr
+    assert json.loads(avocado("key", "list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "hello",
+        "avocado-invite-1:",
+        "avocado-invite-1:%%%",
+        "avocado-invite-1:e30",
+        "avocado-invite-1:W10",
+        "avocado-invite-1:" + "A" * 9000,
+    ],
+)
+def test_a_line_that_is_no_invitation(home: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match="this is no invitation"):
+        Invite.read(line)
+    said = avocado("connect", "--invite", "-", text=line + "\n")
+    assert said.returncode == 2
+    assert "this is no invitation" in said.stderr

@@ -317,6 +317,8 @@ def test_the_magics_that_look_after_a_service(ollama: Path, kernel: Kernel) -> N
     assert "ready" in kernel.run("%avocado_restart engine").text
     assert client.status().parts["engine"].pid != before.parts["engine"].pid
     assert str(before.local_url) in kernel.run("%avocado_discover").text
+    assert "avo-" not in kernel.run("%avocado_invite bob --expires 7d -o line").text
+    assert "avocado-invite-1:" in kernel.run("print(line.reveal()[:20])").printed
     examined = kernel.run("%avocado_doctor")
     assert "ok       python" in examined.text
     assert "%avocado_up" in examined.text or "0.24.0" in examined.text

@@ -11,9 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from .broker import parse_broker_urls
+from .invite import Invite
 from .message import SERVICE_ID
-from .reader import BrokerReader, MachineReader
+from .reader import BrokerReader, FixedReader, MachineReader
 from .table import Instance, Table
+from .trust import KeyFile, own_key
 
 if TYPE_CHECKING:
     from .client import FollowingClient
@@ -46,17 +48,34 @@ class Directory:
         *,
         secret: str | None = None,
         service_id: str | None = SERVICE_ID,
+        instance_id: str | None = None,
         folder: Path | None = None,
+        fixed: str | None = None,
     ) -> None:
-        """`folder` is where this machine's services keep their states."""
+        """`instance_id` is the only one to be known, `folder` where this machine's services keep their states, and `fixed` a
+        URL that is known once and for all.
+        """
         self._lock = threading.Condition()
-        self._table = Table(secret, service_id)
+        self._table = Table(secret, service_id, instance_id)
+        self._keys: KeyFile | None = None
         self._away = True
         self._current: Instance | None = None
         self._callbacks: list[Callback] = []
         self.notice: str | None = None  # what does not work as it should, in words
-        self._reader: Reader = BrokerReader(parse_broker_urls(url), self) if url else MachineReader(self, folder)
+        if fixed is not None:
+            self._reader: Reader = FixedReader(fixed, instance_id or fixed, self)
+        else:
+            self._reader = BrokerReader(parse_broker_urls(url), self) if url else MachineReader(self, folder)
         self._reader.start()
+
+    @staticmethod
+    def from_invite(line: str, *, secret: str | None = None) -> Directory:
+        """The directory that an invitation leads to; `connect` has its key. ConfigError for a line that is none."""
+        invite = Invite.read(line)
+        fixed = None if invite.broker else invite.url
+        directory = Directory(invite.broker, secret=secret, instance_id=invite.instance_id, fixed=fixed)
+        directory._keys = KeyFile.of(invite.key_line())
+        return directory
 
     # what a program asks
 
@@ -105,11 +124,10 @@ class Directory:
         services whose messages are signed; without one, only this user's own services on this machine are used.
         """
         from .client import FollowingClient
-        from .trust import KeyFile, own_key
 
-        if key_file is None:
+        keys = self._keys if key_file is None else KeyFile(key_file, trusted=trust)
+        if keys is None:
             return FollowingClient(self, own_key, wait)
-        keys = KeyFile(key_file, trusted=trust)
         return FollowingClient(self, lambda each: keys.key_for(each.url, signed=each.signed), wait)
 
     @property

@@ -65,14 +65,19 @@ class _Entry:
 
 
 class Table:
-    """The instances of the service `service_id`, all services' where that is None. Not thread-safe.
+    """The instances of the service `service_id`, all services' where that is None; `instance_id` alone where that is given.
+
+    Not thread-safe.
 
     With `secret`, only messages are believed that were signed with it. `dropped` counts why others were not.
     """
 
-    def __init__(self, secret: str | None = None, service_id: str | None = SERVICE_ID) -> None:
+    def __init__(
+        self, secret: str | None = None, service_id: str | None = SERVICE_ID, instance_id: str | None = None
+    ) -> None:
         self._secret = secret
         self._service_id = service_id
+        self._instance_id = instance_id
         self._entries: dict[str, _Entry] = {}
         self.dropped: dict[str, int] = {}
 
@@ -101,6 +106,8 @@ class Table:
         if seq > (clock.timestamp() + _AHEAD_SECONDS) * 1000:
             raise ValueError("its number is more than an hour ahead")
         if self._service_id is not None and message.service_id != self._service_id:
+            return False
+        if self._instance_id is not None and message.instance_id != self._instance_id:
             return False
         key = message.instance_id or f"{message.service_id} {message.new_url or message.previous_url}"
         known = self._entries.get(key)

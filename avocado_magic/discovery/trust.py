@@ -24,16 +24,27 @@ class KeyFile:
     """
 
     def __init__(self, file: Path, given_for: str | None = None, trusted: Sequence[str] = ()) -> None:
-        self._hosts: dict[str, str] = {}
-        self._alone = ""
-        self._given_for = _origin(given_for) if given_for else None
-        self._trusted = [pattern.lower() for pattern in trusted]
         try:
-            lines = file.read_text("utf-8").splitlines()
+            text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is no text"
             raise ConfigError(f"{file} cannot be read: {why}", _FORMAT) from None
-        for line in lines:
+        self._read(text, str(file))
+        self._given_for = _origin(given_for) if given_for else None
+        self._trusted = [pattern.lower() for pattern in trusted]
+
+    @classmethod
+    def of(cls, text: str) -> KeyFile:
+        """The keys of a file that holds `text`."""
+        keys = cls.__new__(cls)
+        keys._read(text, "it")
+        keys._given_for, keys._trusted = None, []
+        return keys
+
+    def _read(self, text: str, file: str) -> None:
+        self._hosts: dict[str, str] = {}
+        self._alone = ""
+        for line in text.splitlines():
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue

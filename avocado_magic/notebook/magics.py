@@ -201,6 +201,33 @@ class AvocadoMagics(Magics):
 
     @line_magic
     @magic_arguments()
+    @argument("who", help="what the key is called")
+    @argument("--models", default="", help="models it may use, separated by commas; all by default")
+    @argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 4w, or a day as in 2027-01-31")
+    @argument("--broker", action="store_true", help="hand the broker's URL on, too, so that the URL can be followed")
+    @argument("-o", "--output", metavar="VARIABLE", default="invitation", help="put the line into this variable")
+    @argument("--name", help="name of the service")
+    def avocado_invite(self, line: str) -> None:
+        """Make a key and one line that carries all a consumer needs, for ``avocado connect --invite``.
+
+        The line goes into a variable and is never printed: ``invitation.reveal()`` gives it, to hand it on.
+        """
+        from ..runtime import client
+        from ..settings import Secret
+
+        args = parse(self.avocado_invite, line)
+        if not args.output.isidentifier():
+            raise UsageError(f"-o {args.output} is not a variable name")
+        with _usage_errors():
+            made = client.invite(
+                self._name(args), args.who, with_broker=args.broker, settings=self._settings({}),
+                models=[model.strip() for model in args.models.split(",") if model.strip()], expires=args.expires,
+            )  # fmt: skip
+        self.shell.user_ns[args.output] = Secret(made)
+        print(f"the invitation for {args.who!r} is in the variable {args.output}; {args.output}.reveal() gives it")
+
+    @line_magic
+    @magic_arguments()
     @argument("--wait", default="2", metavar="S", help="seconds to wait for one, 2 by default")
     @argument("--json", action="store_true", help="print a list of objects")
     def avocado_discover(self, line: str) -> None:

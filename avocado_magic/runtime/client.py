@@ -13,7 +13,8 @@ from typing import Any
 
 from .. import api_keys
 from ..background import in_thread
-from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
+from ..discovery.invite import Invite
+from ..errors import AvocadoError, ConfigError, NotRunningError, StartError, StoppedByUser
 from ..files import tail
 from ..process import end, processes_of, wait_until
 from ..settings import Settings
@@ -262,6 +263,23 @@ def _differs(name: str, before: ServiceRecord, part: str | None = None) -> bool:
     if part is None:
         return now.supervisor != before.supervisor and now.state.serving and now.live()
     return now.parts[part].state is PartState.HEALTHY and now.parts[part].pid != before.parts[part].pid
+
+
+def invite(name: str, who: str, *, with_broker: bool = False, settings: Settings | None = None, **limits: Any) -> str:
+    """Make a key for `who` and the line that carries it, this once. Raises NotRunningError, or ConfigError for a bad limit.
+
+    `limits` are those of `api_keys.create`. `with_broker` hands the broker of `settings` on, so that the URL can be followed.
+    """
+    state = status(name)
+    if not state.state.serving or not state.local_url:
+        raise NotRunningError(f"the service {name!r} is {state.state}", "{up} starts it")
+    broker = settings.broker_url if settings and with_broker else None
+    if with_broker and broker is None:
+        raise ConfigError("there is no broker to hand on", "set RABBITMQ_URL, or leave --broker away")
+    _, key = api_keys.create(keys_file(name), who, **limits)
+    id_file = ServiceFolder(name).path / "instance_id"
+    instance = id_file.read_text("ascii").strip() if id_file.exists() else name
+    return Invite(state.url or state.local_url, instance, key, broker.reveal() if broker else None).line()
 
 
 def keys_file(name: str = "default") -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..discovery.invite import Invite
 from ..errors import ConfigError
 from ..files import write_private
 from ..parts.ports import free_port, is_free, require_free
@@ -27,6 +28,17 @@ class Connect:
     port: int | None = None
     socket: Path | None = None
     local_key: bool = False
+
+
+def of_invite(line: str, folder: Path, asked: Connect) -> tuple[Connect, dict[str, str]]:
+    """What an invitation asks for, its key in a file of `folder`, and what the environment has to hold. Raises ConfigError."""
+    if asked.url or asked.discover or asked.key_file:
+        raise ConfigError("--invite says what to connect", "leave --url, --discover and --key-file away")
+    invite = Invite.read(line)
+    key_file = write_private(folder / "invite_key", invite.key_line())
+    if invite.broker is None:
+        return replace(asked, url=invite.url, key_file=key_file), {}
+    return replace(asked, discover=True, key_file=key_file), {"RABBITMQ_URL": invite.broker}
 
 
 @dataclass(frozen=True)

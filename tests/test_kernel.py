@@ -319,6 +319,7 @@ def test_the_magics_that_look_after_a_service(ollama: Path, kernel: Kernel) -> N
     assert str(before.local_url) in kernel.run("%avocado_discover").text
     assert "avo-" not in kernel.run("%avocado_invite bob --expires 7d -o line").text
     assert "avocado-invite-1:" in kernel.run("print(line.reveal()[:20])").printed
+    assert "stand-in" in kernel.run("%%ollama --discover\nhi").text
     examined = kernel.run("%avocado_doctor")
     assert "ok       python" in examined.text
     assert "%avocado_up" in examined.text or "0.24.0" in examined.text
@@ -334,3 +335,6 @@ def test_the_magics_that_look_after_a_service(ollama: Path, kernel: Kernel) -> N
         assert "Traceback" not in ran.text
     kernel.run("%avocado_down")
     assert "stopped" in kernel.run("%avocado_events").text
+    nothing = kernel.run("%%ollama --discover\nhi")
+    assert "no service was found" in nothing.text
+    assert "Traceback" not in nothing.text

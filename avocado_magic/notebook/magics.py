@@ -323,6 +323,8 @@ class AvocadoMagics(Magics):
     )
     @argument("-o", "--output", metavar="VARIABLE", help="put the answer into this variable")
     @argument("--url", help="another service's URL; its key is taken from AVOCADO_API_KEY")
+    @argument("--discover", action="store_true", help="whatever service is out there, as %%avocado_discover finds it")
+    @argument("--key-file", metavar="FILE", help="lines of HOST KEY, for what is discovered at a broker")
     @argument("--name", help="name of the service")
     def ollama(self, line: str, cell: str | None = None) -> Any:
         """Ask the model; the answer appears as it is made. Returns it with its token counts.
@@ -346,7 +348,10 @@ class AvocadoMagics(Magics):
         if args.output and not args.output.isidentifier():
             raise UsageError(f"-o {args.output} is not a variable name")
         with _usage_errors():
-            request = ollama_magic.request_of(args, self._name(args), self._elsewhere() if args.url else {})
+            if args.discover and (args.url or args.name):
+                raise UsageError("--discover excludes --url and --name")
+            settings = self._settings({}) if args.discover else None
+            request = ollama_magic.request_of(args, self._name(args), self._elsewhere() if args.url else {}, settings)
             return ollama_magic.ask(self.shell, request, prompt, args.output)
 
     def _configured(self) -> dict[str, Any]:

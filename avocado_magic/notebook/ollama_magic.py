@@ -7,16 +7,21 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..config import base_url
 from ..errors import AvocadoError, ConfigError, NotRunningError, StoppedByUser
 from ..runtime import client
+from ..runtime.discover import way_to
+from ..settings import Settings
 from .host import in_kernel
 
 # An output block is closed at about this size: re-sending a long one whole makes pages freeze.
 BLOCK_BYTES = 8000
 _UPDATE_SECONDS = 0.1
+# What --discover waits for a service.
+_DISCOVER_SECONDS = 5.0
 # How engines say that a prompt is longer than the context.
 _NO_ROOM = re.compile(r"context (length|size)|length of the context")
 
@@ -53,11 +58,11 @@ class Answer:
         return f"<{self.model}: {self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s{how}>"
 
 
-def request_of(args: Any, name: str, elsewhere: Mapping[str, Any]) -> Request:
+def request_of(args: Any, name: str, elsewhere: Mapping[str, Any], settings: Settings | None = None) -> Request:
     """The request that the flags `args` mean, to the service `name`, or with --url to another.
 
-    `elsewhere` has the `api_key` and `model` for that one; our own key never goes there. Raises
-    ConfigError or NotRunningError.
+    `elsewhere` has the `api_key` and `model` for that one; our own key never goes there. `settings` say where to look for
+    whatever is out there, with --discover. Raises ConfigError, NotRunningError, or AvocadoError where no key was given for it.
     """
     options = dict(_option(text) for text in args.option or [])
     if args.temperature is not None:
@@ -65,6 +70,11 @@ def request_of(args: Any, name: str, elsewhere: Mapping[str, Any]) -> Request:
             options["temperature"] = float(args.temperature)
         except ValueError:
             raise ConfigError(f"-t {args.temperature} is not a number", "0 is deterministic, 0.8 usual") from None
+    if settings is not None:
+        file = Path(args.key_file).expanduser() if args.key_file else None
+        instance, found = way_to(settings, file, _DISCOVER_SECONDS)
+        model = args.model or next(iter(instance.models), "")
+        return Request(instance.url, model, options, args.system, found)
     if args.url:
         key, model = elsewhere.get("api_key"), args.model or elsewhere.get("model")
         if not model:

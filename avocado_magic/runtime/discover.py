@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..discovery.directory import Directory
 from ..discovery.table import Instance
+from ..discovery.trust import KeyFile, own_key
+from ..errors import ConfigError, NotRunningError
 from ..settings import Settings
 
 
@@ -32,6 +35,22 @@ def discover(settings: Settings, seconds: float) -> Found:
     with directory(settings) as known:
         known.wait(seconds)
         return Found(known.instances(), where, known.notice)
+
+
+def way_to(settings: Settings, key_file: Path | None, seconds: float) -> tuple[Instance, str]:
+    """The best instance there is, and the key that was given for it.
+
+    Raises NotRunningError where none is known in time, AvocadoError where no key was given for it.
+    """
+    with directory(settings) as known:
+        instance, notice = known.wait(seconds), known.notice
+    if instance is None:
+        raise NotRunningError("no service was found", notice or "{up MODEL} starts one here")
+    if key_file is not None:
+        return instance, KeyFile(key_file).key_for(instance.url, signed=instance.signed)
+    if settings.broker_url is not None:
+        raise ConfigError(f"no key was given for {instance.url}", "name a file of lines HOST KEY with --key-file")
+    return instance, own_key(instance)
 
 
 def table(found: Found) -> str:

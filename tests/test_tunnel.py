@@ -139,6 +139,34 @@ def test_a_config_file_of_ones_own_is_used_as_it_is(
     assert mine.exists()
 
 
+@pytest.mark.parametrize("agent", ["2.3.41", "3.5.0", "3.39.1"])
+@pytest.mark.parametrize(
+    "config", ["region: eu\n", 'version: "2"\nregion: eu\n', 'version: "3"\nagent:\n  update_check: false\n']
+)
+def test_a_token_of_the_environment_joins_a_config_of_ones_own(
+    home: Path, ollama: Path, ngrok: Path, monkeypatch: pytest.MonkeyPatch, agent: str, config: str
+) -> None:
+    mine = home.parent / "mine.yml"
+    mine.write_text(config)
+    monkeypatch.setenv("AVOCADO_NGROK_CONFIG", str(mine))
+    monkeypatch.setenv("FAKE_NGROK_VERSION", agent)
+    assert up().parts["tunnel"].state == "healthy"
+    assert mine.read_text() == config
+    client.down()
+
+
+@pytest.mark.parametrize("agent", ["2.3.41", "3.39.1"])
+def test_a_token_at_the_root_of_an_older_config_is_taken(
+    home: Path, ollama: Path, ngrok: Path, monkeypatch: pytest.MonkeyPatch, agent: str
+) -> None:
+    monkeypatch.delenv("NGROK_AUTHTOKEN")
+    mine = home.parent / "mine.yml"
+    mine.write_text(f"authtoken: {TOKEN}\n")
+    monkeypatch.setenv("AVOCADO_NGROK_CONFIG", str(mine))
+    monkeypatch.setenv("FAKE_NGROK_VERSION", agent)
+    assert up().parts["tunnel"].state == "healthy"
+
+
 def test_a_tunnel_that_dies_is_opened_again_and_its_new_url_is_known(ollama: Path, ngrok: Path) -> None:
     first = up()
     os.kill(first.parts["tunnel"].pid or 0, signal.SIGKILL)

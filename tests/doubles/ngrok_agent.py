@@ -405,7 +405,9 @@ def main(argv):
         return 1
     cfg = load_cfg(cfgpath)
     agent_cfg = cfg.get("agent", {}) if str(cfg.get("version")) == "3" else cfg
-    token = opt(argv, "--authtoken") or os.environ.get("NGROK_AUTHTOKEN") or agent_cfg.get("authtoken")
+    # Agents before 3 read it in their file alone.
+    told = os.environ.get("NGROK_AUTHTOKEN") if not VERSION.startswith("2.") else None
+    token = opt(argv, "--authtoken") or told or agent_cfg.get("authtoken") or cfg.get("authtoken")
     log("info", "no configuration paths supplied") if not cfgpath else log(
         "info", "open config file", path=cfgpath, err="nil"
     )

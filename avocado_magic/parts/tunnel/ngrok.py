@@ -187,8 +187,10 @@ class Ngrok:
 
         if self._settings.ngrok_config:
             path = str(Path(self._settings.ngrok_config).expanduser().absolute())
-            if self._settings.ngrok_token:
+            if self._settings.ngrok_token and version[:1] >= (3,):
                 os.environ["NGROK_AUTHTOKEN"] = self._settings.ngrok_token.reveal()
+            elif self._settings.ngrok_token:
+                path = self._with_token(Path(path))
         else:
             self._write_config(version)
             path = str(self._config_file)
@@ -207,6 +209,20 @@ class Ngrok:
         config.auth_token = None
         config.api_key = None
         return config
+
+    def _with_token(self, theirs: Path) -> str:
+        """A copy of the user's config with the token in it: agents before 3 read it nowhere else. Raises StartError."""
+        import yaml  # type: ignore[import-untyped]  # it comes with pyngrok
+
+        assert self._settings.ngrok_token is not None
+        try:
+            config = yaml.safe_load(theirs.read_text("utf-8")) or {}
+            config["authtoken"] = self._settings.ngrok_token.reveal()
+        except (OSError, yaml.YAMLError, TypeError):
+            said = f"AVOCADO_NGROK_CONFIG names {theirs}, which is no configuration of ngrok's"
+            raise part_error(self.name, said, "mend it, or unset it") from None
+        self._config_file = write_private(self._config_file, yaml.safe_dump(config))
+        return str(self._config_file)
 
     def _write_config(self, version: tuple[int, ...]) -> None:
         token = json.dumps(self._settings.ngrok_token.reveal() if self._settings.ngrok_token else "")

@@ -95,6 +95,14 @@ class Broker:
             f"ssl_options.keyfile = {key}\nssl_options.cacertfile = {self.certificate}\nssl_options.verify = verify_none\n"
         )
 
+    def blocked(self) -> bool:
+        """Whether a connection is held up, for want of memory for one."""
+        program = find("rabbitmqctl")
+        assert program is not None
+        listing = [program, "-n", self.node, "-q", "list_connections", "state"]
+        done = subprocess.run(listing, env=self._environment, capture_output=True, timeout=90, check=False)
+        return b"block" in done.stdout
+
     def control(self, *arguments: str, check: bool = True) -> int:
         """rabbitmqctl; its exit status."""
         program = find("rabbitmqctl")

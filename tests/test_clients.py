@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,16 @@ from typing import Any
 
 import ollama
 import openai
+import pika
 import psutil
 import pytest
 import requests
+from conftest import until
 from gateways import BEARER, KEY, Gateway, embedded_engine, running, templated_engine
+
+from avocado_magic.discovery.broker import parse_broker_url
+from avocado_magic.discovery.message import URL_CHANGED, UrlMessage
+from avocado_magic.discovery.publisher import Outgoing, publish
 
 MODEL = "smollm2:135m"
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
@@ -285,6 +292,29 @@ def test_cline(agents: Gateway, tmp_path: Path) -> None:
     result = next(event for event in map(json.loads, lines) if event["type"] == "run_result")
     assert result["text"]
     assert result["finishReason"] != "error"
+
+
+@needs_node_clients
+@pytest.mark.broker
+def test_the_consumer_in_javascript(broker: Any, tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```js\n(.*?)```", readme, re.DOTALL)
+    script = ENVIRONMENT / "consumer.mjs"  # packages are looked for beside the script
+    script.write_text(code)
+    message = UrlMessage("https://abc.ngrok-free.app", models=("llama3:latest",), seq=1)
+    with subprocess.Popen(
+        ["node", str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "RABBITMQ_URL": broker.url}
+    ) as run:
+        try:
+            changed = Outgoing(URL_CHANGED, message.to_json(), mandatory=True)
+            until(lambda: publish(parse_broker_url(broker.url), [changed]).delivered, 20, what="a queue")
+            assert run.stdout is not None
+            assert run.stdout.readline() == "the model is at https://abc.ngrok-free.app [ 'llama3:latest' ]\n"
+        finally:
+            run.kill()
+            script.unlink()
+            with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+                connection.channel().queue_delete("inference-url-updates")
 
 
 def test_a_prompt_that_is_cut_is_said_through_the_gateway_too(gateway: Gateway) -> None:

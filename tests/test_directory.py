@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -201,7 +203,14 @@ def test_urls_with_queries_several_and_of_ipv6(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def directory(broker: Any) -> Iterator[Callable[..., Directory]]:
+def empty_log(broker: Any) -> None:
+    """Nothing of what other tests have told: the log keeps it for a while."""
+    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+        connection.channel().queue_delete(LOG_QUEUE)
+
+
+@pytest.fixture
+def directory(broker: Any, empty_log: None) -> Iterator[Callable[..., Directory]]:
     opened: list[Directory] = []
 
     def make(url: str | None = None, **more: Any) -> Directory:
@@ -214,13 +223,11 @@ def directory(broker: Any) -> Iterator[Callable[..., Directory]]:
 
 
 @pytest.fixture
-def announcer(broker: Any) -> Iterator[UrlAnnouncer]:
+def announcer(broker: Any, empty_log: None) -> Iterator[UrlAnnouncer]:
     announcing = UrlAnnouncer(parse_broker_urls(broker.url))
     announcing.begin()
     yield announcing
     announcing.stop(2)
-    with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
-        connection.channel().queue_delete(LOG_QUEUE)
 
 
 @pytest.mark.broker
@@ -306,6 +313,53 @@ def test_signed_ones_through_a_broker(
     assert found is not None
     assert (found.url, found.signed) == ("https://signed.example", True)
     assert [each.url for each in known.instances()] == ["https://signed.example"]
+
+
+@pytest.mark.broker
+def test_poison_reaches_no_callback_and_stops_nothing(
+    broker: Any, announcer: UrlAnnouncer, directory: Callable[..., Directory]
+) -> None:
+    known = directory()
+    told: list[Instance | None] = []
+    known.subscribe(told.append)
+    until(lambda: not known._away, 10)
+    poison = [Outgoing(URL_HEARTBEAT, body) for name, body in POISON.items() if name != "ten megabytes"]
+    publish(parse_broker_url(broker.url), [*poison, Outgoing("inference.url.withdrawn", b"\x00")])
+    announcer.publish(UrlMessage("https://a.example", instance_id="one"))
+    assert known.wait(10)
+    until(lambda: len(told) == 2, 5)
+    assert told[-1] is not None
+    assert told[-1].url == "https://a.example"
+    assert sum(known.dropped.values()) == len(poison) + 1
+
+
+@pytest.mark.broker
+def test_a_subscriber_that_is_slow_or_fails_keeps_nobody_waiting(
+    announcer: UrlAnnouncer, directory: Callable[..., Directory]
+) -> None:
+    known = directory()
+    held = threading.Event()
+
+    def slow(instance: Instance | None) -> None:
+        if instance is not None:
+            held.wait(20)
+            raise RuntimeError("it fails, too")
+
+    known.subscribe(slow)
+    announcer.publish(UrlMessage("https://a.example", instance_id="one"))
+    assert known.wait(10)
+    announcer.publish(UrlMessage("https://b.example", instance_id="one"))
+    until(lambda: (current := known.current()) and current.url == "https://b.example", 10)
+    held.set()
+
+
+def test_a_broker_that_says_nothing_holds_nobody(directory: Callable[..., Directory]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        known = directory(f"amqp://127.0.0.1:{silent.getsockname()[1]}")
+        assert known.wait(0.3) is None
+        known.close()
+        assert time.monotonic() - begun < 5
 
 
 def test_a_broker_that_is_away_is_no_end(directory: Callable[..., Directory]) -> None:

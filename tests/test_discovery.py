@@ -22,6 +22,7 @@ from broker import PASSWORD
 from conftest import everything_written, free_port, until
 from gateways import KEY, running
 
+from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
 from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
 from avocado_magic.discovery.failures import PublishError
@@ -385,6 +386,37 @@ def test_over_tls_with_a_certificate_that_is_checked(
     monkeypatch.setenv("SSL_CERT_FILE", str(broker.certificate))
     assert publish(over_tls, [CHANGED], deadline=5).delivered
     assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+
+
+@pytest.mark.broker
+def test_the_certificate_of_the_broker_is_named_in_its_url(broker: Any, consumer: Consumer) -> None:
+    url = broker.url.replace("amqp://", "amqps://").replace(str(broker.port), str(broker.tls_port))
+    for query in (f"cacertfile={broker.certificate}", "verify=verify_none"):
+        assert publish(parse_broker_url(f"{url}?{query}"), [CHANGED], deadline=5).delivered
+        assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+    wrong = parse_broker_url(f"{url}?cacertfile={broker.certificate}&server_name_indication=other.example")
+    with pytest.raises(PublishError, match="TLS with"):
+        publish(wrong, [CHANGED], deadline=5)
+
+
+@pytest.mark.broker
+def test_a_connection_that_the_broker_drops_before_it_confirms_is_an_unknown_outcome(
+    broker: Any, consumer: Consumer
+) -> None:
+    port = free_port()
+    way = Forward(port, broker.port)
+    broker.control("set_vm_memory_high_watermark", "absolute", "1")
+    try:
+        through = parse_broker_url(broker.url.replace(f":{broker.port}/", f":{port}/"))
+        publishing = in_thread(lambda: publish(through, [CHANGED], deadline=30), "held")
+        until(lambda: broker.blocked() or publishing.done(), 20, what="a publisher that is blocked")
+        way.close()
+        with pytest.raises(PublishError) as caught:
+            publishing.result(10)
+        assert caught.value.unknown
+        assert "broke off" in caught.value.sentence()
+    finally:
+        broker.control("set_vm_memory_high_watermark", "0.8")
 
 
 def test_a_gateway_alone_announces_itself(broker: Any, consumer: Consumer, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import requests
 from conftest import TOKEN, everything_written, trace_of, until
 from kernels import Kernel
 
@@ -320,6 +321,17 @@ def test_the_magics_that_look_after_a_service(ollama: Path, kernel: Kernel) -> N
     assert "avo-" not in kernel.run("%avocado_invite bob --expires 7d -o line").text
     assert "avocado-invite-1:" in kernel.run("print(line.reveal()[:20])").printed
     assert "stand-in" in kernel.run("%%ollama --discover\nhi").text
+    connected = kernel.run("%avocado_connect --invite line --port 0")
+    assert connected.status == "ok", connected.text
+    address = connected.printed.split()[0]
+    assert "avo-" not in connected.text
+    chat = {"model": "llama3", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+    assert requests.post(f"{address}/api/chat", json=chat, timeout=20).status_code == 200
+    assert "there is no variable nobody" in kernel.run("%avocado_connect --invite nobody").text
+    assert "what should be connected?" in kernel.run("%avocado_connect").text
+    assert "1 ended" in kernel.run("%avocado_connect --stop").text
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{address}/healthz", timeout=2)
     examined = kernel.run("%avocado_doctor")
     assert "ok       python" in examined.text
     assert "%avocado_up" in examined.text or "0.24.0" in examined.text

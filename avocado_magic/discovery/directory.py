@@ -61,11 +61,13 @@ class Directory:
         self._away = True
         self._current: Instance | None = None
         self._callbacks: list[Callback] = []
+        self._news, self._closed = threading.Event(), False
         self.notice: str | None = None  # what does not work as it should, in words
         if fixed is not None:
             self._reader: Reader = FixedReader(fixed, instance_id or fixed, self)
         else:
             self._reader = BrokerReader(parse_broker_urls(url), self) if url else MachineReader(self, folder)
+        threading.Thread(target=self._call_back, name="avocado-directory-news", daemon=True).start()
         self._reader.start()
 
     @staticmethod
@@ -137,6 +139,9 @@ class Directory:
             return dict(self._table.dropped)
 
     def close(self) -> None:
+        """End the threads; what is known stays."""
+        self._closed = True
+        self._news.set()
         self._reader.stop()
 
     def __enter__(self) -> Directory:
@@ -175,14 +180,25 @@ class Directory:
 
     def _tell(self) -> None:
         with self._lock:
-            current, callbacks = self.current(), list(self._callbacks)
-            before, self._current = self._current, current
             self._lock.notify_all()
             # Being away changes nothing for who uses an instance already.
-            if self._away or (before and (before.url, before.models)) == (current and (current.url, current.models)):
-                return
-        for callback in callbacks:
-            _call(callback, current)
+            if not self._away:
+                self._news.set()
+
+    def _call_back(self) -> None:
+        """Tell the subscribers, in a thread of its own: a slow one keeps nobody from knowing."""
+        while not self._closed:
+            self._news.wait()
+            self._news.clear()
+            with self._lock:
+                current, callbacks = self.current(), list(self._callbacks)
+                before, self._current = self._current, current
+                if self._away or (before and (before.url, before.models)) == (
+                    current and (current.url, current.models)
+                ):
+                    continue
+            for callback in callbacks:
+                _call(callback, current)
 
 
 def _call(callback: Callback, instance: Instance | None) -> None:

@@ -201,6 +201,43 @@ class AvocadoMagics(Magics):
 
     @line_magic
     @magic_arguments()
+    @argument("--url", help="the service to lead to")
+    @argument(
+        "--discover", action="store_true", help="whatever announces itself, this machine's services without a broker"
+    )
+    @argument("--key-file", metavar="FILE", help="the key for the URL, or lines of HOST KEY for what is discovered")
+    @argument("--trust", action="append", metavar="PATTERN", help="hosts to which a key alone may go; may be repeated")
+    @argument("--invite", metavar="VARIABLE", help="a variable that holds an invitation")
+    @argument("--port", metavar="N", help="port here; 11434 or the next free one")
+    @argument("--local-key", action="store_true", help="ask for a key here, too, where the host has other users")
+    @argument("--stop", action="store_true", help="end what this notebook has connected")
+    def avocado_connect(self, line: str) -> None:
+        """Have a loopback address that is the model elsewhere, wherever it moves, for as long as this notebook runs.
+
+        For clients that send no key and follow no URL. The same from a shell: ``avocado connect``.
+
+        Examples::
+
+            %avocado_connect --discover
+            %avocado_connect --invite invitation --port 11500
+            %avocado_connect --stop
+        """
+        from . import connections
+
+        args = parse(self.avocado_connect, line)
+        with _usage_errors():
+            if args.stop:
+                print(connections.stop())
+                return
+            invitation = None
+            if args.invite is not None:
+                invitation = self.shell.user_ns.get(args.invite)
+                if invitation is None:
+                    raise UsageError(f"there is no variable {args.invite}")
+            print(connections.start(args, invitation, _count(args.port, "--port"), self._settings({})))
+
+    @line_magic
+    @magic_arguments()
     @argument("who", help="what the key is called")
     @argument("--models", default="", help="models it may use, separated by commas; all by default")
     @argument("--expires", metavar="WHEN", help="30m, 12h, 7d, 4w, or a day as in 2027-01-31")

@@ -59,7 +59,14 @@ def announced(state: ServiceRecord) -> str:
     if state.announced is None:
         return "nothing yet"
     seconds = max(0.0, (utc_now() - parsed(state.announced["at"])).total_seconds())
-    said = f"{seconds:.0f} s ago, {state.announced['outcome']}"
+    return f"{seconds:.0f} s ago, {announced_words(state)}"
+
+
+def announced_words(state: ServiceRecord) -> str:
+    """The same without the time, which a page counts itself."""
+    if state.announced is None:
+        return ""
+    said = state.announced["outcome"]
     about = state.parts["announcer"].about
     if about.get("consumers") is None:
         return said

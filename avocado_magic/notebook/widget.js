@@ -81,6 +81,7 @@ function render({ model, el }) {
     const notes = [];
     if (gone) notes.push("no sign of life from the kernel: this may be out of date");
     else if (!over && service.started_at) notes.push(`up ${lasting(Date.now() - Date.parse(service.started_at))}`);
+    if (!over && service.announced) notes.push(`announced ${lasting(Date.now() - Date.parse(service.announced.at))} ago, ${service.announced_words}`);
     if (!over && service.ends_at) notes.push(`ends in ${lasting(Date.parse(service.ends_at) - Date.now())}`);
     if (waiting && Date.now() - waiting > WAIT_MS) notes.push("waiting for the running cell");
     foot.textContent = [...notes, ...(over ? [] : service.notices || [])].join(" · ");

@@ -16,7 +16,7 @@ from ..runtime import client
 from ..runtime.state import PARTS, ServiceRecord
 from ..states import ServiceState
 from .host import enable_widgets, in_kernel
-from .render import line, text, told, whole
+from .render import announced_words, line, text, told, whole
 
 _POLL_SECONDS = 0.5
 _BEAT_SECONDS = 5.0
@@ -65,6 +65,7 @@ def view_of(state: ServiceRecord) -> dict[str, Any]:
         "details": {name: told(state, name) for name in PARTS},
         "notices": [worded(notice, in_notebook) for notice in state.notices],
         "ends_at": state.ends_at,
+        "announced_words": announced_words(state),
         "problem": worded(problem, in_notebook),
     }
 

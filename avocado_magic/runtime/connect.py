@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..discovery.invite import Invite
-from ..errors import ConfigError
-from ..files import write_private
-from ..parts.ports import free_port, is_free, require_free
+import requests
 
+from ..discovery.invite import Invite
+from ..errors import ConfigError, StartError
+from ..files import tail, write_private
+from ..parts.ports import free_port, is_free, require_free
+from ..process import ManagedProcess, wait_until, without_variables
+from ..sessions import local_session, split_url
+
+# Well within the time after which an avocado-infer that nobody watches ends.
+_BEAT_SECONDS, _START_SECONDS = 5.0, 20.0
 # Where every client of Ollama looks.
 OLLAMA_PORT = 11434
 
@@ -83,3 +93,43 @@ def prepare(asked: Connect, folder: Path) -> Prepared:
         require_free(port)
     port = port or free_port()
     return Prepared([*argv, "--port", str(port)], f"http://127.0.0.1:{port}", key_file, port != OLLAMA_PORT)
+
+
+class Connected:
+    """A running connection of this process's, which ends with it. Raises StartError where it does not come up."""
+
+    def __init__(self, prepared: Prepared, log: Path, environment: Mapping[str, str]) -> None:
+        self.prepared = prepared
+        ours, theirs = socket.socketpair()
+        self._beats = ours
+        kept = {**without_variables("AVOCADO_INFER_"), **environment}
+        argv = [*prepared.argv, "--watcher", str(theirs.fileno())]
+        self._process = ManagedProcess(argv, log, kept, [theirs.fileno()])
+        with theirs:
+            self._process.start()
+        threading.Thread(target=self._beat, name="avocado-connection", daemon=True).start()
+        if not wait_until(lambda: self._process.returncode() is not None or self._answers(), _START_SECONDS):
+            self.stop()
+        if self._process.returncode() is not None:
+            lines = tail(log, 5)
+            said = lines[-1].removeprefix("avocado-infer: ") if lines else "it ended while it started"
+            raise StartError(said, "see the lines below", part="connection", log=lines, log_file=str(log))
+
+    def _answers(self) -> bool:
+        base, path = split_url(self.prepared.address)
+        try:
+            with local_session(path) as session:
+                return session.get(f"{base}/healthz", timeout=1).status_code == 200
+        except requests.RequestException:
+            return False
+
+    def _beat(self) -> None:
+        with suppress(OSError):  # it has ended
+            while self._process.returncode() is None:
+                self._beats.sendall(b".")
+                time.sleep(_BEAT_SECONDS)
+
+    def stop(self) -> None:
+        """End it, and wait for that."""
+        self._process.stop(5)
+        self._beats.close()

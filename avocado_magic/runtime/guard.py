@@ -21,6 +21,8 @@ from typing import Any
 # So often another supervisor is started within so many seconds; what ends it more often will do so again.
 _TIMES, _WITHIN = 3, 600.0
 _LOCK_SECONDS = 120.0
+# Without a supervisor for so long, what runs is ended.
+_UNWATCHED_SECONDS = 30.0
 # So many seconds of running without a beat, and the supervisor hangs. Counted in turns of this loop, not by a clock:
 # while the machine sleeps, neither of the two runs.
 _SILENT_TURNS = 10
@@ -126,11 +128,12 @@ def _replace(order: Mapping[str, Any], channel: Channel, ordered: bool) -> int:
         port = int((state.local_url or ":0").rpartition(":")[2])
         settings = Settings.from_wire({**order["settings"], "port": port})
         owners = [owner for owner in map(Owner.from_dict, state.owners) if owner]
-        while state.state.serving and len(revived) < _TIMES:
+        until = time.monotonic() + _UNWATCHED_SECONDS
+        while state.state.serving and len(revived) < _TIMES and (left := until - time.monotonic()) > 0:
             revived += [] if ordered else [time.time()]
             ordered = False
             try:
-                spawn(folder, settings, owners, instance, revived, channel.held).release()
+                spawn(folder, settings, owners, instance, revived, channel.held, left).release()
                 return 0
             except AvocadoError as error:
                 _say(error.message)

@@ -66,11 +66,12 @@ def spawn(
     instance: str,
     revived: Sequence[float] = (),
     held: Mapping[str, int] | None = None,
+    seconds: float = _STARTED_SECONDS,
 ) -> Leash:
     """Start a supervisor, and return when it has begun. Raises StartError where it does not; nothing of it is left then.
 
     `revived` is when it was started in place of one that was killed (time.time()), and `held` what is held open for
-    the parts it is to go on with.
+    the parts it is to go on with. It has `seconds` to begin.
     """
     reap()
     log = folder.log("supervisor")
@@ -91,7 +92,7 @@ def spawn(
             # Built inside the call: the secrets are in no variable that a verbose traceback would show.
             child.stdin.write(order(folder, settings, instance, [owner.to_dict() for owner in owners], revived, held))
             child.stdin.flush()
-        _wait_begun(child, folder, log)
+        _wait_begun(child, folder, log, seconds)
         return Leash(child.stdin)
     except BaseException:
         # Nothing has been written by which anybody could find it later. What it was to go on with is its guard's.
@@ -142,8 +143,8 @@ def order(
     return json.dumps(told).encode() + b"\n"
 
 
-def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, log: Path) -> None:
-    deadline = time.monotonic() + _STARTED_SECONDS
+def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             state = folder.read()

@@ -60,12 +60,14 @@ def go_on(service: Service, held: Mapping[str, int]) -> None:
         for name, each in about.items()
     }
     _end_strays(record.instance, [identity.pid for identity in known.values()])
+    announced = record.announced
     parts = make_parts(service, before)
+    parts.announcer.announced = announced
     parts.engine.model, parts.engine.where = record.model, str(record.engine.get("where") or "")
     service.announced_url = record.url
     parts.announcer.start(service.context("announcer"))
     message = parts.message()
-    if message is not None and record.announced and record.announced.get("outcome") == "confirmed":
+    if message is not None and announced and announced.get("outcome") == "confirmed":
         parts.announcer.go_on(message)
     else:
         parts.announce()

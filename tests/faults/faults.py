@@ -112,18 +112,23 @@ def _single() -> list[Fault]:
     return found
 
 
+def _ends(number: signal.Signals, first: str, second: str) -> bool:
+    """Whether the service ends with the two: it is without a watcher, or TERM was said to its supervisor."""
+    return {first, second} == {"supervisor", "guard"} or (number is signal.SIGTERM and "supervisor" in (first, second))
+
+
 def _pairs() -> list[Fault]:
     return [
         Fault(
             f"{number.name} to {first} and {second}",
             send(number, first, second),
-            again=(first, second) if {first, second} != {"supervisor", "guard"} else (),
-            ends={first, second} == {"supervisor", "guard"},
+            again=() if _ends(number, first, second) else (first, second),
+            ends=_ends(number, first, second),
             loses=ANY,
             slow=True,
             seconds=90,
         )
-        for number in (signal.SIGKILL, signal.SIGSTOP)
+        for number in SIGNALS
         for first, second in combinations(PROCESSES, 2)
     ]
 
@@ -173,6 +178,11 @@ def half_state(world: World) -> None:
     file = world.folder / "state.json"
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
+
+
+def another_user(world: World) -> None:
+    if os.getuid() == 0:
+        os.chown(world.folder / "state.json", 65534, 65534)
 
 
 def suspend(world: World) -> None:
@@ -234,6 +244,12 @@ FAULTS: list[Fault] = [
         lambda world: void(client.restart()),
         again=("supervisor", "gateway"),
         kept=("engine", "tunnel"),
+    ),
+    Fault(
+        "state.json belongs to another user",
+        another_user,
+        kept=PROCESSES[:4],
+        how="given to nobody, where we are root",
     ),
     Fault(
         "engine answers and generates nothing",

@@ -220,14 +220,27 @@ def test_a_clock_that_is_set(home: Path, ollama: Path, ngrok: Path, jump: int) -
     assert client.down()
 
 
-def test_an_owner_that_is_a_zombie_is_gone(home: Path, ollama: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_owner_that_is_a_zombie_is_gone(home: Path, ollama: Path, number: signal.Signals) -> None:
     owner = subprocess.Popen(["sleep", "60"])
     up(Owner.of(owner.pid), grace=0.02)
-    with row("SIGKILL to the only owner, which stays a zombie; grace of 1.2 s"):
-        owner.kill()  # and nobody waits for it yet
+    with row(f"{number.name} to the only kernel, which stays a zombie; grace of 1.2 s"):
+        owner.send_signal(number)  # and nobody waits for it yet
         until(lambda: client.status().state == "stopped", 30, what="the end of the grace time")
     owner.wait()
     until(lambda: not our_processes(str(home.parent)), 10, what="nothing left")
+
+
+def test_a_kernel_that_is_stopped_is_still_an_owner(home: Path, ollama: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as owner:
+        before = up(Owner.of(owner.pid), grace=0.001)
+        with row("SIGSTOP to the only kernel; it owns the service all the same", how="for 8 s, the grace being 0.06 s"):
+            owner.send_signal(signal.SIGSTOP)
+            until(lambda: client.status().beat > before.beat + 8, 30, what="eight seconds")
+        after = client.status()
+        owner.kill()
+    assert after.state == "ready"
+    assert [each["pid"] for each in after.owners] == [owner.pid]
 
 
 @pytest.mark.parametrize("where", ["/proc/avocado", "/dev/null/avocado"])

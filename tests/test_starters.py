@@ -22,7 +22,7 @@ from filelock import FileLock
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError
 from avocado_magic.process import INSTANCE_VARIABLE
-from avocado_magic.runtime import client, state
+from avocado_magic.runtime import client, state, stopping
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceFolder, ServiceRecord
 from avocado_magic.settings import Settings
@@ -151,7 +151,7 @@ def test_a_lock_that_somebody_holds_is_said(
 ) -> None:
     seen.clear()
     folder = ServiceFolder("default").make()
-    monkeypatch.setattr(client, "DOWN_SECONDS", 3.0)
+    monkeypatch.setattr(stopping, "DOWN_SECONDS", 3.0)
     monkeypatch.setattr("avocado_magic.runtime.launch._SAID_AFTER", 0.2)
     monkeypatch.setattr("test_starters.settings", lambda: resolve({"model": "llama3", "timeout": 3}))
     begun = time.monotonic()
@@ -260,7 +260,7 @@ def test_a_supervisor_that_is_killed_again_and_again_is_left_dead(ollama: Path) 
         state = until(partial(anew, state), 40, what="another supervisor")
     kill(state)
     until(lambda: not of_services(), 30, what="its processes to end")
-    assert client.status().state == "failed"
+    until(lambda: client.status().state == "failed", 10, what="that it is said")
     assert client.up(settings(), None).state.state == "ready"
 
 

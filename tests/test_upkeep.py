@@ -22,7 +22,7 @@ from avocado_magic import hosts
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, NotRunningError
 from avocado_magic.parts.engine import common
-from avocado_magic.runtime import client, disk, doctor
+from avocado_magic.runtime import attach, client, disk, doctor
 from avocado_magic.runtime.events import LIMIT, EventLog
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceRecord
@@ -104,7 +104,7 @@ def test_a_part_that_is_not_ours_is_not_restarted(ollama: Path, part: str) -> No
 
 def test_another_version_is_said(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert up().version
-    monkeypatch.setattr(client, "__version__", "99.0")
+    monkeypatch.setattr(attach, "__version__", "99.0")
     (notice,) = client.up(resolve({"model": "llama3"}), None).notices
     assert "99.0 is installed: {restart} puts it in place" in notice
 

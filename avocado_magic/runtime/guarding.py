@@ -32,16 +32,13 @@ class Guarding:
         self._channel: socket.socket | None = None
         self._told: Mapping[str, tuple[int, int]] = {}
         self._lock = threading.RLock()
+        self.identity: Identity | None = None  # which process it is
 
-    def look(self) -> Identity | None:
-        """Have a guard run, another one where it has ended or is stopped, that holds what there is. Raises OSError.
-
-        Returns which process it is where that is a new one.
-        """
+    def look(self) -> None:
+        """Have a guard run, another one where it has ended or is stopped, that holds what there is. Raises OSError."""
         with self._lock:
-            fresh = None
             if self._guard is None or self._guard.poll() is not None or stopped(self._guard.pid):
-                fresh = self._start()
+                self._start()
             now: dict[str, tuple[int, int]] = {}
             for name, number in self._held().items():
                 with suppress(OSError):  # closed meanwhile
@@ -49,18 +46,17 @@ class Guarding:
                     now[name] = (number, os.fstat(number).st_ino)
             if now != self._told and self._say(" ".join([HOLD, *now]), *(number for number, _ in now.values())):
                 self._told = now
-            return fresh
 
-    def _start(self) -> Identity | None:
+    def _start(self) -> None:
         self._drop()
         ours, theirs = socket.socketpair()
         with theirs:
             self._guard = spawn_guard(self._log, theirs.fileno())
+        self.identity = Identity.of(self._guard.pid)
         self._channel, self._told = ours, {}
         with suppress(OSError):  # it may have ended at once, which the next look sees
             ours.sendall(self._order())
         ours.setblocking(False)
-        return Identity.of(self._guard.pid)
 
     def _drop(self) -> None:
         if self._guard is not None:

@@ -132,7 +132,7 @@ class Service:
             asked={name: getattr(settings, name) for name in _ASKED},
             owners=self.lifetime.owners(),
         )
-        state.supervisor, state.guard = me.to_dict() if me else None, None
+        state.supervisor, state.guard, state.socket = me.to_dict() if me else None, None, None
         state.version, state.kept = __version__, self.lifetime.kept
         self.last_seq = state.seq if before else self._seq_of_last(folder)
         self.store = StateStore(folder, state, settings.secrets())

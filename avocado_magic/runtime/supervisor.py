@@ -102,10 +102,13 @@ class Supervisor:
         return 1 if failed else 0
 
     def _be_guarded(self) -> None:
-        guard = self._guarding.look()
-        if guard is not None:
-            with self._service.store.change() as state:
-                state.guard = guard.to_dict()
+        try:
+            self._guarding.look()
+        finally:
+            guard, store = self._guarding.identity, self._service.store
+            if guard is not None and store.state.guard != guard.to_dict():
+                with store.change() as state:
+                    state.guard = guard.to_dict()
 
     def _to_hold(self) -> Mapping[str, int]:
         output = {"output.reader": self._output[0], "output.writer": self._output[1]}

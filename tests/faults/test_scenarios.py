@@ -24,7 +24,7 @@ from witness import Consumers, processes
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import ConfigError
-from avocado_magic.runtime import client, launch
+from avocado_magic.runtime import attach, client, launch
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceRecord
 from avocado_magic.settings import Settings
@@ -154,7 +154,7 @@ def test_a_port_that_is_taken_between_check_and_bind(home: Path, ollama: Path, m
             thief.bind(("127.0.0.1", port))
             thief.listen()
 
-        monkeypatch.setattr(client, "preflight", then_take)
+        monkeypatch.setattr(attach, "preflight", then_take)
         with (
             row("a port is taken between check and bind", f"port {port} is in use by …"),
             pytest.raises(ConfigError, match=f"port {port} is in use"),

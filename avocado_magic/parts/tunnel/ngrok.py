@@ -15,6 +15,7 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -357,8 +358,9 @@ class Ngrok:
 
     def held(self) -> Mapping[str, int]:
         agent = self._agent
-        if agent is not None and agent.proc.stdout is not None and not agent.proc.stdout.closed:
-            return {"output": agent.proc.stdout.fileno()}
+        if agent is not None and agent.proc.stdout is not None:
+            with suppress(ValueError):  # it is being closed: the agent has ended
+                return {"output": agent.proc.stdout.fileno()}
         return {"output": self._output} if self._output is not None else {}
 
 

@@ -21,6 +21,7 @@ from typing import Any
 # So often another supervisor is started within so many seconds; what ends it more often will do so again.
 _TIMES, _WITHIN = 3, 600.0
 _LOCK_SECONDS = 120.0
+_GONE_SECONDS = 5.0
 # Without a supervisor for so long, what runs is ended.
 _UNWATCHED_SECONDS = 30.0
 # So many seconds of running without a beat, and the supervisor hangs. Counted in turns of this loop, not by a clock:
@@ -103,15 +104,16 @@ def main() -> int:
 
 def _replace(order: Mapping[str, Any], channel: Channel, ordered: bool) -> int:
     from ..errors import AvocadoError
+    from ..process import end, wait_until
     from ..settings import Settings
     from ..states import ServiceState
-    from .launch import readable_state, spawn, starting_or_stopping, sweep, wait_gone
+    from .launch import readable_state, spawn, starting_or_stopping, sweep
     from .owners import Owner
     from .state import ServiceFolder
 
     folder, instance = ServiceFolder(str(order["name"])), str(order["instance"])
     _say("the supervisor hands over" if ordered else "the supervisor was killed")
-    with starting_or_stopping(folder, _LOCK_SECONDS):
+    with starting_or_stopping(folder, _LOCK_SECONDS, lambda: _say("waiting for an up or a down")):
         if folder.of_another(instance):
             _say("an up or a down was quicker")
             return 0
@@ -120,7 +122,9 @@ def _replace(order: Mapping[str, Any], channel: Channel, ordered: bool) -> int:
         if present is not None and present.pid != channel.supervisor and present.alive():
             _say("another guard was quicker")
             return 0
-        wait_gone(state)
+        if present is not None and not wait_until(lambda: not present.alive(), _GONE_SECONDS):
+            _say("what is left of the supervisor is ended")
+            end([present], _GONE_SECONDS)
         revived = [moment for moment in state.revived if time.time() - moment < _WITHIN]
         if state.instance != instance:  # the file was lost, and with it what there is to go on with
             state.state = ServiceState.FAILED

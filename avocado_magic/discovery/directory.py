@@ -157,8 +157,9 @@ class Directory:
     def take(self, routing_key: str, body: bytes, headers: dict[str, object], *, replayed: bool = False) -> None:
         """A message has come."""
         with self._lock:
-            self._table.take(routing_key, body, headers, time.monotonic(), replayed=replayed)
-        self._tell()
+            changed = self._table.take(routing_key, body, headers, time.monotonic(), replayed=replayed)
+        if changed:  # most are heartbeats, after which nothing is another
+            self._tell()
 
     def here(self, notice: str | None) -> None:
         """The source is there, and what is not as it should be."""
@@ -174,9 +175,9 @@ class Directory:
     def turn(self) -> None:
         """Time has passed."""
         with self._lock:
-            if not self._away:
-                self._table.forget(time.monotonic())
-        self._tell()
+            changed = not self._away and self._table.forget(time.monotonic())
+        if changed:
+            self._tell()
 
     def _tell(self) -> None:
         with self._lock:

@@ -306,6 +306,9 @@ def connect_(
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port here; 11434 or the next free one.")] = None,
     socket: Annotated[Path | None, typer.Option(help="A Unix socket here, in place of a port.")] = None,
+    wait: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="Seconds that requests wait while nothing is there; 60.")
+    ] = None,
     invite: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="A file with an invitation, - for standard input; it says what to lead to."),
@@ -322,7 +325,7 @@ def connect_(
     with _one_sentence():
         folder = services_dir().parent
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        asked = Connect(url, discover, key_file, trust or (), port, socket, local_key)
+        asked = Connect(url, discover, key_file, trust or (), port, socket, local_key, wait)
         if invite is not None:
             asked, more = of_invite(_line_of(invite), folder, asked)
         ready = prepare(asked, folder)

@@ -147,6 +147,14 @@ def ollama(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def trouble(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which the stand-in engine finds what to suffer from: ``hang`` or ``busy``, with `` all`` at every request."""
+    file = tmp_path / "trouble"
+    monkeypatch.setenv("FAKE_OLLAMA_TROUBLE", str(file))
+    return file
+
+
+@pytest.fixture
 def ngrok(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The stand-in ngrok agent, with a token in the environment; the agent's path."""
     program = install_double(home, "ngrok", "ngrok_agent.py")

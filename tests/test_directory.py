@@ -481,10 +481,18 @@ def test_a_client_follows_the_url(home: Path, ollama: Path) -> None:
             none.list()
 
 
+def test_many_reasons_take_a_bounded_room() -> None:
+    heard = Heard()
+    for number in range(1000):
+        heard.take(json.dumps(good(Ttl=10_000 + number)).encode())
+    assert len(heard.table.dropped) <= 101
+    assert sum(heard.table.dropped.values()) == 1000
+
+
 def test_a_client_has_no_key_for_a_stranger(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a.example k\n")
-    stranger = FollowingClient(Only(ODD), lambda each: KeyFile(keys).key_for("https://b.example"), 1.0)
+    stranger = FollowingClient(Only(ODD), lambda each: KeyFile(keys).key_for("https://b.example"), 0.2)
     with pytest.raises(AvocadoError, match=r"no key was given for b\.example"):
         stranger.list()
 
@@ -497,8 +505,5 @@ class Only:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
 
-    def current(self) -> Instance | None:
-        return self._instance
-
-    def wait(self, timeout: float | None = None) -> Instance | None:
-        return self._instance
+    def instances(self) -> list[Instance]:
+        return [self._instance]

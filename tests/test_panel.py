@@ -137,14 +137,6 @@ def _ok(url: str) -> bool:
 
 
 @pytest.fixture
-def trouble(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file in which the stand-in engine finds what to suffer from."""
-    file = tmp_path / "trouble"
-    monkeypatch.setenv("FAKE_OLLAMA_TROUBLE", str(file))
-    return file
-
-
-@pytest.fixture
 def lab(home: Path, tmp_path: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("chromium and chromium-driver are not installed")

@@ -36,14 +36,6 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
     return shorten
 
 
-@pytest.fixture
-def trouble(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file in which the stand-in engine finds what to suffer from: ``hang`` or ``busy``."""
-    file = tmp_path / "trouble"
-    monkeypatch.setenv("FAKE_OLLAMA_TROUBLE", str(file))
-    return file
-
-
 def ask(state: ServiceRecord) -> None:
     """A request that waits for its first byte; its end is of no interest."""
     headers = {"Authorization": f"Bearer {client.api_key(state)}"}

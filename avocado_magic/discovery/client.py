@@ -11,7 +11,7 @@ from .table import Instance
 
 # Statuses with which a tunnel says that nothing is behind it; no gateway has had the request.
 _GONE = (404, 502, 503, 504)
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.05
 
 
 class Known(Protocol):
@@ -19,9 +19,7 @@ class Known(Protocol):
 
     notice: str | None
 
-    def current(self) -> Instance | None: ...
-
-    def wait(self, timeout: float | None = None) -> Instance | None: ...
+    def instances(self) -> list[Instance]: ...
 
 
 class FollowingClient:
@@ -77,21 +75,38 @@ class FollowingClient:
             yield first
             yield from answer
 
-    def _present(self) -> tuple[Any, str]:
-        """A client for the best instance, and its URL."""
+    def _present(self, gone: str = "") -> tuple[Any, str]:
+        """A client for the best instance for which there is a key, and its URL, which is not `gone`."""
         import ollama
 
-        instance = self._directory.wait(self._wait)
-        if instance is None:
-            raise NotRunningError(
-                f"no service is known after {self._wait:g} s", self._directory.notice or "start one, or wait longer"
-            )
+        instance, key = self._best(gone)
         if self._client is None or instance.url != self._url:
             self.close()
-            headers = {"Authorization": f"Bearer {self._key_of(instance)}", "ngrok-skip-browser-warning": "1"}
+            headers = {"Authorization": f"Bearer {key}", "ngrok-skip-browser-warning": "1"}
             self._client = ollama.Client(host=instance.url, headers=headers, follow_redirects=False)
             self._url = instance.url
         return self._client, self._url
+
+    def _best(self, gone: str) -> tuple[Instance, str]:
+        """The first live instance for which a key was given, waited for; a stranger's keeps nobody from it.
+
+        Raises NotRunningError where none is known in time, AvocadoError where no key was given for those that are.
+        """
+        until = time.monotonic() + self._wait
+        refused: AvocadoError | None = None
+        while True:
+            for instance in self._directory.instances():
+                if instance.stale or instance.url == gone:
+                    continue
+                try:
+                    return instance, self._key_of(instance)
+                except AvocadoError as error:
+                    refused = error
+            if time.monotonic() > until:
+                raise refused or NotRunningError(
+                    f"no service is known after {self._wait:g} s", self._directory.notice or "start one, or wait longer"
+                )
+            time.sleep(_LOOK_SECONDS)
 
     def _next(self, url: str, error: Exception) -> Any:
         """A client for another URL than `url`, which has gone; raises `error` where it has not, or none comes."""
@@ -99,13 +114,9 @@ class FollowingClient:
         import ollama
 
         tunnel = isinstance(error, ollama.ResponseError) and error.status_code in _GONE
-        if isinstance(error, AvocadoError) or not (
-            tunnel or isinstance(error, (ConnectionError, httpx.TransportError))
-        ):
+        if not (tunnel or isinstance(error, (ConnectionError, httpx.TransportError))):
             raise error
-        until = time.monotonic() + self._wait
-        while (current := self._directory.current()) is None or current.url == url:
-            if time.monotonic() > until:
-                raise error
-            time.sleep(_LOOK_SECONDS)
-        return self._present()[0]
+        try:
+            return self._present(url)[0]
+        except AvocadoError:
+            raise error from None

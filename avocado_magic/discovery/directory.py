@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from .broker import parse_broker_urls
 from .invite import Invite
 from .message import SERVICE_ID
-from .reader import BrokerReader, FixedReader, MachineReader
+from .reader import BrokerReader, MachineReader
 from .table import Instance, Table
 from .trust import KeyFile, own_key
 
@@ -61,14 +61,18 @@ class Directory:
         self._away = True
         self._current: Instance | None = None
         self._callbacks: list[Callback] = []
+        self._choosers: list[Callable[[], None]] = []
         self._news, self._closed = threading.Event(), False
         self.notice: str | None = None  # what does not work as it should, in words
+        self._reader: Reader | None = None
         if fixed is not None:
-            self._reader: Reader = FixedReader(fixed, instance_id or fixed, self)
+            self._table.know(fixed, instance_id or fixed)
+            self._away = False
         else:
             self._reader = BrokerReader(parse_broker_urls(url), self) if url else MachineReader(self, folder)
         threading.Thread(target=self._call_back, name="avocado-directory-news", daemon=True).start()
-        self._reader.start()
+        if self._reader is not None:
+            self._reader.start()
 
     @staticmethod
     def from_invite(line: str, *, secret: str | None = None) -> Directory:
@@ -117,6 +121,12 @@ class Directory:
 
         return end
 
+    def on_any_change(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called now and whenever any instance has changed, for who chooses among them by another rule."""
+        with self._lock:
+            self._choosers.append(callback)
+        callback()
+
     def connect(
         self, key_file: Path | None = None, *, trust: Sequence[str] = (), wait: float = 60.0
     ) -> FollowingClient:
@@ -142,7 +152,8 @@ class Directory:
         """End the threads; what is known stays."""
         self._closed = True
         self._news.set()
-        self._reader.stop()
+        if self._reader is not None:
+            self._reader.stop()
 
     def __enter__(self) -> Directory:
         return self
@@ -192,7 +203,10 @@ class Directory:
             self._news.wait()
             self._news.clear()
             with self._lock:
-                current, callbacks = self.current(), list(self._callbacks)
+                current, callbacks, choosers = self.current(), list(self._callbacks), list(self._choosers)
+            for choose in choosers:
+                choose()
+            with self._lock:
                 before, self._current = self._current, current
                 if self._away or (before and (before.url, before.models)) == (
                     current and (current.url, current.models)

@@ -28,7 +28,7 @@ VERSION = "1.0"
 # For how many seconds a message is believed, and how many pass between two heartbeats.
 TTL_SECONDS, HEARTBEAT_SECONDS = 90, 30.0
 # What a stranger's message may take.
-MOST_BYTES, _LONGEST_URL, _LONGEST_WORD, _MOST_MODELS = 64 * 1024, 2048, 200, 500
+MOST_BYTES, _LONGEST_URL, _LONGEST_WORD, _MOST_MODELS, _LONGEST_TTL = 64 * 1024, 2048, 200, 500, 600
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@+-]*")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9a-fA-F:.]+")
@@ -93,7 +93,7 @@ class UrlMessage:
         if models is not None and not isinstance(models, list):
             raise ValueError("Models is no list")
         seq, ttl = (_whole(data, name) for name in ("Seq", "Ttl"))
-        if ttl is not None and not 0 < ttl <= 86_400:
+        if ttl is not None and not 0 < ttl <= _LONGEST_TTL:
             raise ValueError(f"Ttl {ttl} is no number of seconds")
         return UrlMessage(
             None if withdrawn else _text(data, "NewUrl", _LONGEST_URL, None),
@@ -119,9 +119,11 @@ def _check_url(name: str, url: str) -> None:
         raise ValueError(f"{name} is too long, or has characters in it that no URL has")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # reading it checks it
+        port = parts.port
     except ValueError as error:
         raise ValueError(f"{name} is no URL: {error}") from None
+    if port == 0:
+        raise ValueError(f"{name} has a port that is none")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.password:
         raise ValueError(f"{name} must be an absolute http or https URL without a user")
     if not _HOST.fullmatch(parts.hostname):

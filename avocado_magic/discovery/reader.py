@@ -140,21 +140,6 @@ def _made(connection: pika.BlockingConnection) -> tuple[Any, str]:
     return log_declared(connection, channel)
 
 
-class FixedReader:
-    """Knows one URL, once and for all."""
-
-    def __init__(self, url: str, instance_id: str, fed: Fed) -> None:
-        self._message = UrlMessage(url, instance_id=instance_id, seq=1, ttl=86_400)
-        self._fed = fed
-
-    def start(self) -> None:
-        self._fed.here(None)
-        self._fed.take(URL_HEARTBEAT, self._message.to_json(), {})
-
-    def stop(self) -> None:
-        """Nothing runs."""
-
-
 class MachineReader:
     """Reads the states of this user's services on this machine, with no broker at hand."""
 

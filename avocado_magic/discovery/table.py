@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +16,8 @@ from .signature import HEADER, verifies
 logger = logging.getLogger(__name__)
 # A signed message is not believed whose time is further off; nor any whose number is further ahead: seconds.
 _OFF_SECONDS, _AHEAD_SECONDS = 15 * 60.0, 3600.0
-_MOST_INSTANCES = 10_000
+_MOST_INSTANCES, _MOST_REASONS = 10_000, 100
+_OTHERS = "for other reasons"
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ class Table:
             return self._take(routing_key, body, headers, now, replayed)
         except ValueError as error:
             why = str(error)
-            if why not in self.dropped and len(self.dropped) < 1000:
-                logger.warning("a message of %d bytes was dropped: %s", len(body), why)
+            if why not in self.dropped:
+                if len(self.dropped) >= _MOST_REASONS:
+                    why = _OTHERS  # a stranger can make as many as he likes
+                else:
+                    logger.warning("a message of %d bytes was dropped: %s", len(body), why)
             self.dropped[why] = self.dropped.get(why, 0) + 1
             return False
 
@@ -137,6 +142,11 @@ class Table:
                 f"another one claims to be {message.instance_id!r}: the first stays until its time is over"
             )
         return True
+
+    def know(self, url: str, instance_id: str) -> None:
+        """Know one URL, once and for all."""
+        fresh = _instance(UrlMessage(url), instance_id, signed=False, replayed=False)
+        self._entries[instance_id] = _Entry(fresh, 0, None, False, math.inf)
 
     def forget(self, now: float) -> bool:
         """Drop what has expired; whether that was any instance."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..background import in_thread
 from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
-from ..files import tail
+from ..parts.base import part_error
 from ..process import end, processes_of, wait_until
 from ..settings import Settings
 from ..states import PartState, ServiceState
@@ -137,12 +137,8 @@ def _wait_ready(folder: ServiceFolder, on_progress: OnProgress) -> ServiceRecord
             reap()
             log = folder.log("supervisor")
             sweep(folder, state)
-            raise StartError(
-                "the supervisor ended while it started the service",
-                "the lines below say why",
-                part="supervisor",
-                log=tail(log, 12),
-                log_file=str(log),
+            raise part_error(
+                "supervisor", "the supervisor ended while it started the service", "the lines below say why", log
             )
         time.sleep(_POLL)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import socket
 import sys
@@ -38,6 +39,7 @@ class Connect:
     port: int | None = None
     socket: Path | None = None
     local_key: bool = False
+    wait: float | None = None
 
 
 def of_invite(line: str, folder: Path, asked: Connect) -> tuple[Connect, dict[str, str]]:
@@ -45,7 +47,9 @@ def of_invite(line: str, folder: Path, asked: Connect) -> tuple[Connect, dict[st
     if asked.url or asked.discover or asked.key_file:
         raise ConfigError("--invite says what to connect", "leave --url, --discover and --key-file away")
     invite = Invite.read(line)
-    key_file = write_private(folder / "invite_key", invite.key_line())
+    # A name of its own for each: another connection must not find its key changed.
+    digest = hashlib.sha256(line.strip().encode()).hexdigest()[:12]
+    key_file = write_private(folder / f"invite-{digest}.key", invite.key_line())
     if invite.broker is None:
         return replace(asked, url=invite.url, key_file=key_file), {}
     return replace(asked, discover=True, key_file=key_file), {"RABBITMQ_URL": invite.broker}
@@ -72,26 +76,26 @@ def prepare(asked: Connect, folder: Path) -> Prepared:
     if asked.socket is not None and (asked.port is not None or asked.local_key):
         raise ConfigError("--socket excludes --port and --local-key", "a socket is its owner's alone")
     argv = [sys.executable, "-m", "avocado_magic.infer", "--backend", "remote", "--no-access-log"]
+    if asked.wait is not None:
+        argv += ["--remote-wait", str(asked.wait)]
     argv += ["--discover"] if asked.discover else ["--upstream", str(asked.url)]
     if asked.key_file is not None:
         argv += ["--upstream-key-file", str(asked.key_file.expanduser().absolute())]
     for pattern in asked.trust:
         argv += ["--trust", pattern]
-    key_file = None
-    if asked.local_key:
-        key_file = write_private(folder / "connect_key", f"avo-{secrets.token_urlsafe(32)}")
-        argv += ["--api-key-file", str(key_file)]
-    else:
-        argv.append("--no-auth")
     if asked.socket is not None:
         path = asked.socket.expanduser().absolute()
-        return Prepared([*argv, "--socket", str(path)], f"unix:{path}", key_file)
+        return Prepared([*argv, "--no-auth", "--socket", str(path)], f"unix:{path}")
     port = asked.port
     if port is None:
         port = next((each for each in range(OLLAMA_PORT, OLLAMA_PORT + 20) if is_free(each)), free_port())
     elif port:
         require_free(port)
     port = port or free_port()
+    key_file = None
+    if asked.local_key:
+        key_file = write_private(folder / f"connect-{port}.key", f"avo-{secrets.token_urlsafe(32)}")
+    argv += ["--api-key-file", str(key_file)] if key_file else ["--no-auth"]
     return Prepared([*argv, "--port", str(port)], f"http://127.0.0.1:{port}", key_file, port != OLLAMA_PORT)
 
 

@@ -41,7 +41,7 @@ def variables(instance: Instance | None) -> Mapping[str, str]:
 
 
 def follow(directory: Directory, actions: Actions, told: Callable[[Instance | None], None]) -> None:
-    """Act on the current instance and on each that follows, until interrupted; `told` hears of each.
+    """Act on the current instance and on each that follows, until interrupted; `told` hears of each, before.
 
     One at a time; of those that come while a command runs the last counts. Raises AvocadoError for a file that cannot be
     written.
@@ -53,8 +53,8 @@ def follow(directory: Directory, actions: Actions, told: Callable[[Instance | No
             instance = changes.get()
             while not changes.empty():
                 instance = changes.get()
-            act(instance, actions)
             told(instance)
+            act(instance, actions)
     finally:
         end()
 

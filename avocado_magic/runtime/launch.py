@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from ..config import home
 from ..errors import AvocadoError, NotRunningError, StartError
-from ..files import open_private, tail
+from ..files import open_private
+from ..parts.base import part_error
 from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
 from ..settings import Settings
 from .control import ask
@@ -155,13 +156,7 @@ def _wait_begun(child: subprocess.Popen[bytes], folder: ServiceFolder, log: Path
         except CorruptState:
             pass  # the old file, which the supervisor is about to replace
         if child.poll() is not None or time.monotonic() > deadline:
-            raise StartError(
-                "the supervisor did not start",
-                "the lines below say why",
-                part="supervisor",
-                log=tail(log, 12),
-                log_file=str(log),
-            )
+            raise part_error("supervisor", "the supervisor did not start", "the lines below say why", log)
         time.sleep(0.02)
 
 

@@ -10,7 +10,7 @@ FAKE_OLLAMA_MODE     ok (default) | slow_start:S | silent | crash | crash_servin
 FAKE_OLLAMA_VRAM     how many of a loaded model's 190948608 bytes are on a GPU (0)
 FAKE_OLLAMA_CONTEXT  characters of a prompt that it has room for (100000)
 FAKE_OLLAMA_GAP      seconds between the pieces of a stream (0.01)
-FAKE_OLLAMA_TROUBLE  file that says, while it is there, what generations suffer from: hang | busy; with " all", every request
+FAKE_OLLAMA_TROUBLE  file that says, while it is there, what generations suffer from: hang | busy | grow; with " all", every request
 FAKE_OLLAMA_TRACE    file that gets a JSON line per request, and one when a client left
 """
 
@@ -34,6 +34,7 @@ LOCAL = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\]|[^.:]+\.(local|localh
 models = [name for name in os.environ.get("FAKE_OLLAMA_MODELS", "").split(",") if name]
 loaded = set()
 STARTS = 0
+MEMORY = []
 lock = threading.Lock()
 
 
@@ -174,6 +175,8 @@ class Handler(BaseHTTPRequestHandler):
             until = time.monotonic() + 0.2
             while what == "busy" and time.monotonic() < until:
                 pass
+            if what == "grow":
+                MEMORY.append(bytes([1]) * (1 << 20))
             if what == "hang":
                 time.sleep(1)  # what hangs uses no processor
 

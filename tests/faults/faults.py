@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from witness import processes
 
 from avocado_magic.errors import AvocadoError
-from avocado_magic.process import INSTANCE_VARIABLE
+from avocado_magic.parts.memory import oom_kills
+from avocado_magic.process import INSTANCE_VARIABLE, start_ticks
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 
@@ -222,6 +224,40 @@ def empty(world: World) -> None:
     limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY, "supervisor", "gateway")(world)
 
 
+def run_out_of_memory(world: World) -> None:
+    """The engine is put into a control group and asks for more than that has: the kernel kills it."""
+    before, pid = oom_kills(), world.pid("engine")
+    group, most = control_group()
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / most).write_text(str(8 << 20))
+        world.trouble.write_text("grow all")
+        deadline = time.monotonic() + 30
+        while oom_kills() == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert oom_kills() > before
+    finally:
+        world.trouble.unlink(missing_ok=True)
+        while Path(f"/proc/{pid}/stat").exists() and start_ticks(pid) is not None:
+            time.sleep(0.05)
+        group.rmdir()
+
+
+def control_group() -> tuple[Path, str]:
+    """A control group for memory, and the file of its limit; skips where none can be made."""
+    root = Path("/sys/fs/cgroup")
+    for parent, most in ((root / "memory", "memory.limit_in_bytes"), (root, "memory.max")):
+        group = parent / f"avocado-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / most).exists():
+            return group, most
+        group.rmdir()
+    pytest.skip("no control group for memory can be made here")
+
+
 def few_descriptors(world: World) -> None:
     """The gateway may open no more files than it has, and gets more a while after."""
     pid = world.pid("gateway")
@@ -260,8 +296,13 @@ FAULTS: list[Fault] = [
         limits=("generation:SILENT_SECONDS=3", "generation:PROBE_SECONDS=3"),
     ),
     Fault("engine is killed, and the next dies while it loads", send(signal.SIGKILL, "engine"), loses=IN_FLIGHT, again=("engine",), environment={"FAKE_OLLAMA_MODE": "dies_loading_second"}),
-    Fault("engine has no memory left", then(limit(resource.RLIMIT_AS, 1, "engine"), send(signal.SIGKILL, "engine")), loses=IN_FLIGHT, again=("engine",),
-          how="RLIMIT_AS of one byte, and the kill that follows from it"),
+    Fault(
+        "engine is ended by the kernel for want of memory",
+        run_out_of_memory,
+        again=("engine",),
+        loses=ANY,
+        how="a control group of its own with a limit",
+    ),
     Fault("engine that ignores TERM and has forked is killed", fork_and_die, loses=IN_FLIGHT, again=("engine",), environment={"FAKE_OLLAMA_MODE": "ignore_term"}, healed=alone),
     Fault("agent loses its session", lambda world: None, again=("tunnel",), loses=ANY, environment={"FAKE_NGROK_MODE": "lose_session_once:4"}),
     Fault("agent lives and serves nothing", lambda world: None, again=("tunnel",), loses=ANY, environment={"FAKE_NGROK_MODE": "dead_url_once:4"}, flags={"url_check": 1}),

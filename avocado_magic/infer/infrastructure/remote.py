@@ -99,7 +99,7 @@ class Follower:
         self._directory = directory
         self._keys = keys
         self._loop = asyncio.get_running_loop()
-        self._end = directory.subscribe(lambda _: self._follow())
+        directory.on_any_change(self._follow)
 
     def _follow(self) -> None:
         """On a thread of the directory's: choose, and tell the loop."""
@@ -123,5 +123,4 @@ class Follower:
         return self._keys.key_for(instance.url, signed=instance.signed)
 
     def close(self) -> None:
-        self._end()
         self._directory.close()

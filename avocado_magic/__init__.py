@@ -6,10 +6,10 @@ themselves, takes no global hook and starts nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .version import __version__ as __version__
 
+# As typing has it, which takes 1.7 MB that a guard need not have.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 

@@ -3,20 +3,22 @@
 It holds the supervisor's order, secrets with it, in memory alone; the descriptors without which the parts would end with
 the supervisor: the gateway's listening socket, the pipes that tell gateway and engine that they are watched, and those the
 tunnel's agent writes to; and the other end of the channel, on which the supervisor beats. Nothing but the standard library
-is imported before it is needed.
+is imported, and of that little, before it is needed: a guard is to be small.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False  # as typing has it
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 # So often another supervisor is started within so many seconds; what ends it more often will do so again.
 _TIMES, _WITHIN = 3, 600.0
@@ -41,13 +43,12 @@ class Channel:
         self._received: list[int] = []
         self.held: dict[str, int] = {}
 
-    def order(self) -> dict[str, Any]:
+    def order(self) -> bytes:
         """The first line. Raises EOFError where the supervisor has ended before it."""
         while b"\n" not in self._text:
             self._receive()
         line, _, self._text = self._text.partition(b"\n")
-        order: dict[str, Any] = json.loads(line)
-        return order
+        return line
 
     def watch(self) -> str:
         """Wait for a word that ends the watch: `END`, `NEXT`, or "" where the supervisor ended without one, or hung."""
@@ -99,7 +100,11 @@ def main() -> int:
     except EOFError:
         return 1
     word = channel.watch()
-    return 0 if word == END else _replace(order, channel, ordered=word == NEXT)
+    if word == END:
+        return 0
+    import json
+
+    return _replace(json.loads(order), channel, ordered=word == NEXT)
 
 
 def _replace(order: Mapping[str, Any], channel: Channel, ordered: bool) -> int:

@@ -61,6 +61,7 @@ class Fault:
     again: Sequence[str] = ()
     kept: Sequence[str] = ()
     loses: int = 0
+    quiet: bool = False  # a user need not see anything of it
     ends: bool = False  # the service is to end, and nothing to be left
     slow: bool = False
     seconds: float = 60.0
@@ -197,11 +198,6 @@ def suspend(world: World) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def fork_and_die(world: World) -> None:
-    """The engine leaves a child that ignores TERM behind, and dies."""
-    os.kill(world.pid("engine"), signal.SIGKILL)
-
-
 def alone(world: World) -> bool:
     """Nothing runs of the engine that was killed."""
     old = world.pid("engine")
@@ -284,6 +280,7 @@ FAULTS: list[Fault] = [
     Fault(
         "state.json belongs to another user",
         another_user,
+        quiet=True,
         kept=PROCESSES[:4],
         how="given to nobody, where we are root",
     ),
@@ -303,14 +300,14 @@ FAULTS: list[Fault] = [
         loses=ANY,
         how="a control group of its own with a limit",
     ),
-    Fault("engine that ignores TERM and has forked is killed", fork_and_die, loses=IN_FLIGHT, again=("engine",), environment={"FAKE_OLLAMA_MODE": "ignore_term"}, healed=alone),
+    Fault("engine that ignores TERM and has forked is killed", send(signal.SIGKILL, "engine"), loses=IN_FLIGHT, again=("engine",), environment={"FAKE_OLLAMA_MODE": "ignore_term"}, healed=alone),
     Fault("agent loses its session", lambda world: None, again=("tunnel",), loses=ANY, environment={"FAKE_NGROK_MODE": "lose_session_once:4"}),
     Fault("agent lives and serves nothing", lambda world: None, again=("tunnel",), loses=ANY, environment={"FAKE_NGROK_MODE": "dead_url_once:4"}, flags={"url_check": 1}),
-    Fault("state.json is emptied", write_state(""), kept=PROCESSES[:4]),
-    Fault("state.json is cut in half", half_state, kept=PROCESSES[:4]),
-    Fault("state.json cannot be read", write_state(None, 0), kept=PROCESSES[:4], how="mode 000; root reads it all the same"),
+    Fault("state.json is emptied", write_state(""), quiet=True, kept=PROCESSES[:4]),
+    Fault("state.json is cut in half", half_state, quiet=True, kept=PROCESSES[:4]),
+    Fault("state.json cannot be read", write_state(None, 0), quiet=True, kept=PROCESSES[:4], how="mode 000; root reads it all the same"),
     Fault("the disk is full", then(fill, lambda world: time.sleep(4), empty), kept=PROCESSES[:4], how="RLIMIT_FSIZE of supervisor and gateway"),
-    Fault("no descriptors are left", few_descriptors, kept=PROCESSES[:4], loses=ANY, how="RLIMIT_NOFILE of the gateway for 3 s"),
+    Fault("no descriptors are left", few_descriptors, quiet=True, kept=PROCESSES[:4], loses=ANY, how="RLIMIT_NOFILE of the gateway for 3 s"),
     Fault("everything is suspended", suspend, kept=PROCESSES[:4], loses=ANY, slow=True, how="SIGSTOP to all for 25 s, then SIGCONT"),
     *_pairs(),
 ]  # fmt: skip

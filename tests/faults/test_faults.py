@@ -87,6 +87,7 @@ def test_a_fault_is_seen_and_mended(
             fault.how,
         )
     )
+    assert seen is not None or fault.quiet
     assert left == []
     assert secrets == []
     assert outcomes.get("lost", 0) + outcomes.get("refused", 0) <= fault.loses, outcomes

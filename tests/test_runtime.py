@@ -26,6 +26,7 @@ from avocado_magic.runtime.lifetime import Lifetime
 from avocado_magic.runtime.owners import Owner
 from avocado_magic.runtime.state import ServiceFolder, ServiceRecord
 from avocado_magic.settings import Settings
+from avocado_magic.timestamps import parsed, utc_now
 
 
 def settings(**flags: Any) -> Settings:
@@ -615,6 +616,16 @@ def test_settings_of_a_lone_gateway_do_not_open_ours(ollama: Path, monkeypatch: 
     assert requests.get(f"{state.local_url}/api/tags", timeout=5).status_code == 401
     listening = psutil.Process(state.parts["gateway"].pid or 0).net_connections("tcp")
     assert {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_lifetime_is_counted_on_by_who_takes_over(kept: bool) -> None:
+    settings = Settings(max_lifetime=1, grace=10)
+    assert Lifetime(settings, [], kept, left=0.0).look()[1]
+    ends_at, due = Lifetime(settings, [], kept, left=300.0).look()
+    assert due is None
+    assert ends_at is not None
+    assert 290 < (parsed(ends_at) - utc_now()).total_seconds() <= 300
 
 
 def test_an_owner_outlives_the_longest_lifetime(tmp_path: Path) -> None:

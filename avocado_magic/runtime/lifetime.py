@@ -15,7 +15,10 @@ from .owners import Owner
 class Lifetime:
     """The owners of a service and what their absence means. Thread-safe."""
 
-    def __init__(self, settings: Settings, owners: Sequence[Owner], kept: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, owners: Sequence[Owner], kept: bool = False, left: float | None = None
+    ) -> None:
+        """`left` is in how many seconds it ends as an earlier supervisor has counted, None where it did not."""
         self._grace = settings.grace * 60
         self._longest = settings.max_lifetime * 3600
         self._lock = threading.Lock()
@@ -26,6 +29,10 @@ class Lifetime:
         self._kept = kept  # it needs no owner: it lives until it is told to end
         self._born = time.monotonic()
         self._ownerless_since: float | None = None
+        if left is not None and kept:
+            self._born -= self._longest - left
+        elif left is not None:
+            self._ownerless_since = self._born - (self._grace - left)
 
     @property
     def kept(self) -> bool:

@@ -122,7 +122,9 @@ class Service:
         """`before` is the service as an earlier supervisor left it, running."""
         self.folder = folder
         self.settings = settings
-        self.lifetime = Lifetime(settings, owners, before.kept if before else not owners)
+        ends = parsed(before.ends_at) if before and before.ends_at else None
+        left = (ends - utc_now()).total_seconds() if ends else None
+        self.lifetime = Lifetime(settings, owners, before.kept if before else not owners, left)
         me = Identity.of(os.getpid())
         state = before or ServiceRecord(
             folder.name,

@@ -277,12 +277,18 @@ def watch_(
     nginx_upstream: Annotated[Path | None, typer.Option(help="Keep an nginx `upstream avocado` in a file.")] = None,
     seconds: Annotated[float, typer.Option("--limit", min=1, metavar="S", help="Seconds that CMD may take.")] = 60.0,
 ) -> None:
-    """Follow the best service there is, until Ctrl-C: print it, and act whenever it is another one."""
-    from .runtime.discover import directory
+    """Follow the services there are, until Ctrl-C: a table that is kept up to date, or, where something is to be done or
+    the output is no terminal, a line and that whenever the best one is another.
+    """
+    from .runtime.discover import directory, tables
     from .runtime.follow import Actions, follow
 
-    with _one_sentence(), directory(resolve({})) as known:
+    with _one_sentence():
+        settings = resolve({})
+    with _one_sentence(), directory(settings) as known:
         try:
+            if sys.stdout.isatty() and not (command or env_file or nginx_upstream):
+                _show_live(tables(known, settings))
             follow(
                 known,
                 Actions(command, env_file, nginx_upstream, seconds),
@@ -290,6 +296,15 @@ def watch_(
             )
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def _show_live(tables: Iterator[str]) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        for shown in tables:
+            live.update(Text(shown), refresh=True)
 
 
 @app.command("connect")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import signal
 import socket
 import subprocess
@@ -434,6 +437,27 @@ def test_watch_from_a_shell(home: Path, ollama: Path, tmp_path: Path) -> None:
         out, _ = watching.communicate(timeout=10)
     assert watching.returncode == 130
     assert out.splitlines() == ["nothing", state.local_url, "nothing"]
+
+
+def test_a_terminal_shows_a_table_that_is_kept_up_to_date(home: Path, ollama: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "avocado_magic.cli", "watch"], stdout=theirs, env={**os.environ, "COLUMNS": "200"}
+    ) as watching:
+        os.close(theirs)
+        seen = bytearray()
+
+        def shows(text: str) -> bool:
+            while select.select([ours], [], [], 0)[0]:
+                seen.extend(os.read(ours, 65536))
+            return text.encode() in seen
+
+        until(lambda: shows("no service was found on this machine"), 20)
+        state = client.up(resolve({"model": "llama3", "timeout": 30}), None).state
+        until(lambda: shows(str(state.local_url)), 20)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 130
+    os.close(ours)
 
 
 @pytest.mark.broker

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ..discovery.table import Instance
 from ..discovery.trust import KeyFile, own_key
 from ..errors import ConfigError, NotRunningError
 from ..settings import Settings
+
+_AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,15 @@ def directory(settings: Settings) -> Directory:
 
 def discover(settings: Settings, seconds: float) -> Found:
     """What is known, as soon as a live one is, after `seconds` at the latest."""
-    where = "at the broker" if settings.broker_url else "on this machine"
     with directory(settings) as known:
         known.wait(seconds)
-        return Found(known.instances(), where, known.notice)
+        return found_by(known, settings)
+
+
+def found_by(known: Directory, settings: Settings) -> Found:
+    """What a directory knows at this moment."""
+    where = "at the broker" if settings.broker_url else "on this machine"
+    return Found(known.instances(), where, known.notice)
 
 
 def way_to(settings: Settings, key_file: Path | None, seconds: float) -> tuple[Instance, str]:
@@ -64,3 +72,10 @@ def table(found: Found) -> str:
             f"{each.url}  {', '.join(each.models) or 'no models'}  {each.instance_id} ({each.kind or 'of no kind'}, {life})"
         )
     return "\n".join(lines)
+
+
+def tables(known: Directory, settings: Settings) -> Iterator[str]:
+    """What a directory knows, as text, again and again."""
+    while True:
+        yield table(found_by(known, settings))
+        time.sleep(_AGAIN_SECONDS)

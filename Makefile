@@ -81,7 +81,7 @@ unit: $(VENV)/.test
 	@touch $@
 
 test: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python tests/once_more.py --numprocesses 2 --dist loadfile
 	PYTHON=$(PYTHON) sh tests/lowest.sh
 
 MINUTES ?= 5

@@ -103,6 +103,12 @@ class Broker:
         done = subprocess.run(listing, env=self._environment, capture_output=True, timeout=90, check=False)
         return b"block" in done.stdout
 
+    def stall(self, queue: str, how: str = "suspend") -> None:
+        """Have the process that leads `queue` do nothing, or ``resume``."""
+        vhost = VHOST.replace("%2F", "/")
+        found = f'rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>))'
+        self.control("eval", f"{{ok, Q}} = {found}, sys:{how}(amqqueue:get_pid(Q)).")
+
     def control(self, *arguments: str, check: bool = True) -> int:
         """rabbitmqctl; its exit status."""
         program = find("rabbitmqctl")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from avocado_magic.discovery.publisher import Outgoing, publish
 from avocado_magic.discovery.signature import HEADER, verifies
 from avocado_magic.errors import ConfigError
 from avocado_magic.notebook.render import text
+from avocado_magic.parts.ports import is_free
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 
@@ -60,6 +64,10 @@ class Consumer:
 
     def nothing(self) -> bool:
         return self._get() is None
+
+    def leave(self) -> None:
+        """Go, and let the queue stay."""
+        self._connection.close()
 
     def close(self) -> None:
         self.channel.queue_delete(QUEUE)
@@ -308,10 +316,10 @@ class Forward:
     """A loopback port that leads to another, through a process of its own."""
 
     CODE = (
-        "import socket,sys,threading\n"
+        "import socket,sys,threading,time\n"
         "def pump(a,b):\n"
         "    try:\n"
-        "        while d:=a.recv(65536): b.sendall(d)\n"
+        "        while d:=a.recv(65536): time.sleep(float(sys.argv[3])); b.sendall(d)\n"
         "    except OSError: pass\n"
         "s=socket.create_server(('127.0.0.1',int(sys.argv[1])))\n"
         "while True:\n"
@@ -319,8 +327,8 @@ class Forward:
         "    for p in ((a,b),(b,a)): threading.Thread(target=pump,args=p,daemon=True).start()\n"
     )
 
-    def __init__(self, port: int, target: int) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", self.CODE, str(port), str(target)])
+    def __init__(self, port: int, target: int, delay: float = 0.0) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", self.CODE, str(port), str(target), str(delay)])
 
     def close(self) -> None:
         os.kill(self._process.pid, signal.SIGKILL)
@@ -350,7 +358,7 @@ def test_after_an_unknown_outcome_the_url_goes_out_once_more(broker: Any, consum
     settings = resolve({}, environ={"RABBITMQ_URL": broker.url})
     announcer = part.Announcer(settings, "default-0123", lambda: None)
     stopped = threading.Event()
-    announcer.start(StartContext(settings, home, time.monotonic() + 60, lambda text: None, stopped))
+    announcer.start(StartContext(settings, home, time.monotonic() + 60, lambda text, done=0, total=0: None, stopped))
     try:
         broker.control("set_vm_memory_high_watermark", "absolute", "1")
         try:
@@ -397,6 +405,158 @@ def test_the_certificate_of_the_broker_is_named_in_its_url(broker: Any, consumer
     wrong = parse_broker_url(f"{url}?cacertfile={broker.certificate}&server_name_indication=other.example")
     with pytest.raises(PublishError, match="TLS with"):
         publish(wrong, [CHANGED], deadline=5)
+
+
+@pytest.mark.broker
+def test_our_certificate_is_shown_where_a_broker_asks_for_one(broker: Any, consumer: Consumer, tmp_path: Path) -> None:
+    own, key = tmp_path / "own.pem", tmp_path / "own-key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(own), "-days", "2",
+         "-subj", "/CN=avocado"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(broker.certificate, broker.folder / "key.pem")
+    context.load_verify_locations(own)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with TlsFront(context, broker.port) as port:
+        url = broker.url.replace("amqp://", "amqps://").replace(f":{broker.port}/", f":{port}/")
+        shown = f"{url}?cacertfile={broker.certificate}&certfile={own}&keyfile={key}"
+        assert publish(parse_broker_url(shown), [CHANGED], deadline=5).delivered
+        assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+        with pytest.raises(PublishError):
+            publish(parse_broker_url(f"{url}?cacertfile={broker.certificate}"), [CHANGED], deadline=5)
+    assert consumer.nothing()
+
+
+@pytest.mark.broker
+def test_a_broker_that_is_slow_is_waited_for_until_the_deadline(broker: Any, consumer: Consumer) -> None:
+    port = free_port()
+    way = Forward(port, broker.port, delay=0.1)
+    through = parse_broker_url(broker.url.replace(f":{broker.port}/", f":{port}/"))
+    try:
+        until(lambda: not is_free(port), 10, what="the way through")
+        assert publish(through, [CHANGED], deadline=20).delivered
+        begin = time.monotonic()
+        with pytest.raises(PublishError):
+            publish(through, [CHANGED], deadline=0.5)
+        assert time.monotonic() - begin < 5
+    finally:
+        way.close()
+
+
+@pytest.mark.broker
+def test_what_was_published_outlives_a_restart_of_the_broker(broker: Any) -> None:
+    Consumer(broker.url).leave()
+    assert publish(parse_broker_url(broker.url), [CHANGED], deadline=5).delivered
+    broker.control("stop_app")
+    with pytest.raises(PublishError, match="nothing listens"):
+        publish(parse_broker_url(broker.url), [CHANGED], deadline=5)
+    broker.control("start_app")
+    late = Reader(broker.url)
+    try:
+        assert late.next() == "https://abc.ngrok-free.app"
+    finally:
+        late.close()
+        Consumer(broker.url).close()
+
+
+@pytest.mark.broker
+def test_a_stalled_log_holds_up_no_change_of_the_url(broker: Any, consumer: Consumer) -> None:
+    beat = Outgoing(URL_HEARTBEAT, UrlMessage("https://abc.ngrok-free.app", instance_id="one", seq=1).to_json())
+    assert publish(parse_broker_url(broker.url), [CHANGED, beat], deadline=5).delivered
+    consumer.next()
+    broker.stall("service-discovery.log")
+    try:
+        begin = time.monotonic()
+        with suppress(PublishError):
+            publish(parse_broker_url(broker.url), [CHANGED, beat], deadline=3)
+        assert time.monotonic() - begin < 6
+        assert consumer.next()[2]["NewUrl"] == "https://abc.ngrok-free.app"
+    finally:
+        broker.stall("service-discovery.log", "resume")
+    assert publish(parse_broker_url(broker.url), [CHANGED, beat], deadline=5).delivered
+
+
+@pytest.mark.broker
+def test_a_consumer_that_is_slow_gets_every_change_and_no_heartbeat(broker: Any, consumer: Consumer) -> None:
+    """As the existing ones do: a durable queue, one message at a time, acknowledged when it is done."""
+    reader = Reader(broker.url)
+    beat = Outgoing(URL_HEARTBEAT, UrlMessage("https://0.example", instance_id="one", seq=1).to_json())
+    try:
+        for number in range(20):
+            changed = Outgoing(URL_CHANGED, UrlMessage(f"https://{number}.example").to_json(), mandatory=True)
+            outcome = publish(parse_broker_url(broker.url), [changed, beat], deadline=5)
+            assert outcome.delivered
+        assert outcome.queue is not None
+        assert outcome.queue.waiting == 20
+        assert [reader.next() for _ in range(20)] == [f"https://{number}.example" for number in range(20)]
+        assert consumer.nothing()
+    finally:
+        reader.close()
+
+
+class Reader:
+    """A strict consumer: the exact members, one message at a time, acknowledged by hand."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        self._channel: Any = self._connection.channel()
+        self._channel.queue_declare(QUEUE, durable=True)
+        self._channel.basic_qos(prefetch_count=1)
+
+    def next(self) -> str:
+        method, _, body = until(lambda: (got := self._channel.basic_get(QUEUE)) and got[0] and got, 20, "a message")
+        told = json.loads(body)
+        assert (told["ServiceId"], told["Version"]) == ("inference-engine", "1.0")
+        self._channel.basic_ack(method.delivery_tag)
+        return str(told["NewUrl"])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class TlsFront:
+    """A TLS port of loopback in front of another port; gives its number."""
+
+    def __init__(self, context: ssl.SSLContext, target: int) -> None:
+        self._context, self._target = context, target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> int:
+        self._spawn(self._accept)
+        return int(self._listener.getsockname()[1])
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _spawn(self, work: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                self._spawn(self._serve, plain)
+
+    def _serve(self, plain: socket.socket) -> None:
+        try:
+            inner = self._context.wrap_socket(plain, server_side=True)
+        except OSError:
+            plain.close()
+            return
+        with inner, socket.create_connection(("127.0.0.1", self._target)) as outer, suppress(OSError):
+            while True:
+                for ready in select.select([inner, outer], [], [], 10)[0]:
+                    data = ready.recv(65536)
+                    if not data:
+                        return
+                    (outer if ready is inner else inner).sendall(data)
 
 
 @pytest.mark.broker

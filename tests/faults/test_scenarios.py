@@ -231,6 +231,21 @@ def test_an_owner_that_is_a_zombie_is_gone(home: Path, ollama: Path, number: sig
     until(lambda: not our_processes(str(home.parent)), 10, what="nothing left")
 
 
+@pytest.mark.parametrize("part", ["engine", "gateway", "tunnel", "supervisor", "guard"])
+def test_a_kernel_and_a_part_at_once(home: Path, ollama: Path, ngrok: Path, whole: bool, part: str) -> None:
+    if not whole and part != "supervisor":
+        pytest.skip("part of `make faults`")
+    owner = subprocess.Popen(["sleep", "60"])
+    before = up(Owner.of(owner.pid), grace=0.05)
+    pid = (getattr(before, part) or {})["pid"] if part in ("supervisor", "guard") else before.parts[part].pid
+    with row(f"SIGKILL to the only kernel and {part} at once; grace of 3 s"):
+        owner.kill()
+        os.kill(int(pid or 0), signal.SIGKILL)
+        until(lambda: client.status().state == "stopped", 45, what="the end of the grace time")
+    owner.wait()
+    until(lambda: not our_processes(str(home.parent)), 10, what="nothing left")
+
+
 def test_a_kernel_that_is_stopped_is_still_an_owner(home: Path, ollama: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as owner:
         before = up(Owner.of(owner.pid), grace=0.001)

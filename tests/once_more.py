@@ -1,0 +1,31 @@
+"""Run pytest with the arguments given; a few tests that failed are run once more, alone, and must pass then.
+
+Two thousand tests drive real brokers, browsers and kernels on two busy cores: now and then one of them waits in vain for its
+turn. One that fails by itself as well is broken, and more than a few are no accident.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+MOST = 6
+FAILED = Path(".pytest_cache/v/cache/lastfailed")
+
+
+def main(arguments: list[str]) -> int:
+    FAILED.unlink(missing_ok=True)
+    ended = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+    if ended != 1 or not FAILED.exists():
+        return ended
+    failed = sorted(json.loads(FAILED.read_text("utf-8")))
+    if len(failed) > MOST:
+        return ended
+    print(f"failed beside others, once more alone: {', '.join(failed)}", flush=True)
+    return subprocess.run([sys.executable, "-m", "pytest", *failed], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -44,7 +44,7 @@ debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  missing=""; \
 	  command -v rabbitmq-server >/dev/null || [ -x /usr/sbin/rabbitmq-server ] || missing="$$missing rabbitmq-server"; \
-	  command -v chromium >/dev/null || missing="$$missing chromium chromium-driver"; \
+	  command -v chromium >/dev/null || missing="$$missing chromium"; \
 	  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$$missing nginx-light"; \
 	  command -v openssl >/dev/null || missing="$$missing openssl"; \
 	  if [ -n "$$missing" ]; then \
@@ -81,7 +81,7 @@ unit: $(VENV)/.test
 	@touch $@
 
 test: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done
-	$(BIN)/python tests/once_more.py --numprocesses 2 --dist loadfile
+	$(BIN)/python tests/once_more.py --numprocesses 3 --dist loadfile
 	PYTHON=$(PYTHON) sh tests/lowest.sh
 
 MINUTES ?= 5

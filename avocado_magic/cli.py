@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,7 +20,7 @@ import typer
 
 from . import api_keys
 from .config import resolve, service_name
-from .errors import AvocadoError, ConfigError, StoppedByUser, in_shell, worded
+from .errors import PLAIN, AvocadoError, ConfigError, StoppedByUser, in_shell, worded
 from .notebook.render import event_lines, kept_line, progress, text
 from .runtime import client
 from .runtime.owners import Owner
@@ -25,9 +28,13 @@ from .runtime.state import LOGS, PARTS, ServiceRecord
 from .settings import Settings
 from .version import __version__
 
+_HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    help="One line serves an LLM at a safe, public, findable URL.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+    help="One line serves an LLM at a safe, public, findable URL.", no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings=_HELP,
+)  # fmt: skip
+_NARROWEST = 60
+_WATCH_SECONDS = 0.5
 Name = Annotated[str | None, typer.Option(help="Name of the service.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the object that scripts rely on.")]
 
@@ -38,9 +45,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except AvocadoError as error:
-        print(f"avocado: {worded(error.sentence(), in_shell)}", file=sys.stderr)
-        if error.log_file:
-            print(f"avocado: log: {error.log_file}", file=sys.stderr)
+        print(f"avocado: {worded(chr(10).join(error.lines()), in_shell)}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     except StoppedByUser as stopped:
         print(f"avocado: {stopped}", file=sys.stderr)
@@ -157,13 +162,55 @@ def _stay(name: str, owner: Owner, attached: bool) -> None:
 
 
 @app.command()
-def status(name: Name = None, as_json: Json = False) -> None:
+def status(
+    name: Name = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep it up to date, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
     """Show the service. Exit status 0 if it serves, 3 if it does not."""
     with _one_sentence():
+        if watch and as_json:
+            raise ConfigError("--watch is for people and --json for programs", "leave one of the two out")
+        if watch:
+            _watch(service_name(name))
         state = client.status(service_name(name))
-    _print(state, as_json)
+    if not as_json and state.started_at is None:
+        others = ", ".join(other.name for other in client.services() if other.live())
+        print(f"no service {state.name!r} has been started: `avocado up MODEL` starts it")
+        if others:
+            print(f"running: {others}; --name shows one of them")
+    else:
+        _print(state, as_json)
     if not state.state.serving:
         raise typer.Exit(3)
+
+
+def _watch(name: str) -> None:
+    """A card that is redrawn until Ctrl-C; where the output is no terminal, a text at each change."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from .notebook.render import said_of_events, say
+
+    def shown() -> str:
+        state = client.status(name)
+        return text(state, in_shell) + said_of_events(client.events(name, 3) if state.started_at else [])
+
+    try:
+        if not sys.stdout.isatty():
+            before = ""
+            while True:
+                now = shown()
+                if now != before:
+                    before = now
+                    say(now)
+                time.sleep(_WATCH_SECONDS)
+        with Live(auto_refresh=False) as live:
+            while True:
+                live.update(Text(shown()), refresh=True)
+                time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 @app.command()
@@ -180,18 +227,25 @@ def down(
 def logs(
     part: Annotated[str, typer.Argument(help=", ".join(LOGS), autocompletion=lambda: list(LOGS))] = "supervisor",
     lines: Annotated[int, typer.Option("-n", min=1, help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is added, until Ctrl-C.")] = False,
     name: Name = None,
 ) -> None:
     """Print the last lines of a part's log."""
     with _one_sentence():
-        print("\n".join(client.logs(part, service_name(name), lines)))
+        last = client.logs(part, service_name(name), lines)
+        print("\n".join(last) if last else f"the log of the {part} is empty", flush=True)
+        try:
+            for line in client.added_lines(part, service_name(name)) if follow else ():
+                print(line, flush=True)
+        except KeyboardInterrupt:
+            raise typer.Exit(0) from None
 
 
 @app.command()
 def announce(name: Name = None) -> None:
-    """Publish the URL once more."""
+    """Publish the URL once more, and say what came of it."""
     with _one_sentence():
-        client.command(service_name(name), "announce")
+        print(client.announce(service_name(name)))
 
 
 @app.command()
@@ -407,7 +461,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-keys = typer.Typer(help="Named API keys of a service: a change counts at once.", no_args_is_help=True)
+keys = typer.Typer(
+    help="Named API keys of a service: a change counts at once.", no_args_is_help=True, context_settings=_HELP
+)
 app.add_typer(keys, name="key")
 KeysFile = Annotated[
     Path | None,
@@ -482,8 +538,21 @@ def root(
 
 def main() -> None:
     """Entry point of ``avocado``. A usage error is one sentence, like every other."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAIN)
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)  # help that is chopped to letters helps nobody
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _nothing_more_to_print(141)  # who read it has enough, as after SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+            raise
+        print(f"avocado: the output cannot be written: {error.strerror}", file=sys.stderr)
+        code = _nothing_more_to_print(1)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:
@@ -494,8 +563,19 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message())
         else:
-            print(f"avocado: {' '.join(message().split())} (see avocado --help)", file=sys.stderr)
+            context, names = getattr(error, "ctx", None), []
+            while context is not None and context.parent is not None:
+                names.insert(0, str(context.info_name))
+                context = context.parent
+            command = " ".join(["avocado", *names])
+            print(f"avocado: {' '.join(message().split())} (see {command} --help)", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _nothing_more_to_print(code: int) -> int:
+    """`code`, with what is still to be flushed led to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def validate(s: Settings) -> Settings:
     for name, option in s.OPTIONS.items():
         _check(option, name.replace("_", "-"), getattr(s, name))
     check_name(s.name)
-    if s.port > 65535:
+    if s.port is not None and s.port > 65535:
         raise ConfigError(f"port {s.port} does not exist", "choose 1 to 65535, or 0 for any free one")
     for model in s.models:
         if not model.strip() or (any(c.isspace() for c in model) and not is_gguf(model)):

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+import sys
 from collections.abc import Callable, Iterable
+
+# The error handler by which text goes out to a stream that cannot hold all of it.
+PLAIN = "avocado-plain"
+_IN_ASCII = {"—": "-", "–": "-", "·": "|", "…": "...", "●": "*", "▲": "!", "■": "#", "◐": "~", "µ": "u", "›": ">"}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    out = "".join(_IN_ASCII.get(char, "?" if "\ud800" <= char <= "\udfff" else ascii(char)[1:-1]) for char in text)
+    return out, error.end
+
+
+codecs.register_error(PLAIN, _plain)
 
 # What of ours a hint tells the reader to run: "{logs engine}". Each front end says it in its own way.
 _COMMAND = re.compile(r"\{((?:up|down|status|logs|restart|keep|events|doctor)(?: [^{}]*)?)\}")
@@ -63,8 +80,9 @@ class AvocadoError(Exception):
         return out
 
     def _render_traceback_(self) -> list[str]:
-        # IPython shows this list in place of a traceback (7.x to 9.x).
-        return [worded("\n".join(self.lines()), in_notebook)]
+        # IPython shows this list in place of a traceback (7.x to 9.x); a terminal may not have every letter.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        return [worded("\n".join(self.lines()), in_notebook).encode(encoding, PLAIN).decode(encoding)]
 
     def to_dict(self) -> dict[str, object]:
         """A JSON object that `from_dict` turns back, for the way from the supervisor to the kernel."""

@@ -80,7 +80,9 @@ class SocketPlace:
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log. A full disk loses the line and nothing else: whoever drains a pipe must go on."""
     try:
-        with os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as log:
+        with os.fdopen(
+            open_private(path, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8", errors="backslashreplace"
+        ) as log:
             log.write(line if line.endswith("\n") else line + "\n")
     except OSError:
         return

@@ -122,7 +122,7 @@ class Settings:
         "AVOCADO_TUNNEL",
         metavar="TUNNEL",
         choices=TUNNELS,
-        unset="auto is ngrok with a token, else cloudflared where it is installed, else none",
+        unset="auto is ngrok with a token, else cloudflared where it is installed, else none; cloudflared is fetched where it is asked for",
     )
     public_url: str | None = _option(
         None,
@@ -130,8 +130,14 @@ class Settings:
         "AVOCADO_PUBLIC_URL",
         metavar="URL",
     )
-    port: int = _option(
-        DEFAULT_PORT, "port of the gateway on 127.0.0.1; 0 picks a free one", "AVOCADO_PORT", metavar="N", least=0
+    port: int | None = _option(
+        None,
+        "port of the gateway on 127.0.0.1; 0 picks a free one",
+        "AVOCADO_PORT",
+        kind=int,
+        metavar="N",
+        least=0,
+        unset=f"{DEFAULT_PORT}, else the next free one",
     )
     name: str = _option("default", "name of the service, when you run several", "AVOCADO_NAME", metavar="NAME")
     domain: str | None = _option(
@@ -236,6 +242,12 @@ class Settings:
     )
     ollama_download: str | None = _option(
         None, "mirror to install Ollama from, in place of its official releases", "AVOCADO_OLLAMA_DOWNLOAD"
+    )
+    cloudflared_download: str | None = _option(
+        None,
+        "where cloudflared is fetched from: the URL of a release as GitHub's API describes it",
+        "AVOCADO_CLOUDFLARED_DOWNLOAD",
+        unset="Cloudflare's own release by default",
     )
     ngrok_path: str | None = _option(
         None,

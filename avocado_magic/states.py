@@ -26,6 +26,11 @@ class ServiceState(str, Enum):
     def over(self) -> bool:
         return self in (ServiceState.STOPPED, ServiceState.FAILED)
 
+    @property
+    def mood(self) -> str:
+        """How it is shown: good, bad, calm (nothing to see), or busy."""
+        return _SERVICE_MOODS.get(self, "busy")
+
 
 class PartState(str, Enum):
     """How a part of a service is."""
@@ -50,6 +55,12 @@ class PartState(str, Enum):
         return _MOODS.get(self, "busy")
 
 
+_SERVICE_MOODS = {
+    ServiceState.READY: "good",
+    ServiceState.DEGRADED: "bad",
+    ServiceState.FAILED: "bad",
+    ServiceState.STOPPED: "calm",
+}
 _MOODS = {
     PartState.HEALTHY: "good",
     **dict.fromkeys((PartState.FAILED, PartState.UNHEALTHY, PartState.UNROUTED), "bad"),

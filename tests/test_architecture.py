@@ -68,6 +68,7 @@ MAY: dict[str, set[str]] = {
         "errors",
     },
     "notebook": {
+        "sizes",
         "discovery",
         "timestamps",
         "sessions",
@@ -209,6 +210,7 @@ def test_loading_imports_nothing_heavy() -> None:
     ours = [name for name in new if name.startswith("avocado_magic")]
     assert sorted(ours) == [
         "avocado_magic",
+        "avocado_magic.errors",
         "avocado_magic.notebook",
         "avocado_magic.notebook.arguments",
         "avocado_magic.notebook.magics",

@@ -1,31 +1,29 @@
-"""The panel: in a real JupyterLab in a real browser, and its text and HTML on their own."""
+"""The card: in a real JupyterLab and a real Notebook 7 in a real browser, and its text and HTML on their own."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-import requests
-from conftest import free_port, until
+from browser import CHROMIUM, Notebook, notebook
+from conftest import until
 
 from avocado_magic.notebook import render
+from avocado_magic.notebook.view import view_of
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
 from avocado_magic.states import PartState, ServiceState
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 quiet = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::DeprecationWarning"
 )
+CARD = ".avocado-card:not(.folded)"
 
 
 def nasty() -> ServiceRecord:
@@ -37,9 +35,10 @@ def nasty() -> ServiceRecord:
 
 
 def test_html_is_escaped() -> None:
-    shown = render.html(nasty())
-    assert "<script>" not in shown
-    assert "<img" not in shown
+    for shown in (render.html(nasty()), render.whole(nasty())["text/html"]):
+        assert "<script>" not in shown
+        assert "<img" not in shown
+        assert "<b>m" not in shown
     assert "javascript:" not in render.html(ServiceRecord("x", state=ServiceState.READY, url="javascript:alert(1)"))
 
 
@@ -52,159 +51,262 @@ def test_text_says_what_failed_and_where_its_log_is() -> None:
     assert "nothing listens at amqp://h:5672 (%avocado_logs announcer)" in render.text(state)
 
 
-class Lab:
-    """JupyterLab and a browser in it, with one notebook."""
+@pytest.mark.parametrize("how", [ServiceState.STOPPED, ServiceState.FAILED])
+def test_what_is_over_shows_no_url_anywhere(how: ServiceState) -> None:
+    state = ServiceRecord("default", state=how, url="https://gone.example", local_url="http://127.0.0.1:11435")
+    state.models, state.started_at = ["llama3"], "2026-01-01T00:00:00Z"
+    shown = json.dumps([render.text(state), render.line(state), render.whole(state), view_of(state), state.public()])
+    assert "gone.example" not in shown
+    assert "11435" not in shown
 
-    def __init__(self, folder: Path, cells: list[str]) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
 
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        self.file = folder / "panel.ipynb"
-        nbformat.write(notebook, self.file)
-        settings = folder / "settings" / "@jupyter-widgets" / "jupyterlab-manager"
-        settings.mkdir(parents=True)
-        (settings / "plugin.jupyterlab-settings").write_text('{"saveState": true}')
-        port = free_port()
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
-             "--IdentityProvider.token=test", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True",
-             f"--LabApp.user_settings_dir={folder / 'settings'}", "--LabApp.news_url=None"],
-            stdout=(folder / "lab.log").open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        until(lambda: _ok(f"http://127.0.0.1:{port}/api?token=test"), 60, "JupyterLab")
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                     "--disable-background-networking", "--disable-component-update", "--window-size=1300,1500",
-                     f"--user-data-dir={folder / 'chromium'}"):  # fmt: skip
-            options.add_argument(flag)
-        self.browser = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-        self.browser.get(f"http://127.0.0.1:{port}/lab/tree/panel.ipynb?token=test&reset")
-        until(
-            lambda: self.script("return !!(window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell'))"),
-            90,
-            "the notebook",
-        )
-        until(
-            lambda: self.script(
-                "return window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-            ),
-            60,
-            "the kernel",
-        )
+def test_bytes_that_move_are_told_with_their_rate_and_the_time_that_is_left() -> None:
+    state = ServiceRecord("default", state=ServiceState.STARTING)
+    engine = state.parts["engine"]
+    engine.state, engine.detail = PartState.STARTING, "pulling 50 % of 4.0 GB"
+    engine.progress = {"done": 2e9, "total": 4e9, "rate": 20e6}
+    assert "pulling 50 % of 4.0 GB, 20.0 MB/s, 2 min left" in render.progress(state)
+    assert '<progress max="4000000000" value="2000000000">' in render.whole(state)["text/html"]
+    names = {step["name"]: step["doing"] for step in view_of(state)["steps"]}
+    assert names == {"engine": "done", "model": "under way", "gateway": "to come", "tunnel": "to come"}
 
-    def script(self, code: str) -> Any:
-        return self.browser.execute_script(code)
 
-    def command(self, name: str) -> None:
-        self.script(f"window.jupyterapp.commands.execute({json.dumps(name)})")
+class Cards:
+    """The cards of a page."""
 
-    def panel(self, code: str) -> Any:
-        """Evaluate `code` with `panel` the last shown panel."""
-        return self.script(
-            f"const all = document.querySelectorAll('.avocado-panel'); const panel = all[all.length - 1]; return panel ? ({code}) : null"
-        )
+    def __init__(self, page: Notebook) -> None:
+        self.page = page.page
+
+    @property
+    def card(self) -> Any:
+        return self.page.locator(CARD).last
+
+    def text(self) -> str:
+        return str(self.card.inner_text()) if self.page.locator(CARD).count() else ""
+
+    def state(self) -> str:
+        found = self.page.locator(f"{CARD}:visible .state")
+        return str(found.last.inner_text()).split()[-1] if found.count() else ""
 
     def chip(self, part: str) -> str:
-        return str(
-            self.panel(
-                f"[...panel.querySelectorAll('.chip')].map(c => c.textContent).find(t => t.startsWith('{part}'))"
-            )
-        )
+        found = self.card.locator(f'.chip[data-part="{part}"]')
+        return str(found.get_attribute("title")) if found.count() else ""
 
-    def screenshot(self, name: str) -> None:
-        where = os.environ.get("AVOCADO_TEST_SCREENSHOTS") or os.environ.get("TEST_SCREENSHOTS")
-        if where:
-            self.browser.save_screenshot(str(Path(where) / f"{name}.png"))
+    def press(self, label: str) -> None:
+        self.card.get_by_role("button", name=label, exact=True).click()
 
-    def close(self) -> None:
-        self.browser.quit()
-        self._server.send_signal(signal.SIGTERM)
-        try:
-            self._server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._server.pid, signal.SIGKILL)
-            self._server.wait()
+    def open(self, drawer: str) -> Any:
+        box = self.card.locator("details", has=self.page.locator("summary", has_text=drawer))
+        box.locator("summary").click()
+        return box
 
+    def clipboard(self) -> str:
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
 
-def _ok(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).ok
-    except requests.RequestException:
-        return False
+    def copied(self, label: str) -> str:
+        """What the button puts on the clipboard."""
+        self.page.evaluate("navigator.clipboard.writeText('nothing yet')")
+        self.press(label)
+        until(lambda: self.clipboard() != "nothing yet", 10, f"what {label!r} copies")
+        return self.clipboard()
 
 
 @pytest.fixture
-def lab(home: Path, tmp_path: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("chromium and chromium-driver are not installed")
+def folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
-    running = Lab(
-        tmp_path,
-        [
-            "%load_ext avocado_magic",
-            "%avocado_up llama3",
-            "%%ollama -t 0\nWhy is the sky blue?",
-            "import time, os; print(os.getpid()); time.sleep(25)",
-        ],
+    made = tmp_path / "notebooks"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def lab(folder: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
+    monkeypatch.setenv("FAKE_OLLAMA_MODE", "slow_pull:6")
+    cells = [
+        "%load_ext avocado_magic",
+        "%avocado_up phi",
+        "%avocado_status",
+        "import time; time.sleep(6)",
+        "import os; print(os.getpid())",
+    ]
+    with notebook("lab", folder, cells) as running:
+        yield running
+
+
+def looked_at(page: Notebook, name: str) -> None:
+    """Pictures of the card, light and dark, narrow and wide; nothing serious for who cannot see or use a mouse."""
+    place = page.page.locator(CARD).last
+    for theme in ("Light", "Dark"):
+        page.theme(f"JupyterLab {theme}")
+        page.screenshot(f"card-{name}-{theme.lower()}", place)
+        assert page.accessible(CARD) == []
+    page.theme("JupyterLab Light")
+
+
+@quiet
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_the_card_in_jupyterlab(home: Path, lab: Notebook) -> None:
+    cards = Cards(lab)
+    lab.run(0)
+    assert "%avocado_up llama3 serves a model" in lab.cell(0).inner_text()
+
+    # While it starts: steps, and a bar that moves.
+    lab.begin(1)
+    until(lambda: cards.state() == "starting", 30, "the card")
+    bar = cards.card.locator("progress")
+    until(lambda: bar.count() and float(bar.get_attribute("value") or 0) > 0, 30, "bytes that move")
+    lab.screenshot("card-starting", cards.card)
+    before = float(bar.get_attribute("value") or 0)
+    until(
+        lambda: bar.count() == 0 or float(bar.get_attribute("value") or 0) > before,
+        2,
+        "more bytes within a second or two",
     )
-    yield running
-    running.close()
+    assert "cancel" in cards.text()
+    until(lambda: cards.state() == "ready", 60, "readiness")
+    state = client.status()
+    key = client.api_key(state)
+    assert str(state.local_url) in cards.card.locator("input").first.input_value()
+    assert not lab.page.locator(".avocado-static").first.is_visible(), "the static line says what the card says"
+    assert lab.page.locator(CARD).count() == 1
+
+    # The key: copied without being shown, shown on a click, hidden again.
+    assert cards.copied("copy the key, without showing it") == key
+    assert key not in lab.page.content()
+    assert cards.copied("copy the URL") == state.local_url
+    cards.press("show the key")
+    until(lambda: cards.card.locator("input").nth(1).input_value() == key, 10, "the key")
+    cards.press("hide the key")
+    until(lambda: cards.card.locator("input").nth(1).input_value() == "", 10, "no key")
+    looked_at(lab, "ready")
+
+    # What opens.
+    models = cards.open("models")
+    until(lambda: "in memory" in models.inner_text(), 10, "the models")
+    cards.press("take phi:latest out of memory")
+    until(lambda: "no longer in memory" in cards.text(), 10, "that it is out of memory")
+    models.locator("input").fill("mistral")
+    cards.press("look up a model's size, then fetch it")
+    until(lambda: "pull mistral" in models.inner_text(), 15, "its size")
+    cards.press("look up a model's size, then fetch it")
+    until(lambda: "mistral is there" in cards.text(), 30, "the model")
+    assert "mistral:latest" in client.status().models
+    logs = cards.open("logs")
+    until(lambda: "Listening on" in logs.locator("pre").inner_text(), 10, "the engine's log")
+    connect = cards.open("connect")
+    until(lambda: "URL/api/chat" in connect.locator("pre").inner_text(), 10, "the snippets")
+    assert key not in connect.inner_text()
+    snippet = cards.copied("copy the snippet with URL and key filled in")
+    assert key in snippet
+    assert str(state.local_url) in snippet
+    usage = cards.open("who uses it")
+    until(lambda: "today" in usage.inner_text(), 15, "who uses it")
+    looked_at(lab, "open")
+
+    # A part is killed, and comes back; it is told.
+    os.kill(state.parts["gateway"].pid or 0, signal.SIGKILL)
+    until(lambda: cards.chip("gateway") not in ("healthy", ""), 10, "the chip's notice")
+    until(lambda: cards.chip("gateway") == "healthy", 30, "its return")
+    until(lambda: "gateway restarted" in cards.text(), 10, "the event")
+    cards.press("publish the URL once more")
+    until(lambda: "there is no broker" in cards.text(), 10, "that there is no broker")
+
+    # A second one folds the first; a running cell holds no update up.
+    lab.run(2)
+    until(lambda: lab.page.locator(CARD).count() == 1, 10, "one card")
+    assert "its card is further down" in lab.cell(1).inner_text()
+    lab.begin(3)
+    until(lambda: lab.kernel() == "busy", 10)
+    os.kill(client.status().parts["gateway"].pid or 0, signal.SIGKILL)
+    until(lambda: cards.chip("gateway") not in ("healthy", ""), 5, "the chip's notice while a cell runs")
+    cards.press("let it live on without a notebook")
+    until(
+        lambda: "waiting for the running cell" in cards.text() or "lives on" in cards.text(), 4, "a word on the click"
+    )
+    until(lambda: "lives on" in cards.text(), 20, "what came of it")
+    until(lambda: lab.kernel() == "idle" and client.status().state == "ready", 30)
+
+    # What is saved holds what is shown, and no more.
+    lab.run(4)
+    saved = lab.save()
+    assert "application/vnd.jupyter.widget-state+json" in saved
+    assert str(state.local_url) in saved
+    hidden = [key, str(home), socket.gethostname(), str((state.supervisor or {})["boot_id"])]
+    hidden += [f'"pid": {part.pid}' for part in client.status().parts.values() if part.pid]
+    for word in filter(None, hidden):
+        assert word not in saved
+
+    # Reopened while the kernel lives, the card does; where another kernel runs, the line of its time stands there alone.
+    lab.open()
+    until(lambda: cards.state() == "ready", 20, "the card")
+    os.kill(int(lab.cell(4).locator(".jp-OutputArea-output").inner_text()), signal.SIGKILL)
+    lab.save()
+    lab.open()
+    until(lambda: lab.cell(2).locator(".avocado-static").is_visible(), 20, "the static line")
+    assert "avocado default: ready" in lab.cell(2).inner_text()
+    assert "as of" in lab.cell(2).inner_text()
+    assert not lab.page.locator(CARD).last.is_visible()
+    lab.screenshot("card-reopened", lab.cell(2))
+    lab.run(0)
+    lab.run(2)
+    until(lambda: cards.state() == "ready", 20, "the card")
+    lab.page.set_viewport_size({"width": 770, "height": 1200})  # 400 of them are the card's
+    lab.screenshot("card-narrow", cards.card)
+    assert cards.card.evaluate("node => node.scrollWidth <= node.clientWidth")
+    lab.page.set_viewport_size({"width": 2600, "height": 1200})
+    lab.screenshot("card-wide", cards.card)
+    assert cards.card.evaluate("node => node.clientWidth") > 1500
+
+    # Stop asks first; then nothing on the page says that it lives.
+    cards.press("stop the service and all it started")
+    assert client.status().state == "ready"
+    cards.press("stop it all?")
+    until(lambda: client.status().state == "stopped", 30, "its end")
+    until(lambda: cards.state() == "stopped", 10, "that it has stopped")
+    looked_at(lab, "stopped")
+    assert str(state.local_url) not in lab.page.locator(".jp-Notebook").inner_text()
+    assert str(state.local_url) not in json.dumps(
+        lab.page.locator(f"{CARD} input").evaluate_all("all => all.map(i => i.value)")
+    )
 
 
 @quiet
 @pytest.mark.browser
 @pytest.mark.timeout(240)
-def test_the_panel_lives_in_a_browser(trouble: Path, lab: Lab) -> None:
-    lab.command("notebook:run-all-cells")
-    until(lambda: lab.panel("true"), 60, "the panel")
-    state = until(lambda: client.status() if client.status().state == "ready" else None)
-    until(lambda: "healthy" in lab.chip("engine"), 20, "a healthy chip")
-    assert lab.panel("panel.textContent.includes('up ')")
-    assert lab.panel("[...panel.querySelectorAll('input')].some(i => i.value === " + json.dumps(state.local_url) + ")")
-    key = client.api_key(state)
-    assert key not in lab.browser.page_source
-    assert lab.script("return document.body.innerText.includes('avocado default: ready')"), "the static line is missing"
+def test_the_card_in_notebook_7(folder: Path, ollama: Path) -> None:
+    cells = ["%load_ext avocado_magic", "%avocado_up llama3", "import os; print(os.getpid())"]
+    with notebook("notebook", folder, cells) as page:
+        cards = Cards(page)
+        page.run(0)
+        page.begin(1)
+        until(lambda: cards.state() == "ready", 60, "the card")
+        assert cards.copied("copy the key, without showing it") == client.api_key(client.status())
+        os.kill(client.status().parts["gateway"].pid or 0, signal.SIGKILL)
+        until(lambda: cards.chip("gateway") not in ("healthy", ""), 10, "the chip's notice")
+        until(lambda: cards.chip("gateway") == "healthy", 30, "its return")
+        page.run(2)
+        page.screenshot("card-notebook-7", cards.card)
+        # A kernel that is gone is noticed by the page itself.
+        os.kill(int(page.cell(2).locator(".jp-OutputArea-output").inner_text()), signal.SIGKILL)
+        until(lambda: "no sign of life from the kernel" in cards.text(), 40, "that the kernel is gone")
+        assert "%load_ext avocado_magic and %avocado_status" in cards.text()
+        page.screenshot("card-kernel-gone", cards.card)
 
-    # While the last cell runs, the panel follows what happens.
-    until(
-        lambda: (
-            lab.script("return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") == "busy"
-        ),
-        30,
-        "the busy cell",
-    )
-    trouble.write_text("busy all")
-    until(lambda: "unhealthy" in lab.chip("engine"), 20, "the chip's notice of the silent engine")
-    assert lab.script("return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status") == "busy"
-    assert "Ollama does not answer  (%avocado_logs engine)" in lab.panel("panel.textContent")
-    lab.screenshot("panel-engine-silent")
-    trouble.unlink()
-    until(lambda: "engine: healthy" in lab.chip("engine"), 30, "the chip's notice of its return")
-    lab.screenshot("panel")
 
-    # The key comes on a click, at the latest when the cell ends, and is never saved.
-    lab.panel("[...panel.querySelectorAll('button')].find(b => b.textContent === 'show key').click()")
-    until(
-        lambda: lab.panel("[...panel.querySelectorAll('input')].map(i => i.value).includes(" + json.dumps(key) + ")"),
-        60,
-        "the key",
-    )
-    lab.screenshot("panel-key-shown")
-    before = lab.file.stat().st_mtime_ns
-    lab.command("docmanager:save")
-    until(lambda: lab.file.stat().st_mtime_ns != before, 20, "the saved notebook")
-    saved = until(lab.file.read_text, 10, "its text")  # Jupyter writes into the file itself
-    assert "application/vnd.jupyter.widget-state+json" in saved
-    assert state.local_url in saved
-    assert key not in saved
-
-    # A dead kernel is noticed by the page itself.
-    kernel = next(int(line) for o in nbformat.reads(saved, 4).cells[3].outputs for line in o.get("text", "").split())
-    os.kill(kernel, signal.SIGKILL)
-    until(lambda: lab.panel("panel.classList.contains('gone')"), 40, "the grey panel")
-    assert "no sign of life from the kernel" in lab.panel("panel.textContent")
-    lab.screenshot("panel-kernel-gone")
+@quiet
+@pytest.mark.browser
+@pytest.mark.timeout(120)
+def test_a_start_that_fails_is_said_once(folder: Path, ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_OLLAMA_MODE", "refuses_to_load")
+    with notebook("lab", folder, ["%load_ext avocado_magic", "%avocado_up llama3"]) as page:
+        page.run(0)
+        page.run(1)
+        shown = page.cell(1).inner_text()
+        assert shown.count("requires more system memory") == 1, shown
+        assert "not started" in shown
+        assert page.page.locator(CARD).count() == 0
+        page.screenshot("card-not-started", page.cell(1))

@@ -22,7 +22,6 @@ from conftest import DOUBLES, free_port
 from avocado_magic.config import resolve
 from avocado_magic.errors import StartError
 from avocado_magic.parts.download import Download
-from avocado_magic.parts.engine import install
 from avocado_magic.runtime import client
 
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]

@@ -509,10 +509,15 @@ def test_the_model_that_was_asked_for_comes_first(ollama: Path, monkeypatch: pyt
     assert not any(entry.get("path") == "/api/pull" for entry in trace_of(ollama))
 
 
-def test_what_only_a_new_start_can_change_is_said(ollama: Path) -> None:
-    up()
-    result = client.up(settings(tunnel="none", announce=False, grace=99), None)
-    assert [notice.split()[0] for notice in result.notices] == ["grace", "announce"]
+def test_what_only_a_new_start_can_change_is_refused(ollama: Path) -> None:
+    before = up()
+    with pytest.raises(ConfigError) as caught:
+        client.up(settings(tunnel="cloudflared", announce=False, grace=99, admin_routes=True), None)
+    said = caught.value.sentence()
+    assert "the service 'default' runs with --tunnel none, not cloudflared; with --grace 10" in said
+    assert "without --no-announce; without --admin-routes" in said
+    assert "{down} and {up} start it so" in said
+    assert client.status().supervisor == before.supervisor
 
 
 def test_an_ollama_of_another_service_is_not_adopted(ollama: Path) -> None:

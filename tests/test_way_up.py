@@ -59,11 +59,13 @@ def test_without_a_word_nothing_is_told(ollama: Path) -> None:
 
 def test_more_models_into_a_service_that_runs(ollama: Path) -> None:
     up("llama3")
-    again = up("llama3", "mistral", "phi4", context=512)
+    with pytest.raises(ConfigError, match="runs without --context, not 512"):
+        up("llama3", "mistral", "phi4", context=512)
+    again = up("llama3", "mistral", "phi4")
     assert again.attached
     assert again.state.models == ["llama3:latest", "mistral:latest", "phi4:latest"]
     assert _generated(ollama) == {"llama3"}
-    assert list(again.notices) == ["context 512 has no effect on a running service; {down} first"]
+    assert not again.notices
 
 
 def test_an_adopted_ollama_keeps_its_own(ollama: Path) -> None:

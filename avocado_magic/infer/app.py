@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,12 @@ def create_app(settings: InferSettings) -> GatewayApp:
     )  # fmt: skip
     app.include_router(metadata_router(about))
     add_docs(app, __version__)
-    gateway = GatewayApp(gate, backend, usage, request_log, _announcement(settings))
+
+    def activity() -> str:
+        counts = (admission.running, admission.waiting, metrics.answered, metrics.tokens)
+        return f"{gate.activity()} {' '.join(map(str, counts))}"
+
+    gateway = GatewayApp(gate, backend, usage, request_log, _announcement(settings), activity)
     return gateway
 
 
@@ -114,9 +119,17 @@ class GatewayApp:
     """The ASGI application, and how it begins and ends."""
 
     def __init__(
-        self, gate: Gate, backend: backends.Backend, usage: UsageBook, request_log: RequestLog, announcement: Any
+        self,
+        gate: Gate,
+        backend: backends.Backend,
+        usage: UsageBook,
+        request_log: RequestLog,
+        announcement: Any,
+        activity: Callable[[], str],
     ) -> None:
+        """`activity` is what a supervisor is told at each beat, as `parts.infer.Activity` reads it."""
         self.gate = gate
+        self.activity = activity
         self._backend = backend
         self._usage = usage
         self._request_log = request_log
@@ -257,7 +270,7 @@ async def serve(settings: InferSettings) -> None:
         await end()
 
     if settings.watcher is not None:
-        Watched(settings.watcher, gateway.gate.activity, lambda: ending.append(loop.create_task(end_service())))
+        Watched(settings.watcher, gateway.activity, lambda: ending.append(loop.create_task(end_service())))
     # What is here now stays: the collector need not look at it again, which would stop every stream for 20 ms.
     gc.collect()
     gc.freeze()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
 from IPython.utils.process import arg_split
+
+from ..errors import ConfigError
 
 _LEFTOVER = re.compile(r"\{[A-Za-z_][\w.\[\]'\"]*\}|^\$[A-Za-z_]\w*$")
 
@@ -30,20 +33,39 @@ def without_note(line: str) -> str:
 
 
 def parse(magic: Any, line: str) -> Any:
-    """The arguments of `line` for `magic`; raises a plain UsageError, which IPython shows as one line.
+    """The arguments of `line` for `magic`. Raises ConfigError, which every front end shows as one sentence.
 
-    Quotes around a value are dropped before argparse looks at it, and a ``{name}`` or ``$name`` that
-    IPython could not fill in is refused rather than taken as a value.
+    Not IPython's UsageError: of that a kernel tells nobody who runs the notebook by a program. Quotes around a value are dropped
+    before argparse looks at it, and a ``{name}`` or ``$name`` that IPython could not fill in is refused rather than taken as a
+    value.
     """
     parser: MagicArgumentParser = magic.parser
+    help = f"%{parser.prog.lstrip('%')}? shows what it takes"
     try:
         tokens = [_unquoted(token) for token in arg_split(without_note(line))]
     except ValueError as error:
-        raise UsageError(f"the line cannot be read: {error}") from None
+        raise ConfigError(f"the line cannot be read: {error}", help) from None
     for token in tokens:
         if _LEFTOVER.search(token):
-            raise UsageError(f"{token} was not filled in: there is no such variable, or one on the line is unknown")
-    return parser.parse_args(tokens)
+            raise ConfigError(
+                f"{token} was not filled in: there is no such variable, or one on the line is unknown",
+                "define it first",
+            )
+    try:
+        return parser.parse_args(tokens)
+    except UsageError as error:
+        raise ConfigError(f"{error}{_meant(parser, tokens)}", help) from None
+
+
+def _meant(parser: MagicArgumentParser, tokens: list[str]) -> str:
+    """The flag that a wrong one is close to."""
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    wrong = [token.partition("=")[0] for token in tokens if token.startswith("-")]
+    for flag in wrong:
+        near = get_close_matches(flag, known, 1) if flag not in known else []
+        if near:
+            return f" (did you mean {near[0]}?)"
+    return ""
 
 
 def _unquoted(token: str) -> str:

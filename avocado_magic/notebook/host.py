@@ -59,6 +59,11 @@ def _kaggle_secret(name: str) -> str | None:
         return None
 
 
+def outputs_are_iframes() -> bool:
+    """Whether each output is a page of its own, whose script reaches no other output."""
+    return "google.colab" in sys.modules
+
+
 def enable_widgets() -> None:
     """Let Colab show widgets that are not its own; nothing elsewhere."""
     if "google.colab" in sys.modules:

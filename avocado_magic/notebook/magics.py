@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from typing import Any
 
-from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from traitlets import Bool, CFloat, CInt, List, TraitError, Unicode, validate
 
+from ..errors import ConfigError
 from ..settings import Option, Settings
 from .arguments import parse, without_note
 
@@ -78,27 +77,24 @@ class AvocadoMagics(Magics):
         """
         from ..errors import in_notebook, worded
         from ..runtime import client
-        from . import widget
+        from ..runtime.owners import Owner
         from .host import connection_file
         from .progress import Progress
+        from .render import say
 
         args = parse(self.avocado_up, line)
-        with _usage_errors():
-            given = vars(args)
-            first, *more = given.pop("models") or [None]
-            settings = self._settings({**given, "model": first, "more_models": more})
-            from ..runtime.owners import Owner
-
-            owner = Owner.of(os.getpid(), connection_file())
-            progress = Progress(self.shell)
-            try:
-                result = client.up(settings, owner, progress.show)
-            finally:
-                progress.end()
-            progress.replace(result.state)
-            widget.show(self.shell, result.state, with_line=False)
-            for notice in result.notices:
-                print(f"note: {worded(notice, in_notebook)}")
+        given = vars(args)
+        first, *more = given.pop("models") or [None]
+        settings = self._settings({**given, "model": first, "more_models": more})
+        progress = Progress(self.shell, settings.name)
+        try:
+            result = client.up(settings, Owner.of(os.getpid(), connection_file()), progress.show)
+        except BaseException:
+            progress.failed()
+            raise
+        progress.ended(result.state)
+        for notice in result.notices:
+            say(f"note: {worded(notice, in_notebook)}")
 
     @line_magic
     @magic_arguments()
@@ -110,16 +106,15 @@ class AvocadoMagics(Magics):
         from . import widget
 
         args = parse(self.avocado_status, line)
-        with _usage_errors():
-            state = client.status(self._name(args))
-            if args.json:
-                print(json.dumps(state.public(), indent=2))
-            elif state.started_at is None:
-                others = ", ".join(other.name for other in client.services() if other.live())
-                print(f"No service {state.name!r} has been started. %avocado_up MODEL starts it.")
-                print(f"Running: {others}; --name shows one of them." if others else "No other is running.")
-            else:
-                widget.show(self.shell, state)
+        state = client.status(self._name(args))
+        if args.json:
+            print(json.dumps(state.public(), indent=2))
+        elif state.started_at is None:
+            others = ", ".join(other.name for other in client.services() if other.live())
+            print(f"No service {state.name!r} has been started. %avocado_up MODEL starts it.")
+            print(f"Running: {others}; --name shows one of them." if others else "No other is running.")
+        else:
+            widget.show(self.shell, state)
 
     @line_magic
     @magic_arguments()
@@ -131,13 +126,12 @@ class AvocadoMagics(Magics):
 
         args = parse(self.avocado_down, line)
         if args.all and args.name:
-            raise UsageError("--all and --name exclude each other")
-        with _usage_errors():
-            names = [state.name for state in client.services()] if args.all else [self._name(args)]
-            if not names:
-                print("no service is running")
-            for text in client.down_all(names):
-                print(text)
+            raise ConfigError("--all and --name exclude each other")
+        names = [state.name for state in client.services()] if args.all else [self._name(args)]
+        if not names:
+            print("no service is running")
+        for text in client.down_all(names):
+            print(text)
 
     @line_magic
     @magic_arguments()
@@ -150,9 +144,8 @@ class AvocadoMagics(Magics):
 
         args = parse(self.avocado_logs, line)
         if not args.lines.isdigit():
-            raise UsageError(f"-n {args.lines} is not a number of lines")
-        with _usage_errors():
-            found = client.logs(args.part, self._name(args), int(args.lines))
+            raise ConfigError(f"-n {args.lines} is not a number of lines")
+        found = client.logs(args.part, self._name(args), int(args.lines))
         print("\n".join(found) if found else f"the log of the {args.part} is empty")
 
     @line_magic
@@ -167,8 +160,7 @@ class AvocadoMagics(Magics):
         from . import widget
 
         args = parse(self.avocado_restart, line)
-        with _usage_errors():
-            widget.show(self.shell, client.restart(self._name(args), args.part))
+        widget.show(self.shell, client.restart(self._name(args), args.part))
 
     @line_magic
     @magic_arguments()
@@ -179,8 +171,7 @@ class AvocadoMagics(Magics):
         from .render import kept_line
 
         args = parse(self.avocado_keep, line)
-        with _usage_errors():
-            print(kept_line(client.keep(self._name(args))))
+        print(kept_line(client.keep(self._name(args))))
 
     @line_magic
     @magic_arguments()
@@ -193,8 +184,7 @@ class AvocadoMagics(Magics):
         from .render import event_lines
 
         args = parse(self.avocado_events, line)
-        with _usage_errors():
-            found = client.events(self._name(args), _count(args.lines, "-n") or 0)
+        found = client.events(self._name(args), _count(args.lines, "-n") or 0)
         print(
             "\n".join(each.to_json() for each in found) if args.json else event_lines(found) or "nothing has happened"
         )
@@ -225,16 +215,15 @@ class AvocadoMagics(Magics):
         from . import connections
 
         args = parse(self.avocado_connect, line)
-        with _usage_errors():
-            if args.stop:
-                print(connections.stop())
-                return
-            invitation = None
-            if args.invite is not None:
-                invitation = self.shell.user_ns.get(args.invite)
-                if invitation is None:
-                    raise UsageError(f"there is no variable {args.invite}")
-            print(connections.start(args, invitation, _count(args.port, "--port"), self._settings({})))
+        if args.stop:
+            print(connections.stop())
+            return
+        invitation = None
+        if args.invite is not None:
+            invitation = self.shell.user_ns.get(args.invite)
+            if invitation is None:
+                raise ConfigError(f"there is no variable {args.invite}")
+        print(connections.start(args, invitation, _count(args.port, "--port"), self._settings({})))
 
     @line_magic
     @magic_arguments()
@@ -254,12 +243,11 @@ class AvocadoMagics(Magics):
 
         args = parse(self.avocado_invite, line)
         if not args.output.isidentifier():
-            raise UsageError(f"-o {args.output} is not a variable name")
-        with _usage_errors():
-            made = client.invite(
-                self._name(args), args.who, with_broker=args.broker, settings=self._settings({}),
-                models=[model.strip() for model in args.models.split(",") if model.strip()], expires=args.expires,
-            )  # fmt: skip
+            raise ConfigError(f"-o {args.output} is not a variable name")
+        made = client.invite(
+            self._name(args), args.who, with_broker=args.broker, settings=self._settings({}),
+            models=[model.strip() for model in args.models.split(",") if model.strip()], expires=args.expires,
+        )  # fmt: skip
         self.shell.user_ns[args.output] = Secret(made)
         print(f"the invitation for {args.who!r} is in the variable {args.output}; {args.output}.reveal() gives it")
 
@@ -275,9 +263,8 @@ class AvocadoMagics(Magics):
         try:
             seconds = float(args.wait)
         except ValueError:
-            raise UsageError(f"--wait {args.wait} is not a number of seconds") from None
-        with _usage_errors():
-            found = discover(self._settings({}), seconds)
+            raise ConfigError(f"--wait {args.wait} is not a number of seconds") from None
+        found = discover(self._settings({}), seconds)
         print(json.dumps([each.public() for each in found.instances], indent=2) if args.json else table(found))
 
     @line_magic
@@ -326,29 +313,30 @@ class AvocadoMagics(Magics):
 
         args = parse(self.avocado_key, line)
         if (args.key is None) != (args.action == "list"):
-            raise UsageError(f"%avocado_key {args.action} {'takes no name' if args.key else 'needs the name of a key'}")
+            raise ConfigError(
+                f"%avocado_key {args.action} {'takes no name' if args.key else 'needs the name of a key'}"
+            )
         if not args.output.isidentifier():
-            raise UsageError(f"-o {args.output} is not a variable name")
-        with _usage_errors():
-            file = client.keys_file(self._name(args))
-            if args.action == "list":
-                print(api_keys.table(api_keys.entries(file)))
-            elif args.action == "revoke":
-                api_keys.revoke(file, args.key)
-                print(f"the key {args.key!r} is revoked")
-            else:
-                _, key = api_keys.create(
-                    file,
-                    args.key,
-                    role=args.role,
-                    models=[model.strip() for model in args.models.split(",") if model.strip()],
-                    requests_per_minute=_count(args.requests_per_minute, "--requests-per-minute"),
-                    tokens_per_day=_count(args.tokens_per_day, "--tokens-per-day"),
-                    parallel=_count(args.parallel, "--parallel"),
-                    expires=args.expires,
-                )
-                self.shell.user_ns[args.output] = Secret(key)
-                print(f"the key {args.key!r} is in the variable {args.output}; {args.output}.reveal() gives it")
+            raise ConfigError(f"-o {args.output} is not a variable name")
+        file = client.keys_file(self._name(args))
+        if args.action == "list":
+            print(api_keys.table(api_keys.entries(file)))
+        elif args.action == "revoke":
+            api_keys.revoke(file, args.key)
+            print(f"the key {args.key!r} is revoked")
+        else:
+            _, key = api_keys.create(
+                file,
+                args.key,
+                role=args.role,
+                models=[model.strip() for model in args.models.split(",") if model.strip()],
+                requests_per_minute=_count(args.requests_per_minute, "--requests-per-minute"),
+                tokens_per_day=_count(args.tokens_per_day, "--tokens-per-day"),
+                parallel=_count(args.parallel, "--parallel"),
+                expires=args.expires,
+            )
+            self.shell.user_ns[args.output] = Secret(key)
+            print(f"the key {args.key!r} is in the variable {args.output}; {args.output}.reveal() gives it")
 
     @line_cell_magic
     @magic_arguments()
@@ -381,15 +369,14 @@ class AvocadoMagics(Magics):
         else:
             args, prompt = parse(self.ollama, line), cell.strip()
         if not prompt:
-            raise UsageError("there is no prompt: write it below %%ollama, or after %ollama")
+            raise ConfigError("there is no prompt: write it below %%ollama, or after %ollama")
         if args.output and not args.output.isidentifier():
-            raise UsageError(f"-o {args.output} is not a variable name")
-        with _usage_errors():
-            if args.discover and (args.url or args.name):
-                raise UsageError("--discover excludes --url and --name")
-            settings = self._settings({}) if args.discover else None
-            request = ollama_magic.request_of(args, self._name(args), self._elsewhere() if args.url else {}, settings)
-            return ollama_magic.ask(self.shell, request, prompt, args.output)
+            raise ConfigError(f"-o {args.output} is not a variable name")
+        if args.discover and (args.url or args.name):
+            raise ConfigError("--discover excludes --url and --name")
+        settings = self._settings({}) if args.discover else None
+        request = ollama_magic.request_of(args, self._name(args), self._elsewhere() if args.url else {}, settings)
+        return ollama_magic.ask(self.shell, request, prompt, args.output)
 
     def _configured(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.trait_names(config=True)}
@@ -415,35 +402,32 @@ class AvocadoMagics(Magics):
 
 def _count(text: str | None, flag: str) -> int | None:
     if text is not None and not text.isdigit():
-        raise UsageError(f"{flag} {text} is not a whole number")
+        raise ConfigError(f"{flag} {text} is not a whole number")
     return None if text is None else int(text)
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Bad input becomes a plain UsageError, which IPython prints as one line."""
-    from ..errors import ConfigError, in_notebook, worded
-
-    try:
-        yield
-    except ConfigError as error:
-        raise UsageError(worded(error.sentence(), in_notebook)) from None
 
 
 def register(shell: Any) -> None:
     """Put the magics into `shell`, in place of an earlier load's."""
     unregister(shell)
     shell.register_magics(AvocadoMagics)
+    if _somebody_reads(shell):
+        print("Avocado is here: %avocado_up llama3 serves a model; %avocado_up? tells the rest.")
+
+
+def _somebody_reads(shell: Any) -> bool:
+    """Whether a person has typed this: not a script, and not a notebook that is run by a program, which lets nobody answer."""
+    kernel = getattr(shell, "kernel", None)
+    if kernel is not None:
+        return bool(getattr(kernel, "_allow_stdin", False))
+    return bool(sys.stdin and sys.stdin.isatty())
 
 
 def unregister(shell: Any) -> None:
-    """Take the magics and their configurable out of `shell`, and end the panels' threads."""
-    import sys
-
+    """Take the magics and their configurable out of `shell`, and end the cards' threads."""
     if f"{__package__}.widget" in sys.modules:
-        from .widget import close_panels
+        from .widget import close_cards
 
-        close_panels()
+        close_cards()
     if not any(isinstance(c, AvocadoMagics) for c in shell.configurables):
         return
     manager = shell.magics_manager

@@ -1,61 +1,66 @@
-"""How far `up` is, while it runs: one line that changes in a notebook, a line per change in a terminal."""
+"""How far `up` is, while it runs: the card in a notebook, one line that is redrawn in a terminal, a line per change in a file."""
 
 from __future__ import annotations
 
+import sys
 import time
-from html import escape
 from typing import Any
 
 from ..runtime.state import ServiceRecord
 from ..states import ServiceState
-from . import render
+from . import render, widget
 from .host import in_kernel
 
-_NOTEBOOK_SECONDS = 0.2
-_TERMINAL_SECONDS = 2.0
+_LINE_SECONDS = 2.0
 
 
 class Progress:
-    """Shows states as they come, throttled; identical ones once."""
+    """Shows states as they come, and at the end what has become of them."""
 
-    def __init__(self, shell: Any) -> None:
-        self._notebook = in_kernel(shell)
-        self._handle: Any = None
+    def __init__(self, shell: Any, name: str) -> None:
+        self._card = widget.card(shell, name) if in_kernel(shell) else None
+        self._status: Any = None
         self._shown = ""
         self._at = 0.0
-        self._pending: ServiceRecord | None = None
 
     def show(self, state: ServiceRecord) -> None:
+        if self._card is not None:
+            self._card.push(state)
+            return
         line = render.progress(state)
         if line == self._shown:
             return
-        pause = _NOTEBOOK_SECONDS if self._notebook else _TERMINAL_SECONDS
-        if time.monotonic() - self._at < pause and state.state is ServiceState.STARTING:
-            self._pending = state
-            return
-        self._put(line)
+        if sys.stdout.isatty():
+            self._redraw(line)
+        elif time.monotonic() - self._at > _LINE_SECONDS or state.state is not ServiceState.STARTING:
+            self._at = time.monotonic()
+            render.say(line)
+        self._shown = line
 
-    def _put(self, line: str) -> None:
-        self._shown, self._at, self._pending = line, time.monotonic(), None
-        if not self._notebook:
-            print(line, flush=True)
-            return
-        self._update({"text/plain": line, "text/html": f"<div>{escape(line)}</div>"})
+    def _redraw(self, line: str) -> None:
+        from rich.console import Console
+        from rich.markup import escape
 
-    def _update(self, bundle: dict[str, Any]) -> None:
-        from IPython.display import display
+        if self._status is None:
+            self._status = Console().status("avocado: starting")
+            self._status.start()
+        self._status.update(escape(line))
 
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
+    def failed(self) -> None:
+        """The error that follows says all there is to say."""
+        self._end()
+        if self._card is not None:
+            self._card.give_up()
+
+    def ended(self, state: ServiceRecord) -> None:
+        """It is ready: show it."""
+        self._end()
+        if self._card is not None:
+            self._card.settle(state)
         else:
-            self._handle.update(bundle, raw=True)
+            render.say(render.text(state))
 
-    def end(self) -> None:
-        """Show what the throttle held back."""
-        if self._pending is not None:
-            self._put(render.progress(self._pending))
-
-    def replace(self, state: ServiceRecord) -> None:
-        """Turn the line into what stays: the static one with URL and date. In a terminal the text follows anyway."""
-        if self._notebook:
-            self._update(render.line(state))
+    def _end(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None

@@ -1,16 +1,17 @@
-"""A service as a person sees it: text, and an HTML line that stays true for ever."""
+"""A service as a person sees it: text, HTML that needs no script, and a line that stays true for ever."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from ..discovery.message import CONSUMERS_QUEUE
-from ..errors import AvocadoError, in_notebook, worded
+from ..errors import PLAIN, AvocadoError, in_notebook, worded
 from ..runtime.events import Event
 from ..runtime.state import PARTS, ServiceRecord
+from ..sizes import human_bytes
 from ..states import PartState, ServiceState
 from ..timestamps import parsed, utc_now
 
@@ -18,20 +19,21 @@ from ..timestamps import parsed, utc_now
 def lines(state: ServiceRecord) -> list[str]:
     """The service as plain text, the commands in it still to be worded."""
     out = [f"avocado {state.name}: {state.state}"]
-    if state.url:
+    over = state.state.over
+    if state.url and not over:
         out.append(f"  url        {state.url}")
-    if state.local_url:
+    if state.local_url and not over:
         out.append(f"  local url  {state.local_url}")
-    for name in PARTS:
+    for name in () if over else PARTS:
         part = state.parts[name]
         out.append(f"  {name:<10} {told(state, name)}")
         if part.error and part.error not in out[-1]:
             out.append(f"             {part.error} ({{logs {name}}})")
-    if state.models:
+    if state.models and not over:
         out.append(f"  models     {', '.join(state.models)}")
-    if state.announced:
+    if state.announced and not over:
         out.append(f"  announced  {announced(state)}")
-    if state.api_key_file and state.state is not ServiceState.STOPPED:
+    if state.api_key_file and not over:
         out.append(f"  key        in {state.api_key_file}")
     if state.state.serving:
         out.append(f"  since      {state.started_at}" + (f", ends {state.ends_at}" if state.ends_at else ""))
@@ -84,6 +86,13 @@ def event_lines(events: Sequence[Event]) -> str:
     )
 
 
+def said_of_events(events: Sequence[Event]) -> str:
+    """The last events, to stand below the text of a service."""
+    return "".join(
+        f"\n  {each.at[11:19]}   {each.part} {each.event}{f': {each.why}' if each.why else ''}" for each in events
+    )
+
+
 def progress(state: ServiceRecord) -> str:
     """One line for what is going on while a service starts."""
     parts = " · ".join(
@@ -95,6 +104,8 @@ def progress(state: ServiceRecord) -> str:
 def told(state: ServiceRecord, name: str) -> str:
     part = state.parts[name]
     said = part.detail or part.state.value
+    if part.progress and part.progress["rate"]:
+        said = f"{said}, {moved_words(part.progress).partition(', ')[2]}"
     if name == "engine" and part.state is PartState.HEALTHY:
         words = (state.engine.get("kind"), state.engine.get("version"), state.engine.get("where"))
         said = f"{said} ({', '.join(str(word) for word in words if word)})"
@@ -104,47 +115,124 @@ def told(state: ServiceRecord, name: str) -> str:
 
 
 def html(state: ServiceRecord) -> str:
-    """One static line: where the service is, as of when, and how to get a live panel. Everything escaped."""
-    url = state.url or state.local_url
+    """One static line: how the service was, as of when. Everything escaped; no link to what is over."""
+    url = None if state.state.over else state.url or state.local_url
     where = (
         f'<a href="{escape(url, quote=True)}" target="_blank" rel="noopener">{escape(url)}</a>'
         if url and _is_web(url)
         else ""
     )
-    chips = " ".join(
-        f'<span title="{escape(state.parts[name].error or "", quote=True)}">{_mark(state.parts[name].state)} {escape(name)}</span>'
+    chips = "" if state.state.over else " ".join(
+        f'<span title="{escape(state.parts[name].error or "", quote=True)}">{_mark(state.parts[name].state.mood)} {escape(name)}</span>'
         for name in PARTS
-    )
-    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        if state.parts[name].state not in (PartState.NOT_CONFIGURED, PartState.OFF)
+    )  # fmt: skip
     error = ""
     if state.error and (state.state is ServiceState.FAILED or state.error.get("part") == "supervisor"):
         error = f"<br><small>{escape(AvocadoError.from_dict(state.error).sentence())}</small>"
     return worded(
-        f"<div><b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "
-        f"<small>as of {stamp}; <code>%avocado_status</code> shows a live panel</small>{error}</div>",
+        f"{_mark(state.state.mood)} <b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "
+        f"<small>as of {_now()}</small>{error}",
         in_notebook,
     )
+
+
+def _now() -> str:
+    return utc_now().strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _is_web(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
-_COLOURS = {"good": "#2e9e4f", "bad": "#d33a3a", "calm": "#8a8a8a", "busy": "#d9a400"}
+# Shapes as well as colours, for who cannot tell these.
+_MARKS = {"good": ("#1a8f47", "●"), "bad": ("#d23b3b", "▲"), "calm": ("#767676", "■"), "busy": ("#9a6b00", "◐")}
 
 
-def _mark(state: PartState) -> str:
-    colour = _COLOURS[state.mood]
-    return f'<span style="color:{colour}">●</span>'
+def _mark(mood: str) -> str:
+    colour, shape = _MARKS[mood]
+    return f'<span style="color:{colour}" aria-hidden="true">{shape}</span>'
 
 
-def line(state: ServiceRecord) -> dict[str, Any]:
-    """The static line, for any front end and for ever: where the service was, and when."""
-    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    where = state.url or state.local_url or ""
-    return {"text/plain": f"avocado {state.name}: {state.state} {where} (as of {stamp})", "text/html": html(state)}
+def _static(name: str, inner: str) -> str:
+    """HTML that the page's script finds, and hides where a card stands below it."""
+    return f'<div class="avocado-static" data-service="{escape(name, quote=True)}">{inner}</div>'
+
+
+def line(state: ServiceRecord, *, bare: bool = False) -> dict[str, Any]:
+    """The static line, for any front end and for ever: how the service was, and when.
+
+    `bare` says nothing that may change, for a page whose script cannot hide the line above the card.
+    """
+    if bare:
+        grey = f'<small style="color:#767676">avocado {escape(state.name)}, as of {_now()}</small>'
+        return {"text/plain": f"avocado {state.name} (as of {_now()})", "text/html": _static(state.name, grey)}
+    where = "" if state.state.over else f" {state.url or state.local_url or ''}"
+    return {
+        "text/plain": f"avocado {state.name}: {state.state}{where} (as of {_now()})",
+        "text/html": _static(state.name, html(state)),
+    }
+
+
+def folded(name: str) -> dict[str, Any]:
+    """What stays where another card of the service is shown further down."""
+    said = f"avocado {name}: its card is further down"
+    return {"text/plain": said, "text/html": f'<small style="color:#767676">{escape(said)}</small>'}
+
+
+def not_started(name: str) -> dict[str, Any]:
+    """What stays of a start that failed: the error below says why."""
+    said = f"avocado {name}: not started (as of {_now()})"
+    return {"text/plain": said, "text/html": f'<small style="color:#767676">{escape(said)}</small>'}
 
 
 def whole(state: ServiceRecord) -> dict[str, Any]:
-    """All there is to say, where the live panel cannot be shown."""
-    return {"text/plain": text(state), "text/html": f"<pre>{escape(text(state))}</pre>"}
+    """All there is to say, as HTML that needs no script and as text, where the card cannot be shown."""
+    return {"text/plain": text(state), "text/html": f"<div>{html(state)}{_table(state)}</div>"}
+
+
+def beside(state: ServiceRecord) -> dict[str, Any]:
+    """What stands in for the card where a page knows no widgets, below the static line; as of when."""
+    table = f"<div>{_table(state)}<small>as of {_now()}; <code>%avocado_status</code> tells it anew</small></div>"
+    return {"text/plain": f"{text(state)}\n  as of      {_now()}", "text/html": table}
+
+
+def _table(state: ServiceRecord) -> str:
+    rows = [] if state.state.over else [(name, told(state, name), state.parts[name]) for name in PARTS]
+    cells = "".join(
+        f'<tr><td>{_mark(part.state.mood)} {escape(name)}</td><td style="text-align:left">{escape(said)}'
+        + (f"<br><small>{escape(worded(part.error, in_notebook))}</small>" if part.error else "")
+        + (f"<br>{_bar(part.progress)}" if part.progress else "")
+        + "</td></tr>"
+        for name, said, part in rows
+    )
+    more = (
+        [] if state.state.over else [("models", ", ".join(state.models)), *(("note", each) for each in state.notices)]
+    )
+    cells += "".join(
+        f'<tr><td>{escape(name)}</td><td style="text-align:left">{escape(worded(said, in_notebook))}</td></tr>'
+        for name, said in more
+        if said
+    )
+    return f"<table>{cells}</table>" if cells else ""
+
+
+def _bar(moved: Mapping[str, float]) -> str:
+    return f'<progress max="{moved["total"]:.0f}" value="{moved["done"]:.0f}"></progress> {escape(moved_words(moved))}'
+
+
+def moved_words(moved: Mapping[str, float]) -> str:
+    """Bytes that move: "34 % of 4.7 GB, 12.0 MB/s, 4 min left"."""
+    done, total, rate = moved["done"], moved["total"], moved["rate"]
+    words = [f"{100 * done / max(total, 1):.0f} % of {human_bytes(total)}"]
+    if rate:
+        left = (total - done) / rate
+        words += [f"{human_bytes(rate)}/s", f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"]
+    return ", ".join(words)
+
+
+def say(said: str, stream: Any = None) -> None:
+    """Print text, what the stream's encoding cannot hold written in letters that it can."""
+    out = sys.stdout if stream is None else stream
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    print(said.encode(encoding, PLAIN).decode(encoding), file=out, flush=True)

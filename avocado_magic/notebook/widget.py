@@ -1,11 +1,12 @@
-"""A service as a live widget, where the front end has widgets.
+"""A service as a card that lives, where the front end has widgets; as HTML and text where it has none.
 
-The only place that imports widgets, and only when one is shown. The key never enters a trait or a
-mimebundle, because both are saved with the notebook: it is sent on a click and lives in the page alone.
+The only place that imports widgets, and only when one is shown. The key never enters a trait or a mimebundle, because both are
+saved with the notebook: it is sent on a click and lives in the page alone.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -13,61 +14,44 @@ from typing import Any
 
 from ..errors import AvocadoError, in_notebook, worded
 from ..runtime import client
-from ..runtime.state import PARTS, ServiceRecord
+from ..runtime.state import SILENT_SECONDS, ServiceFolder, ServiceRecord
 from ..states import ServiceState
-from .host import enable_widgets, in_kernel
-from .render import announced_words, line, text, told, whole
+from . import render
+from .actions import perform
+from .host import enable_widgets, in_kernel, outputs_are_iframes
+from .view import view_of
 
-_POLL_SECONDS = 0.5
-_BEAT_SECONDS = 5.0
-# Pages say hello every 10 s while they show the panel; after this long without one nobody looks.
+logger = logging.getLogger(__name__)
+_POLL_SECONDS = 0.25
+_BEAT_SECONDS, _QUICK_BEATS = 5.0, 6
+# So long without a turn of the kernel's loop, and a cell is running: clicks wait for its end.
+_BUSY_SECONDS = 1.5
+# Pages say hello every 10 s while they show a card; after this long without one nobody looks.
 _UNSEEN_SECONDS = 120.0
+_PUSH_SECONDS = 0.2
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+_cards: dict[str, Card] = {}
 
 
-def show(shell: Any, state: ServiceRecord, *, with_line: bool = True) -> None:
-    """Show a service: text in a terminal; in a notebook the static line, unless it is there already, and the live panel."""
-    if not in_kernel(shell):
-        print(text(state))
-        return
-    from IPython.display import display
-
-    if with_line:
-        display(line(state), raw=True)
-    widget = _widget(shell, state) if state.state is not ServiceState.STOPPED else None
-    view = (
-        {_WIDGET: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}} if widget is not None else {}
-    )
-    display({**whole(state), **view}, raw=True)
+def card(shell: Any, name: str) -> Card:
+    """The card of a service in this kernel; there is one."""
+    if name not in _cards:
+        _cards[name] = Card(shell, name)
+    return _cards[name]
 
 
-def _widget(shell: Any, state: ServiceRecord) -> Any:
-    try:
-        import anywidget  # noqa: F401
-
-        enable_widgets()
-    except ImportError:
-        return None
-    return LivePanel(shell, state.name).widget
+def show(shell: Any, state: ServiceRecord) -> None:
+    """Show a service: text in a terminal, the card in a notebook."""
+    if in_kernel(shell):
+        card(shell, state.name).show(state)
+    else:
+        render.say(render.text(state))
 
 
-def view_of(state: ServiceRecord) -> dict[str, Any]:
-    """What the page is given; it is saved with the notebook, so nothing in it is secret."""
-    problem = (
-        AvocadoError.from_dict(state.error).sentence() if state.error and state.state is ServiceState.FAILED else ""
-    )
-    return {
-        **state.public(in_notebook),
-        "url": state.url,
-        "serving": state.state.serving,
-        "over": state.state.over,
-        "moods": {name: state.parts[name].state.mood for name in PARTS},
-        "details": {name: told(state, name) for name in PARTS},
-        "notices": [worded(notice, in_notebook) for notice in state.notices],
-        "ends_at": state.ends_at,
-        "announced_words": announced_words(state),
-        "problem": worded(problem, in_notebook),
-    }
+def close_cards() -> None:
+    """End every card's thread; called when the extension is unloaded."""
+    while _cards:
+        _cards.popitem()[1].close()
 
 
 def _widget_class() -> Any:
@@ -76,103 +60,259 @@ def _widget_class() -> Any:
 
     here = Path(__file__).parent
 
-    class PanelWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget is untyped here
+    class CardWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget is untyped here
         _esm = (here / "widget.js").read_text("utf-8")
         _css = (here / "widget.css").read_text("utf-8")
         service = traitlets.Dict().tag(sync=True)
         beat = traitlets.Int(0).tag(sync=True)
+        busy = traitlets.Bool(False).tag(sync=True)
+        # It was shown before another, or while a start failed: nothing of it is left.
+        folded = traitlets.Bool(False).tag(sync=True)
 
-    return PanelWidget
+    return CardWidget
 
 
-class LivePanel:
-    """One widget and the thread that feeds it from the state file.
+class StaticLine:
+    """What stays in the notebook for ever, rewritten while the kernel lives: how the service is, as of when."""
 
-    The thread ends when the service has stopped, or when no page has shown the panel for two minutes;
-    a page that turns up later starts it again.
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._shown: tuple[Any, ...] = ()
+
+    def show(self, state: ServiceRecord, *, live: bool) -> None:
+        """`live` is whether a card stands below it; then, where the page cannot hide the line, it says nothing that may change."""
+        what = (state.state, state.url, state.local_url, live, *(part.state for part in state.parts.values()))
+        if what != self._shown:
+            self._shown = what
+            self.put(render.line(state, bare=live and outputs_are_iframes()))
+
+    def fold(self, name: str) -> None:
+        """Another card of the service is shown now."""
+        self.put(render.folded(name))
+        self._handle = None
+
+    def put(self, bundle: dict[str, Any]) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+    @property
+    def begun(self) -> bool:
+        return self._handle is not None
+
+
+class Card:
+    """One service in this kernel: the static line, the newest widget, and the thread that feeds both.
+
+    The thread ends when the service has stopped, or when no page has shown the card for two minutes; a page that turns up
+    later starts it again.
     """
 
     def __init__(self, shell: Any, name: str) -> None:
         self._shell = shell
-        self._name = name
-        self._lock = threading.Lock()
+        self.name = name
+        self._lock = threading.RLock()
+        self._line = StaticLine()
+        self._widget: Any = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._seen = time.monotonic()
-        self._loop_alive = time.monotonic()
-        self.widget = _widget_class()(service=view_of(self._state()))
-        self.widget.on_msg(self._on_message)
+        self._pushed = False  # `up` tells how far it is, and nobody else
+        self._pushed_at = 0.0
+        self._seen = self._loop_turned = self._looked = time.monotonic()
+        self._stamp: tuple[int, ...] | None = None
+        self._view: dict[str, Any] = {}
+
+    # what is shown
+
+    def show(self, state: ServiceRecord) -> None:
+        """Show the card here; one that was shown before becomes a line."""
+        with self._lock:
+            self._fold()
+            self._pushed = False
+            self._open(state)
         self._feed()
 
-    def close(self) -> None:
-        """End the thread; the widget stays as it is."""
-        self._stop.set()
-        if self in _open_panels:
-            _open_panels.remove(self)
+    def push(self, state: ServiceRecord) -> None:
+        """How far `up` is; the first time the card appears."""
+        with self._lock:
+            if not self._pushed:
+                self._fold()
+                self._pushed = True
+                self._open(state)
+            elif time.monotonic() - self._pushed_at > _PUSH_SECONDS or state.state is not ServiceState.STARTING:
+                self._pushed_at = time.monotonic()
+                self._put(state)
+        self._feed()
 
-    def _state(self) -> ServiceRecord:
+    def settle(self, state: ServiceRecord) -> None:
+        """`up` has ended well: the card goes on by itself."""
+        with self._lock:
+            if not self._pushed:
+                self._fold()
+                self._open(state)
+            self._pushed = False
+            self._put(state)
+        self._feed()
+
+    def give_up(self) -> None:
+        """`up` has ended with an error, which says all there is to say."""
+        with self._lock:
+            if self._pushed:
+                self._pushed = False
+                self._line.put(render.not_started(self.name))
+                self._line = StaticLine()
+                self._fold_widget()
+        self.close()
+
+    def close(self) -> None:
+        """End the thread; what is shown stays as it is."""
+        self._stop.set()
+
+    def _fold(self) -> None:
+        if self._line.begun:
+            self._line.fold(self.name)
+            self._line = StaticLine()
+        self._fold_widget()
+
+    def _fold_widget(self) -> None:
+        if self._widget is not None:
+            self._widget.folded, self._widget.service = True, {"name": self.name, "over": True}
+            self._widget = None
+
+    def _open(self, state: ServiceRecord) -> None:
+        """The line, and below it the widget where there can be one."""
+        from IPython.display import display
+
+        self._widget = self._made(state) if not state.state.over else None
+        if self._widget is None:
+            self._line.put(render.whole(state))
+            return
+        self._line.show(state, live=True)
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
+        display({**render.beside(state), _WIDGET: view}, raw=True)
+
+    def _made(self, state: ServiceRecord) -> Any:
         try:
-            return client.status(self._name)
-        except AvocadoError as error:
-            return ServiceRecord(self._name, state=ServiceState.FAILED, error=error.to_dict())
+            import anywidget  # noqa: F401
+
+            enable_widgets()
+        except ImportError:
+            return None
+        self._view = view_of(state, self._events())
+        made = _widget_class()(service=self._view)
+        made.on_msg(self._on_message)
+        return made
+
+    def _put(self, state: ServiceRecord) -> None:
+        """Bring what is shown up to `state`."""
+        if self._widget is None:
+            if self._line.begun:
+                self._line.put(render.whole(state))
+            return
+        view = view_of(state, self._events())
+        if view != self._view:
+            self._view = self._widget.service = view
+        self._line.show(state, live=not state.state.over)
+
+    def _events(self) -> Any:
+        try:
+            return client.events(self.name, 3)
+        except AvocadoError:
+            return []  # there is no folder yet
+
+    # what feeds it
 
     def _feed(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._stop.clear()
-                _open_panels.append(self)
-                self._thread = threading.Thread(target=self._work, name="avocado-panel", daemon=True)
+                self._seen = self._loop_turned = time.monotonic()
+                self._thread = threading.Thread(target=self._work, name="avocado-card", daemon=True)
                 self._thread.start()
 
     def _work(self) -> None:
-        try:
-            self._follow()
-        finally:
-            self.close()
-
-    def _follow(self) -> None:
         beat = 0.0
         while not self._stop.wait(_POLL_SECONDS):
-            view = view_of(self._state())
-            if view != self.widget.service:
-                self.widget.service = view
-            if time.monotonic() - beat > _BEAT_SECONDS:
-                beat = time.monotonic()
-                self.widget.beat += 1
+            try:
+                over = self._turn()
+            except Exception:
+                logger.exception("the card could not be brought up to date; it goes on")
+                continue
+            now = time.monotonic()
+            if self._widget is not None:
                 self._ask_the_loop()
-            if view["over"] or self._unseen():
+                busy = now - self._loop_turned > _BUSY_SECONDS
+                if busy != self._widget.busy:
+                    self._widget.busy = busy
+                # A page that is being drawn waits for the first.
+                if now - beat > (_BEAT_SECONDS if self._widget.beat > _QUICK_BEATS else 2 * _POLL_SECONDS):
+                    beat = now
+                    self._widget.beat += 1
+            if over or self._unseen():
                 return
 
+    def _turn(self) -> bool:
+        """Look at the service, and show what is new; whether it is over."""
+        with self._lock:
+            if self._pushed:
+                return False
+            now, stamp = time.monotonic(), ServiceFolder(self.name).state_stamp()
+            if stamp == self._stamp and now - self._looked < SILENT_SECONDS:
+                return False
+            self._stamp, self._looked = stamp, now
+            state = self._state()
+            self._put(state)
+            return state.state.over
+
+    def _state(self) -> ServiceRecord:
+        try:
+            return client.status(self.name)
+        except AvocadoError as error:
+            return ServiceRecord(self.name, state=ServiceState.FAILED, error=error.to_dict())
+
     def _ask_the_loop(self) -> None:
-        # Hellos are handled by the kernel's loop: while a cell runs none can arrive, and that is no absence.
+        # Its turns tell whether a cell runs: as long as one does, no message of a page can arrive, which is no absence.
         loop = getattr(getattr(self._shell, "kernel", None), "io_loop", None)
         if loop is not None:
             loop.add_callback(self._mark_loop)
 
     def _mark_loop(self) -> None:
         now = time.monotonic()
-        if now - self._loop_alive > 3 * _BEAT_SECONDS:
+        if now - self._loop_turned > _BUSY_SECONDS:
             self._seen = now  # it was busy: hellos may still be waiting behind this call
-        self._loop_alive = now
+        self._loop_turned = now
 
     def _unseen(self) -> bool:
         now = time.monotonic()
-        return now - self._loop_alive < 3 * _BEAT_SECONDS and now - self._seen > _UNSEEN_SECONDS
+        return not self._pushed and now - self._loop_turned < _BUSY_SECONDS and now - self._seen > _UNSEEN_SECONDS
 
-    def _on_message(self, _: Any, content: Any, buffers: Any) -> None:
-        kind = content.get("type") if isinstance(content, dict) else None
+    # what a page asks
+
+    def _on_message(self, widget: Any, content: Any, buffers: Any) -> None:
+        """Called on the kernel's loop: what takes time is done in a thread."""
         self._seen = time.monotonic()
-        if kind == "hello":
-            self._feed()
-        elif kind == "reveal":
-            key = client.api_key(self._state())
-            self.widget.send({"type": "key", "key": key, "for": content.get("for")})
+        if not isinstance(content, dict):
+            return
+        if content.get("type") == "hello":
+            widget.send({"type": "here"})
+            if widget is self._widget:
+                self._feed()
+        elif content.get("type") == "do":
+            threading.Thread(target=self._do, args=(widget, content), name="avocado-click", daemon=True).start()
 
-
-_open_panels: list[LivePanel] = []
-
-
-def close_panels() -> None:
-    """End the threads of every panel; called when the extension is unloaded."""
-    for panel in list(_open_panels):
-        panel.close()
+    def _do(self, widget: Any, asked: dict[str, Any]) -> None:
+        answer = {"type": "did", "id": asked.get("id"), "for": asked.get("for")}
+        try:
+            arguments = asked.get("arguments")
+            answer["said"] = perform(
+                self.name, str(asked.get("what")), arguments if isinstance(arguments, dict) else {}
+            )
+        except AvocadoError as error:
+            answer["wrong"] = worded(error.sentence(), in_notebook)
+        except Exception as error:
+            logger.exception("a click in the card failed")
+            answer["wrong"] = f"unexpected error ({type(error).__name__})"
+        widget.send(answer)

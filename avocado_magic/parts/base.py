@@ -26,14 +26,20 @@ class Cancelled(Exception):
     """The start was called off: somebody said down, or Ctrl-C."""
 
 
+class Report(Protocol):
+    """Says in words how far a part is, and where bytes move how many of them have, and of how many."""
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...
+
+
 @dataclass
 class StartContext:
-    """What a part may need while it starts. `report` says in words how far it is."""
+    """What a part may need while it starts."""
 
     settings: Settings
     folder: Path
     deadline: float  # time.monotonic() at which the start has failed
-    report: Callable[[str], None]
+    report: Report
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def left(self) -> float:

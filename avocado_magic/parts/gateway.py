@@ -11,17 +11,18 @@ import requests
 
 from ..api_keys import keys_file
 from ..sessions import local_session
-from ..settings import Settings
+from ..settings import DEFAULT_PORT, Settings
 from .base import ANSWER_SECONDS, CHECK_SECONDS, Running, StartContext
 from .infer import InferPart
-from .ports import listen, listens
+from .ports import holder, listen, listen_from, listens
 
 # Open streams get this long to end when the service stops; well inside what `stop` waits for.
 DRAIN_SECONDS = 1.5
 
 
 class Gateway(InferPart):
-    """Runs ``avocado-infer --backend ollama`` on a port of 127.0.0.1, 0 for a free one.
+    """Runs ``avocado-infer --backend ollama`` on a port of 127.0.0.1: 0 for a free one, None for 11435 or the next free one,
+    unless the way from outside is `fixed`.
 
     The port is taken once, here, and handed to the gateway alone: while that restarts, who connects waits, and no
     other program can have the port to which the tunnel leads. Raises ConfigError where it is taken.
@@ -32,7 +33,8 @@ class Gateway(InferPart):
 
     def __init__(
         self,
-        port: int,
+        port: int | None,
+        fixed: bool,
         upstream: str,
         key_file: Path,
         settings: Settings,
@@ -41,9 +43,15 @@ class Gateway(InferPart):
     ) -> None:
         if before is not None and "listening" in before.held:
             self._listening = socket.socket(fileno=before.held["listening"])
+        elif port is None and not fixed:
+            self._listening = listen_from(DEFAULT_PORT)
         else:
-            self._listening = listen(port)
+            self._listening = listen(DEFAULT_PORT if port is None else port)
         self.port = int(self._listening.getsockname()[1])
+        moved = port is None and self.port != DEFAULT_PORT and before is None
+        self.notices = (
+            [f"port {DEFAULT_PORT} is in use{holder(DEFAULT_PORT)}: the gateway has {self.port}"] if moved else []
+        )
         self._settings = settings
         self._upstream = upstream
         self._key_file = key_file

@@ -20,21 +20,26 @@ _SAYS = "avocado-infer: "
 @dataclass(frozen=True)
 class Activity:
     """What a gateway says of its requests: since when the engine owes one the next byte, and the last one was asked, in
-    seconds before it said so; 0 where none waits, or runs.
+    seconds before it said so; 0 where none waits, or runs. How many run and wait, and were answered, with how many tokens,
+    since it began.
     """
 
     silent: float = 0.0
     idle: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    requests: int = 0
+    tokens: int = 0
 
     @staticmethod
     def read(said: bytes) -> Activity | None:
         """The last whole line of `said`."""
         lines = said.decode("ascii", "replace").split("\n")[:-1]
         try:
-            silent, idle = map(float, lines[-1].split())
-        except (IndexError, ValueError):
+            silent, idle, *counts = lines[-1].split()
+            return Activity(float(silent), float(idle), *map(int, counts))
+        except (IndexError, ValueError, TypeError):
             return None
-        return Activity(silent, idle)
 
 
 class InferPart(ProcessPart):

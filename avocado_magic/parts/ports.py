@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from ..errors import ConfigError
 
 # Connections that wait while nobody accepts.
 BACKLOG = 2048
+_MOST_TRIED = 200
 
 
 def free_port() -> int:
@@ -42,6 +44,15 @@ def listen(port: int) -> socket.socket:
         listening.close()
         raise _taken(port) from None
     return listening
+
+
+def listen_from(port: int) -> socket.socket:
+    """Listen on 127.0.0.1:`port` or, where that is taken, on the next one that is free. Raises ConfigError where none is."""
+    for number in range(port, port + _MOST_TRIED):
+        if is_free(number):
+            with suppress(ConfigError):  # somebody was faster
+                return listen(number)
+    raise _taken(port)
 
 
 def listens(listening: socket.socket) -> bool:

@@ -10,7 +10,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 
 from ..background import in_thread
-from ..errors import AvocadoError, NotRunningError, StartError, StoppedByUser
+from ..errors import AvocadoError, ConfigError, NotRunningError, StartError, StoppedByUser
 from ..parts.base import part_error
 from ..process import end, processes_of, wait_until
 from ..settings import Settings
@@ -65,6 +65,7 @@ def up(
             state = _current(folder)
             attached = state.live()
             if attached:
+                _require_as_it_is(state, settings)
                 joined = owner is not None and bool(ask(state.socket, "join", owner=owner.to_dict()).get("new"))
             else:
                 sweep(folder, state)  # before the look at ports: what a crash left may still hold ours
@@ -177,9 +178,16 @@ def _catch_up(
     folder: ServiceFolder, state: ServiceRecord, settings: Settings, on_progress: OnProgress
 ) -> tuple[ServiceRecord, tuple[str, ...]]:
     """Bring what runs to what was asked: other models are pulled, the first one loaded; what only a new start can change is said."""
-    from ..model_names import same_model
-    from ..parts.engine.embedded import model_name
+    from ..model_names import is_gguf, same_model
+    from ..parts.engine.embedded import gguf_path, model_name
 
+    for model in filter(is_gguf, settings.models):
+        if state.engine.get("kind") != "embedded":
+            raise ConfigError(
+                f"{model} is a file, and the service {folder.name!r} runs Ollama",
+                "{down} first, and {up} with --engine embedded, or with another --name",
+            )
+        gguf_path(model)
     for number, model in enumerate(settings.models):
         wanted = model_name(model) if state.engine.get("kind") == "embedded" else model
         there = [state.model] if number == 0 else state.models
@@ -190,13 +198,7 @@ def _catch_up(
 
 
 def _not_heard(state: ServiceRecord, settings: Settings) -> tuple[str, ...]:
-    """What was asked for and only a new start can give."""
-    running = {
-        **state.asked,
-        "engine": state.engine.get("kind"),
-        "tunnel": state.tunnel_kind,
-        "port": int((state.local_url or ":0").rpartition(":")[2]),
-    }
+    """What would be used if it were started now."""
     from ..parts import tunnel
 
     notices = []
@@ -209,12 +211,34 @@ def _not_heard(state: ServiceRecord, settings: Settings) -> tuple[str, ...]:
         notices.append("the tunnel you can have now is opened by the next start; {down} first")
     if settings.broker_url and state.parts["announcer"].state is PartState.NOT_CONFIGURED:
         notices.append("the broker you set now is used from the next start on; {down} first")
+    return tuple(notices)
+
+
+def _require_as_it_is(state: ServiceRecord, settings: Settings) -> None:
+    """ConfigError where something else is asked for than what runs, and only a new start can give it."""
+    running = {
+        **state.asked,
+        "engine": state.engine.get("kind"),
+        "tunnel": state.tunnel_kind,
+        "port": int((state.local_url or ":0").rpartition(":")[2]),
+    }
+    differs = []
     for name, option in Settings.OPTIONS.items():
         wanted = getattr(settings, name)
-        if name in running and wanted not in (option.default, running[name]) and not (name == "port" and wanted == 0):
-            flag = name.replace("_", "-")
-            notices.append(f"{flag} {wanted} has no effect on a running service; {{down}} first")
-    return tuple(notices)
+        if name not in running or wanted in (option.default, running[name]) or (name == "port" and wanted == 0):
+            continue
+        flag = option.flag or f"--{name.replace('_', '-')}"
+        if option.kind is bool:
+            differs.append(f"without {flag}")
+        else:
+            has = running[name]
+            shown = f"with {flag} {has:g}" if isinstance(has, float) else f"with {flag} {has}"
+            differs.append(f"{shown if has is not None else f'without {flag}'}, not {wanted}")
+    if differs:
+        raise ConfigError(
+            f"the service {state.name!r} runs {'; '.join(differs)}",
+            "{down} and {up} start it so; without these flags {up} joins it as it is, and another --name is another service",
+        )
 
 
 def _pull(folder: ServiceFolder, model: str, load: bool, state: ServiceRecord, on_progress: OnProgress) -> None:

@@ -31,6 +31,8 @@ from .stopping import down as down
 # A supervisor looks twice a second whether its state is still there.
 _REWRITTEN_SECONDS = 0.8
 _RESTARTED_SECONDS = 90.0
+_ANNOUNCED_SECONDS = 15.0
+_FOLLOW_SECONDS = 0.2
 _REPLACED = {
     "message": "its supervisor was killed, and another one is being started",
     "hint": "wait a moment",
@@ -107,12 +109,59 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
     return tail(folder.log(part), lines)
 
 
+def added_lines(part: str, name: str = "default") -> Iterator[str]:
+    """The lines that are added to a part's log from now on, for ever; one that is rotated goes on."""
+    path = ServiceFolder(name).check().log(part)
+    at, rest = path.stat().st_size if path.exists() else 0, b""
+    while True:
+        size = path.stat().st_size if path.exists() else 0
+        if size < at:
+            at, rest = 0, b""  # it was rotated
+        if size > at:
+            with path.open("rb") as file:
+                file.seek(at)
+                *whole, rest = (rest + file.read(size - at)).split(b"\n")
+            at = size
+            yield from (line.decode("utf-8", "replace") for line in whole if line.strip())
+        time.sleep(_FOLLOW_SECONDS)
+
+
 def events(name: str = "default", last: int = 50) -> list[Event]:
     """The last so many events of a service, which need not run. Raises NotRunningError where there is none."""
     folder = ServiceFolder(name).check()
     if not folder.logs.is_dir():
         raise NotRunningError(f"there is no service {name!r}", "{up} starts one")
     return EventLog(folder.events_file).read(last)
+
+
+def announce(name: str = "default") -> str:
+    """Publish the URL once more; what came of it, in words. Raises NotRunningError, or ConfigError where there is nothing to tell."""
+    before = status(name)
+    part = before.parts["announcer"]
+    if before.state.serving and part.state in (PartState.NOT_CONFIGURED, PartState.OFF):
+        raise ConfigError("there is no broker to announce at", "set RABBITMQ_URL, then {down} and {up}")
+    command(name, "announce")
+    told = wait_until(lambda: _told(name, before), _ANNOUNCED_SECONDS)
+    part = status(name).parts["announcer"]
+    if not told:
+        raise StartError(
+            f"the announcement is still under way: {part.error or part.state.value}",
+            "{logs announcer} says more",
+            part="announcer",
+        )
+    return f"announced: {part.error or status(name).announced['outcome']}"  # type: ignore[index]
+
+
+def _told(name: str, before: ServiceRecord) -> bool:
+    now = status(name)
+    settled = now.parts["announcer"].state in (
+        PartState.HEALTHY,
+        PartState.UNROUTED,
+        PartState.FAILED,
+        PartState.NOT_ANNOUNCED,
+    )
+    fresh, old = ((each.announced, each.seq, each.parts["announcer"].about) for each in (now, before))
+    return settled and (fresh != old or now.parts["announcer"].state is PartState.NOT_ANNOUNCED)
 
 
 def keep(name: str = "default") -> ServiceRecord:
@@ -202,9 +251,9 @@ def connection(name: str = "default") -> Connection:
     return Connection(name, state.url or state.local_url, state.local_url, tuple(state.models), api_key(state))
 
 
-def command(name: str, what: str, **arguments: Any) -> dict[str, Any]:
-    """Send one command to a running service. Raises NotRunningError if it does not run."""
+def command(name: str, what: str, timeout: float | None = 10.0, **arguments: Any) -> dict[str, Any]:
+    """Send one command to a running service, with `timeout` seconds to answer. Raises NotRunningError if it does not run."""
     state = status(name)
     if not state.live():
         raise NotRunningError(f"the service {name!r} does not run", "{up} starts it")
-    return ask(state.socket, what, **arguments)
+    return ask(state.socket, what, timeout=timeout, **arguments)

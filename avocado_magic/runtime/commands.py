@@ -36,6 +36,7 @@ class Commands:
             "leave": self.leave,
             "announce": self.announce,
             "pull": self.pull,
+            "unload": self.unload,
             "restart": self.restart,
             "hand_over": self.hand_over,
             "rotate_key": self.rotate_key,
@@ -93,6 +94,14 @@ class Commands:
             self._service.store.report("engine", "")
             self._service.refresh()
         return {"models": self._service.store.state.models}
+
+    def unload(self, request: Request, left: threading.Event) -> Request:
+        """Take a model out of memory; the next request for it brings it back."""
+        engine = self._service.ready_parts().engine
+        engine.api.unload(str(request["model"]))
+        engine.where, engine.needs = placement(engine.api)
+        self._service.refresh()
+        return {}
 
     def restart(self, request: Request, left: threading.Event) -> Request:
         self._restart(str(request.get("part")))

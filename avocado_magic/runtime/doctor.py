@@ -28,8 +28,8 @@ from ..parts.engine import embedded
 from ..parts.engine.ollama import find_ollama, running_ollama
 from ..parts.ports import holder, is_free
 from ..parts.tunnel import ngrok
-from ..parts.tunnel.cloudflared import find_cloudflared
-from ..settings import Settings
+from ..parts.tunnel.install import find_cloudflared
+from ..settings import DEFAULT_PORT, Settings
 from ..sizes import human_bytes
 from . import disk
 
@@ -140,11 +140,12 @@ def _disk(settings: Settings) -> Check:
 
 
 def _ports(settings: Settings) -> Check:
-    taken = [f"{port}{holder(port)}" for port in (settings.port, 11434) if port and not is_free(port)]
+    wanted = DEFAULT_PORT if settings.port is None else settings.port
+    taken = [f"{port}{holder(port)}" for port in (wanted, 11434) if port and not is_free(port)]
     if not taken:
-        return Check("ports", Outcome.OK, f"{settings.port} is free")
+        return Check("ports", Outcome.OK, f"{wanted} is free" if wanted else "a free one is picked")
     said = f"in use: {', '.join(taken)}"
-    if not is_free(settings.port):
+    if settings.port and not is_free(settings.port):
         return Check("ports", Outcome.WARNING, said, "a service that runs has it, or --port 0 picks a free one")
     return Check("ports", Outcome.OK, said)
 

@@ -29,7 +29,7 @@ class Event:
     seconds: float | None = None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(asdict(self))
 
 
 class EventLog:

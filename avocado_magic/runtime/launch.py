@@ -17,7 +17,7 @@ from ..errors import AvocadoError, NotRunningError, StartError
 from ..files import open_private
 from ..parts.base import part_error
 from ..process import INSTANCE_VARIABLE, Identity, child_environment, end, processes_of, wait_until
-from ..settings import Settings
+from ..settings import DEFAULT_PORT, Settings
 from .control import ask
 from .disk import require_room
 from .owners import Owner
@@ -44,8 +44,9 @@ def preflight(settings: Settings) -> None:
     check_broker(settings)
     tunnel.choose(settings)
     engine.choose(settings)
-    if settings.port:
-        require_free(settings.port)
+    port = DEFAULT_PORT if settings.port is None and settings.public_url else settings.port
+    if port:
+        require_free(port)
 
 
 class Leash:

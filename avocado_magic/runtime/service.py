@@ -21,7 +21,7 @@ from ..parts.announcer import Announcer
 from ..parts.base import Cancelled, Part, StartContext, TunnelPart, part_error
 from ..parts.engine import EnginePart
 from ..parts.gateway import Gateway
-from ..parts.infer import InferPart
+from ..parts.infer import Activity, InferPart
 from ..parts.memory import shortage
 from ..process import Identity
 from ..settings import Settings
@@ -140,6 +140,7 @@ class Service:
         self.store = StateStore(folder, state, settings.secrets())
         self.parts: Parts | None = None
         self.announced_url: str | None = None
+        self._activity: tuple[float, Activity | None] = (0.0, None)
         self._withdrawn = False  # consumers were told that the URL leads to nothing, since a part stayed broken
         self.stopping = threading.Event()
         # Has what is held open for the parts held by the guard, too.
@@ -175,8 +176,8 @@ class Service:
         """What `part` needs to start, with `seconds` (default: --timeout) to do it in."""
         deadline = time.monotonic() + (self.settings.timeout if seconds is None else seconds)
 
-        def report(text: str) -> None:
-            self.store.report(part, text)
+        def report(text: str, done: int = 0, total: int = 0) -> None:
+            self.store.report(part, text, done, total)
 
         return StartContext(self.settings, self.folder.path, deadline, report, self.stopping)
 
@@ -191,7 +192,7 @@ class Service:
         with self.store.change() as state:
             # The one that was asked for comes first: who takes the first takes the one that is loaded.
             state.models = sorted(models, key=lambda name: not (state.model and same_model(name, state.model)))
-            state.engine |= {**engine.describe(), "where": engine.where}
+            state.engine |= {**engine.describe(), "where": engine.where, "memory": engine.needs}
             if "although there is a GPU" in engine.where:
                 state.notices = list(dict.fromkeys([*state.notices, f"the model runs {engine.where}"]))
 
@@ -215,7 +216,9 @@ class Service:
         context.report("proving the URL")
         while True:
             try:
-                prove(url, read_key(self.store.state.api_key_file), self._loaded_model(parts))
+                seconds = prove(url, read_key(self.store.state.api_key_file), self._loaded_model(parts))
+                if parts.tunnel.url:
+                    self.came_back(seconds)
                 context.report("")
                 return
             except NotProved as error:
@@ -254,11 +257,30 @@ class Service:
         idle = self.parts.gateway.activity.idle if self.parts else 0.0
         if most and idle > most * 60 and not self.stopping.is_set():
             self.request_stop(f"no request has come for {most:g} min (--idle-stop)")
+        self._look_at_traffic()
         said = hosts.ends_soon()
         if said and said not in self.store.state.notices:
             self.store.event("service", "host", said)
             with self.store.change() as state:
                 state.notices.append(said)
+
+    def _look_at_traffic(self) -> None:
+        """Write down how much is asked, for who looks on; nothing is written while nobody asks."""
+        before, self._activity = self._activity, (time.monotonic(), self.parts.gateway.activity if self.parts else None)
+        (then, was), (now, is_) = before, self._activity
+        traffic: dict[str, float] = {}
+        if is_ is not None and was is not None and now > then and is_.requests >= was.requests:
+            traffic = {
+                "running": is_.running,
+                "waiting": is_.waiting,
+                "requests_per_second": round((is_.requests - was.requests) / (now - then), 2),
+                "tokens_per_second": round((is_.tokens - was.tokens) / (now - then), 1),
+            }
+        if not any(traffic.values()):
+            traffic = {}
+        if traffic != self.store.state.traffic:
+            with self.store.change() as state:
+                state.traffic = traffic
 
     def _led_to(self, url: str | None) -> None:
         """Write down a public URL that was proved, and announce it where it is new."""
@@ -280,6 +302,10 @@ class Service:
 
     def unwell(self, name: str, why: str) -> None:
         self.store.part(name, PartState.UNHEALTHY, why, self.ready_parts().serving()[name].identity())
+
+    def came_back(self, seconds: float) -> None:
+        with self.store.change() as state:
+            state.latency_ms = round(seconds * 1000, 1)
 
     def gave_up(self, name: str, why: str) -> None:
         self.store.part(name, PartState.FAILED, why)

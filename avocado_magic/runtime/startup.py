@@ -24,7 +24,6 @@ from .state import part_identities
 
 logger = logging.getLogger("avocado_magic.supervisor")
 _ANNOUNCE_PATIENCE = 3.0
-_LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN (or install cloudflared) to get a public URL"
 
 
 def start(service: Service) -> None:
@@ -97,7 +96,15 @@ def make_parts(service: Service, before: Mapping[str, Running] | None = None) ->
         choice, tunnel_kind = engines.chosen(before["engine"]), str(service.store.state.tunnel_kind)
     folder = service.folder.path
     engine = engines.make(choice, settings, folder, log("engine"), was.get("engine"))
-    gateway = Gateway(settings.port, engine.url, key_file, settings, log("gateway"), was.get("gateway"))
+    gateway = Gateway(
+        settings.port,
+        settings.public_url is not None,
+        engine.url,
+        key_file,
+        settings,
+        log("gateway"),
+        was.get("gateway"),
+    )
     tunnel = tunnels.make(tunnel_kind, settings, gateway.port, folder, log("tunnel"), was.get("tunnel"))
     # The announcer is no process: what it and the library under it say is its log.
     told = RedactedLog(log("announcer"), settings.secrets())
@@ -113,9 +120,11 @@ def make_parts(service: Service, before: Mapping[str, Running] | None = None) ->
         state.engine.setdefault("where", "")
         state.tunnel_kind = tunnel_kind
         if before is None:
-            if tunnel_kind == "none" and not tunnel.url:
-                state.notices.append(_LOCAL_ONLY)
-            state.notices += engines.notices(engine, settings)
+            state.notices += [
+                *gateway.notices,
+                *tunnels.notices(tunnel_kind, settings),
+                *engines.notices(engine, settings),
+            ]
     service.announcer_changed()
     return parts
 

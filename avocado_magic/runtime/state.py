@@ -42,6 +42,7 @@ class PartRecord:
     since: str = field(default_factory=lambda: written(utc_now()))
     error: str | None = None
     detail: str = ""
+    progress: dict[str, float] | None = None  # bytes: done, total, rate in a second
     about: dict[str, Any] = field(default_factory=dict)  # what the part says of itself
     identity: dict[str, Any] | None = None
 
@@ -78,6 +79,8 @@ class ServiceRecord:
     tunnel_kind: str | None = None
     model: str | None = None  # the one that was asked for last, by the name it is served under
     asked: dict[str, Any] = field(default_factory=dict)  # settings that only a new start can change
+    traffic: dict[str, float] = field(default_factory=dict)  # of the gateway; empty while nobody asks
+    latency_ms: float | None = None  # of the last request that went out through the public URL and came back
     ends_at: str | None = None
     kept: bool = False  # it needs no owner
 
@@ -86,8 +89,8 @@ class ServiceRecord:
         return {
             "name": self.name,
             "state": self.state.value,
-            "url": self.url or self.local_url,
-            "local_url": self.local_url,
+            "url": None if self.state.over else self.url or self.local_url,
+            "local_url": None if self.state.over else self.local_url,
             "api_key_file": self.api_key_file,
             "engine": {key: self.engine.get(key) for key in ("kind", "version", "adopted")},
             "models": self.models,
@@ -98,7 +101,7 @@ class ServiceRecord:
         }
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        return json.dumps(asdict(self), indent=1)  # in ASCII: a path may hold what UTF-8 does not
 
     @staticmethod
     def from_json(text: str) -> ServiceRecord:

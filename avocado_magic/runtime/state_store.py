@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -25,6 +26,26 @@ _REPORT_SECONDS = 0.1
 _DISK_FULL = "the disk is full: what the service writes is lost until there is room"
 
 
+class Pace:
+    """How fast what moves does: bytes a second, over the last few seconds."""
+
+    _SECONDS = 5.0
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], deque[tuple[float, int]]] = {}
+
+    def of(self, name: str, done: int, total: int) -> dict[str, float]:
+        """`done`, `total` and `rate`, which is 0 until it is known."""
+        now, seen = time.monotonic(), self._seen.setdefault((name, total), deque())
+        if seen and done < seen[-1][1]:
+            seen.clear()  # it began anew
+        seen.append((now, done))
+        while now - seen[0][0] > self._SECONDS:
+            seen.popleft()
+        before, passed = seen[0][1], now - seen[0][0]
+        return {"done": done, "total": total, "rate": round((done - before) / passed) if passed > 0.5 else 0}
+
+
 class StateStore:
     """Owns the state of one service. Any thread may write to it; every change goes to the state file."""
 
@@ -39,6 +60,7 @@ class StateStore:
         self._born = time.monotonic()
         self._as_written: tuple[int, ...] | None = None
         self._low: str | None = None
+        self._pace = Pace()
         self.trouble: str | None = None  # why the state cannot be written
         self.state = state
 
@@ -64,7 +86,7 @@ class StateStore:
                 part.since = written(utc_now())
             if part.state is not state and name != "announcer":
                 self._note(name, part.state, state, error)
-            part.state, part.detail = state, ""
+            part.state, part.detail, part.progress = state, "", None
             part.about = part.about if about is None else dict(about)
             part.error = redact(error, self._secrets) if error else None
             part.identity = identity.to_dict() if identity else None
@@ -92,10 +114,12 @@ class StateStore:
         """Keep what has happened, without secrets."""
         self._events.add(part, event, worded(redact(why, self._secrets), in_shell) if why else None, seconds)
 
-    def report(self, name: str, text: str) -> None:
-        """Note in words how far a part is; written down at most ten times a second."""
+    def report(self, name: str, text: str, done: int = 0, total: int = 0) -> None:
+        """Note in words how far a part is, and how many bytes of how many have moved; written down ten times a second at most."""
         with self._lock:
-            self.state.parts[name].detail = text
+            part = self.state.parts[name]
+            part.detail = text
+            part.progress = self._pace.of(name, done, total) if total else None
             due = time.monotonic() - self._written > _REPORT_SECONDS
         if due:
             self.save()

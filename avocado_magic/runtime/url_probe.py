@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import requests
 
 from ..sessions import service_session
@@ -13,8 +15,8 @@ class NotProved(Exception):
     """Why the URL is not a way to this service, in a few words."""
 
 
-def prove(url: str, key: str, model: str | None) -> None:
-    """Raise NotProved unless `url` leads to our gateway, which lets in who has `key` and streams.
+def prove(url: str, key: str, model: str | None) -> float:
+    """The seconds that a small request takes. Raises NotProved unless `url` leads to our gateway, which lets in who has `key` and streams.
 
     The key is sent only after the other end has refused a request without one, as our gateway does.
     """
@@ -23,13 +25,16 @@ def prove(url: str, key: str, model: str | None) -> None:
         if refused.status_code != 401:
             raise NotProved(_why(refused))
         session.headers["Authorization"] = f"Bearer {key}"
+        begun = time.monotonic()
         allowed = _get(session, f"{url}/api/tags")
+        seconds = time.monotonic() - begun
         if allowed.status_code != 200:
             raise NotProved(
                 f"the key of this service was refused (status {allowed.status_code}): another gateway answers there"
             )
         if model:
             _stream(session, url, model)
+        return seconds
 
 
 def answers(url: str) -> str | None:

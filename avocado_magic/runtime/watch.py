@@ -41,6 +41,9 @@ class Told(Protocol):
 
     def well(self, name: str) -> None: ...
 
+    def came_back(self, seconds: float) -> None:
+        """A request through the public URL has, after so long."""
+
     def gave_up(self, name: str, why: str) -> None:
         """It is not restarted any more until that is asked for."""
 
@@ -259,7 +262,10 @@ class TunnelWatch(PartWatch):
         # At every turn once something was wrong with it.
         if wrong is None and (self._bad or time.monotonic() - self._looked_outside > self._url_check):
             self._looked_outside = time.monotonic()
+            begun = time.monotonic()
             wrong = answers(self._parts.tunnel.url or "")
+            if wrong is None:
+                self._told.came_back(time.monotonic() - begun)
         return wrong, self._bad + 1 >= TUNNEL_PATIENCE
 
     def _restart(self, wrong: str | None) -> None:

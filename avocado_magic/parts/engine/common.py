@@ -15,10 +15,8 @@ from ...errors import StartError
 from ...model_names import same_model
 from ...sizes import human_bytes
 from ..base import StartContext, part_error
+from ..download import MOVING_SECONDS
 from .rest import EngineApi
-
-# A download that moves gets this many seconds more with every step, or --timeout where that is less.
-MOVING_SECONDS = 300.0
 
 
 def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext, folder: Path | None) -> None:
@@ -52,7 +50,7 @@ def pull_model(api: EngineApi, model: str, context: StartContext, folder: Path |
             last[0] = done
             context.extend(min(MOVING_SECONDS, context.settings.timeout))
         if total > 1_000_000:
-            context.report(f"pulling {100 * done // total} % of {human_bytes(total)}")
+            context.report(f"pulling {100 * done // total} % of {human_bytes(total)}", done, total)
         elif status:
             context.report(status if status.startswith("pulling") else f"pulling: {status}")
 

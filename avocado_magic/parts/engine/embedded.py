@@ -40,7 +40,7 @@ def check_model(model: str | None) -> None:
     if not knows(model):
         raise ConfigError(
             f"the embedded engine does not know the model {model!r}",
-            f"it knows {', '.join(KNOWN_MODELS)} and *.gguf files; --engine ollama knows the rest",
+            f"name {' or '.join(KNOWN_MODELS)} or the path of a *.gguf file; the rest needs Ollama, with its model library in reach",
         )
     if model and is_gguf(model):
         gguf_path(model)
@@ -104,7 +104,7 @@ class Embedded(InferPart):
             context,
             options,
             lambda: self.api.version() is not None,
-            hint="give another model, or see the lines below",
+            hint="give another model",
         )
         self.version = metadata.version("xllamacpp")
         ensure_models(self.api, [model_name(model) for model in self._given], context, self.models_folder)

@@ -2,63 +2,61 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import platform
 import shutil
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import requests
-
-from ...back_off import BackOff
 from ...config import cache_dir
-from ...errors import StartError
-from ...sizes import human_bytes
 from ..base import StartContext
-from .common import MOVING_SECONDS
+from ..download import MOVING_SECONDS, Download
+from .embedded import KNOWN_MODELS
+from .registry import look_up
 
 # github.com/ollama/ollama/blob/main/scripts/install.sh takes its archives from the same release page.
 RELEASES = "https://github.com/ollama/ollama/releases/latest/download"
 CHECKSUMS = "sha256sum.txt"
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
-_TRIES = 5
-_BLOCK = 1 << 18
+_OTHER = f"install Ollama yourself, or serve what needs none: {{up {KNOWN_MODELS[0]} --engine embedded}}"
+# The archive, and what it unpacks to.
+_OLLAMA = Download("Ollama", "engine", _OTHER, room=3)
 
 
 def install_ollama(context: StartContext) -> Path:
-    """Download, verify and unpack Ollama; the path of its program. Raises StartError or Cancelled."""
+    """Download, verify and unpack Ollama; the path of its program. Raises StartError or Cancelled.
+
+    The models are looked up first: a name that nobody has is said before anything large is fetched.
+    """
     if not sys.platform.startswith("linux"):
-        raise _error("there is no Ollama on this machine", "install it from ollama.com/download")
+        raise _OLLAMA.error("there is no Ollama on this machine", "install it from ollama.com/download")
     architecture = _ARCHITECTURES.get(platform.machine().lower())
     if architecture is None:
-        raise _error(f"there is no Ollama for {platform.machine()}", "use --engine embedded")
+        raise _OLLAMA.error(f"there is no Ollama for {platform.machine()}", _OTHER)
     base = (context.settings.ollama_download or RELEASES).rstrip("/")
     context.report("installing Ollama: looking up the release")
-    with _network_errors(base):
-        listing = requests.get(f"{base}/{CHECKSUMS}", timeout=30)
-        listing.raise_for_status()
+    listing = _OLLAMA.asked(f"{base}/{CHECKSUMS}")
     name, digest = _choose(listing.text, architecture)
     target = cache_dir() / "ollama" / digest[:16]
     program = target / "bin" / "ollama"
     if program.exists():
         return program
+    for model in context.settings.models:
+        look_up(model)
     try:
-        archive = _download(f"{base}/{name}", digest, context)
+        archive = _OLLAMA.fetch(f"{base}/{name}", digest, ".tar.zst" if name.endswith(".zst") else ".tgz", context)
         context.report("installing Ollama: unpacking")
         _unpack(archive, target, context)
         archive.unlink()
     except OSError as error:
-        raise _disk_error(error) from None
+        raise _OLLAMA.disk_error(error) from None
     if not program.exists():
         shutil.rmtree(target, ignore_errors=True)
-        raise _error(f"the archive {name} holds no bin/ollama", "try again later, or install Ollama yourself")
+        raise _OLLAMA.error(f"the archive {name} holds no bin/ollama", "try again later, or install Ollama yourself")
     return program
 
 
@@ -73,67 +71,7 @@ def _choose(listing: str, architecture: str) -> tuple[str, str]:
         name = f"ollama-linux-{architecture}.{suffix}"
         if name in sums:
             return name, sums[name]
-    raise _error(
-        f"the release lists no archive for linux-{architecture}", "install Ollama yourself, or use --engine embedded"
-    )
-
-
-def _download(url: str, digest: str, context: StartContext) -> Path:
-    folder = cache_dir() / "downloads"
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = ".tar.zst" if url.endswith(".zst") else ".tgz"
-    part, whole = folder / f"{digest}.part", folder / f"{digest}{suffix}"
-    pauses = BackOff(1.0, 10.0)
-    for attempt in range(_TRIES):
-        try:
-            if _fetch(url, part, context):
-                break
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-            if attempt == _TRIES - 1:
-                with _network_errors(url):
-                    raise
-        context.report("installing Ollama: the download broke off, going on")
-        context.cancelled.wait(pauses.next())
-        context.left()
-    else:
-        raise _error(
-            "the download of Ollama keeps breaking off", "check the network and try again: it goes on where it stopped"
-        )
-    if _sha256(part) != digest:
-        part.unlink()
-        raise _error(
-            "the checksum of Ollama's archive does not match: it was thrown away",
-            "try again; behind a proxy, check the proxy",
-        )
-    os.replace(part, whole)
-    return whole
-
-
-def _fetch(url: str, part: Path, context: StartContext) -> bool:
-    """Fetch the rest of `url` into `part`; True if it is whole."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:
-            return True  # nothing after what we have
-        with _network_errors(url):
-            answer.raise_for_status()
-        if answer.status_code != 206:
-            have = 0  # the server sends it from the beginning
-        total = have + int(answer.headers.get("Content-Length") or 0)
-        _require_space(part.parent, total - have)
-        shown = 0.0
-        with part.open("ab" if have else "wb") as out:
-            for block in answer.iter_content(_BLOCK):
-                context.left()
-                out.write(block)
-                have += len(block)
-                if time.monotonic() - shown > 0.3:
-                    shown = time.monotonic()
-                    context.extend(MOVING_SECONDS)
-                    share = f"{100 * have // total} % of {human_bytes(total)}" if total else human_bytes(have)
-                    context.report(f"installing Ollama: {share}")
-        return have >= total
+    raise _OLLAMA.error(f"the release lists no archive for linux-{architecture}", _OTHER)
 
 
 def _unpack(archive: Path, target: Path, context: StartContext) -> None:
@@ -175,49 +113,3 @@ def _opened(archive: Path) -> Iterator[IO[bytes]]:
 
             with gzip.open(raw, "rb") as unzipped:
                 yield unzipped  # type: ignore[misc]  # a GzipFile reads like any binary file
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _require_space(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if size * 3 > free:  # the archive, and what it unpacks to
-        raise _error(
-            f"the disk is full: Ollama needs about {human_bytes(size * 3)}, {human_bytes(free)} are free",
-            "free some space, or set AVOCADO_HOME to another disk",
-        )
-
-
-def _disk_error(error: OSError) -> StartError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _error(
-            "the disk is full while installing Ollama", "free some space, or set AVOCADO_HOME to another disk"
-        )
-    return _error(
-        f"Ollama cannot be installed in {cache_dir()}: {error.strerror or error}",
-        "set AVOCADO_HOME to a folder of yours",
-    )
-
-
-@contextmanager
-def _network_errors(url: str) -> Iterator[None]:
-    try:
-        yield
-    except requests.HTTPError as error:
-        status: Any = error.response.status_code if error.response is not None else "?"
-        raise _error(f"{url} answered with status {status}", "try again later, or install Ollama yourself") from None
-    except requests.RequestException:
-        raise _error(
-            f"no way to {url}: there is no network, or it is blocked",
-            "check the network, install Ollama yourself, or use --engine embedded",
-        ) from None
-
-
-def _error(message: str, hint: str) -> StartError:
-    return StartError(message, hint, part="engine")

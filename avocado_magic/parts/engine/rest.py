@@ -112,6 +112,21 @@ class EngineApi:
                 part="engine",
             )
 
+    def unload(self, model: str) -> None:
+        """Take `model` out of memory. Raises StartError with the engine's own words."""
+        body = {"model": model, "keep_alive": 0, "stream": False}
+        try:
+            with self._session() as session:
+                answer = session.post(f"{self._base}/api/generate", json=body, timeout=(10, 60))
+        except requests.RequestException as error:
+            raise StartError(
+                f"the engine broke off ({type(error).__name__})", "{logs engine} may say why", part="engine"
+            ) from None
+        if answer.status_code != 200:
+            raise StartError(
+                f"the engine cannot unload {model}: {_said(answer)}", "{logs engine} may say why", part="engine"
+            )
+
     def generates(self, model: str, seconds: float) -> bool:
         """Whether one token of `model`, or an error, comes within so many seconds."""
         body = {"model": model, "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
@@ -134,7 +149,9 @@ def pull_error(model: str, said: str) -> StartError:
     """What the engine said while it pulled, as a sentence with a remedy."""
     low = said.lower()
     if "does not know the model" in low:
-        return StartError(said, "name one of those, or use --engine ollama", part="engine")
+        return StartError(
+            said, "name one of those, or have Ollama serve it: {down}, then {up} with --engine ollama", part="engine"
+        )
     if "file does not exist" in low or "not found" in low:
         return StartError(
             f"there is no model {model!r}: {said}",

@@ -7,17 +7,19 @@ from pathlib import Path
 from ...errors import ConfigError
 from ...settings import Settings
 from ..base import Running, TunnelPart
-from .cloudflared import Cloudflared, find_cloudflared
+from .cloudflared import CUTS_AFTER, Cloudflared
+from .install import find_cloudflared
 from .local import Local
 from .ngrok import Ngrok, has_credentials
 
+_LOCAL_ONLY = "local only: set NGROK_AUTHTOKEN, or add --tunnel cloudflared, which needs no account, for a public URL"
 TOKEN_HINT = "get one at dashboard.ngrok.com/get-started/your-authtoken and set NGROK_AUTHTOKEN, or a notebook secret of that name"
 
 
 def choose(settings: Settings) -> str:
     """The tunnel that `settings` come to: "ngrok", "cloudflared" or "none". Raises ConfigError.
 
-    `auto`: ngrok with a token, else cloudflared where its program is, else none.
+    `auto`: ngrok with a token, else cloudflared where its program is, else none; it downloads nothing.
     """
     if settings.tunnel == "ngrok" or (settings.tunnel == "auto" and has_credentials(settings)):
         check_ngrok(settings)
@@ -25,12 +27,19 @@ def choose(settings: Settings) -> str:
     if settings.domain:
         raise ConfigError("--domain needs an ngrok token", TOKEN_HINT)
     if settings.tunnel == "cloudflared":
-        if find_cloudflared() is None:
-            raise ConfigError("there is no cloudflared program on PATH", "install it, or use --tunnel ngrok")
         return "cloudflared"
     if settings.tunnel == "auto" and find_cloudflared() is not None:
         return "cloudflared"
     return "none"
+
+
+def notices(kind: str, settings: Settings) -> list[str]:
+    """What a user should know of the tunnel that was chosen."""
+    if kind == "cloudflared":
+        return [f"Cloudflare's quick tunnels cut an answer whose first byte takes longer than {CUTS_AFTER} s"]
+    if kind == "none" and settings.tunnel == "auto" and not settings.public_url:
+        return [_LOCAL_ONLY]
+    return []
 
 
 def check_ngrok(settings: Settings) -> None:

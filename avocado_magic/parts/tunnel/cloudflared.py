@@ -1,9 +1,8 @@
-"""A cloudflared quick tunnel: no account, a URL of its own at every start; with a program the user has."""
+"""A cloudflared quick tunnel: no account, a URL of its own at every start."""
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from ...files import tail
 from ...sessions import local_session
 from ..base import ANSWER_SECONDS, CHECK_SECONDS, ProcessPart, Running, StartContext, part_error
 from ..ports import free_port
+from .install import find_cloudflared, install_cloudflared
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.IGNORECASE)
-
-
-def find_cloudflared() -> str | None:
-    return shutil.which("cloudflared")
+# What a quick tunnel does to an answer whose first byte takes longer (Cloudflare's error 524): seconds.
+CUTS_AFTER = 100
 
 
 class Cloudflared(ProcessPart):
@@ -38,9 +36,10 @@ class Cloudflared(ProcessPart):
             self._metrics, self.url = before.about.get("metrics", self._metrics), before.about.get("url")
 
     def start(self, context: StartContext) -> None:
+        program = find_cloudflared() or install_cloudflared(context)
         context.report("starting cloudflared")
         argv = [
-            find_cloudflared() or "cloudflared",
+            program,
             "tunnel",
             "--no-autoupdate",
             "--url",

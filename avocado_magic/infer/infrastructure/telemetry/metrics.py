@@ -55,6 +55,7 @@ class Metrics:
         self._tokens: dict[tuple[str, str], int] = defaultdict(int)
         self._limits: dict[str, int] = defaultdict(int)
         self._models: set[str] = set()
+        self.answered = self.tokens = 0  # requests that ran, and the tokens of their answers
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -65,6 +66,8 @@ class Metrics:
             self._limits[record.limit] += 1
         if not record.runs or record.outcome == "refused":
             return
+        self.answered += 1
+        self.tokens += record.completion_tokens
         self._latency[route].observe(record.ended - record.begun)
         if record.first:
             self._first[route].observe(record.first - record.begun)

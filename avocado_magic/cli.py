@@ -563,7 +563,8 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message())
         else:
-            context, names = getattr(error, "ctx", None), []
+            context = getattr(error, "ctx", None)
+            names: list[str] = []
             while context is not None and context.parent is not None:
                 names.insert(0, str(context.info_name))
                 context = context.parent

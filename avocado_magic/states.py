@@ -1,4 +1,4 @@
-"""The states of a service and of its parts, as state.json, `avocado status --json` and the panel have them."""
+"""The states of a service and of its parts, as state.json, `avocado status --json` and the card have them."""
 
 from __future__ import annotations
 

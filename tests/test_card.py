@@ -277,7 +277,7 @@ def test_the_card_in_jupyterlab(home: Path, lab: Notebook) -> None:
 @quiet
 @pytest.mark.browser
 @pytest.mark.timeout(240)
-def test_the_card_in_notebook_7(folder: Path, ollama: Path) -> None:
+def test_the_card_in_notebook_7(folder: Path, ollama: Path, ngrok: Path) -> None:
     cells = ["%load_ext avocado_magic", "%avocado_up llama3", "import os; print(os.getpid())"]
     with notebook("notebook", folder, cells) as page:
         cards = Cards(page)
@@ -285,6 +285,9 @@ def test_the_card_in_notebook_7(folder: Path, ollama: Path) -> None:
         page.begin(1)
         until(lambda: cards.state() == "ready", 60, "the card")
         assert cards.copied("copy the key, without showing it") == client.api_key(client.status())
+        assert cards.copied("copy the URL") == client.status().url
+        assert "ngrok, " in cards.text()
+        assert " ms" in cards.text()
         os.kill(client.status().parts["gateway"].pid or 0, signal.SIGKILL)
         until(lambda: cards.chip("gateway") not in ("healthy", ""), 10, "the chip's notice")
         until(lambda: cards.chip("gateway") == "healthy", 30, "its return")

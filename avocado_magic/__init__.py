@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from .asking import ask as ask
+    from .asking import chat as chat
     from .runtime.client import Connection
 
 
@@ -28,6 +30,15 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     from .notebook.magics import unregister
 
     unregister(shell)
+
+
+def __getattr__(name: str) -> object:
+    """`ask` and `chat`, read in when they are first used."""
+    if name in ("ask", "chat"):
+        from . import asking
+
+        return getattr(asking, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def service(name: str = "default") -> Connection:

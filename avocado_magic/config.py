@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .client_env import theirs
 from .errors import ConfigError
 from .model_names import is_gguf
 from .settings import Option, Secret, Settings
@@ -43,7 +44,7 @@ def lookup(
     notebook_secret: Callable[[str], str | None] | None = None,
 ) -> dict[str, Any]:
     """The settings `names` alone, those that have a value; what `resolve` does, without looking at the others."""
-    environ = os.environ if environ is None else environ
+    environ = theirs(os.environ if environ is None else environ)
     values: dict[str, Any] = {}
     for name, option in Settings.OPTIONS.items():
         if name not in names:

@@ -23,7 +23,7 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error(PLAIN, _plain)
 
 # What of ours a hint tells the reader to run: "{logs engine}". Each front end says it in its own way.
-_COMMAND = re.compile(r"\{((?:up|down|status|logs|restart|keep|events|doctor)(?: [^{}]*)?)\}")
+_COMMAND = re.compile(r"\{((?:up|down|status|logs|restart|keep|events|doctor|env)(?: [^{}]*)?)\}")
 
 
 def in_shell(command: str) -> str:

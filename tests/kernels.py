@@ -23,6 +23,7 @@ class Ran:
     shown: list[dict[str, Any]] = field(default_factory=list)
     result: dict[str, Any] | None = None
     error: str = ""
+    payload: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -47,11 +48,24 @@ class Kernel:
     def pid(self) -> int:
         return int(self._manager.provisioner.pid)  # type: ignore[union-attr]
 
-    def send(self, code: str) -> str:
-        return str(self.client.execute(code, stop_on_error=True))
+    def send(self, code: str, cell: str | None = None) -> str:
+        """Execute; `cell` is the id of a cell, as a page sends it."""
+        if cell is None:
+            return str(self.client.execute(code, stop_on_error=True))
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": True,
+            "stop_on_error": True,
+        }
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": cell})
+        self.client.shell_channel.send(message)
+        return str(message["header"]["msg_id"])
 
-    def run(self, code: str, seconds: float = 90) -> Ran:
-        return self.wait(self.send(code), seconds)
+    def run(self, code: str, seconds: float = 90, cell: str | None = None) -> Ran:
+        return self.wait(self.send(code, cell), seconds)
 
     def wait(self, message: str, seconds: float = 90) -> Ran:
         handles: dict[str, Any] = {}
@@ -69,6 +83,7 @@ class Kernel:
             reply = self.client.get_shell_msg(timeout=10)
             if reply["parent_header"].get("msg_id") == message:
                 ran.status = reply["content"]["status"]
+                ran.payload = list(reply["content"].get("payload") or ())
                 return ran
 
     @staticmethod
@@ -89,6 +104,11 @@ class Kernel:
         elif kind == "error":
             ran.error = ANSI.sub("", "\n".join(content["traceback"]))
         return bool(kind == "status" and content["execution_state"] == "idle")
+
+    def complete(self, line: str) -> list[str]:
+        """What a TAB at the end of `line` offers."""
+        reply = self.client.complete(line, reply=True, timeout=30)
+        return list(reply["content"]["matches"])
 
     def wait_output(self, message: str, mark: str, seconds: float = 60) -> None:
         """Wait until something with `mark` in it has come out of a running cell."""

@@ -108,7 +108,9 @@ def test_the_whole_job(ollama: Path, kernel: Kernel) -> None:
     asked = kernel.run("%%ollama -s 'Be brief.' -t 0 --option num_predict=5 -o answer\nHello {there} $you")
     assert asked.shown[-1]["text/markdown"] == "Hello from the stand-in."
     assert asked.result is not None
-    assert re.fullmatch(r"<llama3: 5 tokens, \d+\.\d tokens/s>", asked.result["text/plain"])
+    assert re.fullmatch(
+        r"<llama3, 5 tokens, \d+\.\d tokens/s, first after \d\.\d\d s, ollama on the CPU>", asked.result["text/plain"]
+    )
     sent = [json.loads(e["body"]) for e in trace_of(ollama) if e.get("path") == "/api/chat"][-1]
     assert sent["messages"] == [
         {"role": "system", "content": "Be brief."},
@@ -162,9 +164,8 @@ def test_ctrl_c_in_a_prompt_keeps_what_came_and_stops_the_queue(
     kernel.interrupt()
     ran = kernel.wait(running)
     assert ran.status == "error"
-    assert re.search(r"Stopped after \d+ tokens; what came before is kept\.", ran.error)
-    assert "Traceback" not in ran.error
-    assert len(ran.error.splitlines()) == 1
+    assert re.search(r"stopped after \d+ tokens; what came is in partial", ran.text)
+    assert ran.error == ""
     assert kernel.wait(queued).status == "aborted"
     assert kernel.run("print(partial.text[:5], partial.stopped)").printed == "Hello True\n"
     until(lambda: any("left" in entry for entry in trace_of(ollama)), 5, "the end of the generation")

@@ -196,7 +196,7 @@ def test_magics_in_a_terminal(ollama: Path, tmp_path: Path) -> None:
     said = done.stdout + done.stderr
     assert "avocado default: ready" in said
     assert "Hello from the stand-in." in said
-    assert "<llama3: 5 tokens" in said
+    assert "<llama3, 5 tokens" in said
     assert "Listening on" in said
     assert "avocado default: stopped" in said
     assert "unknown engine 'vllm'" in said

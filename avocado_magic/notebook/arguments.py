@@ -8,10 +8,11 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import MagicArgumentParser
-from IPython.utils.process import arg_split
 
 from ..errors import ConfigError
 
+# A word of a line: a quote holds one together at its beginning, or behind the = of a flag; an apostrophe within does not.
+_WORD = re.compile(r"""-[^\s"'=]*=(?:"[^"]*"|'[^']*')(?!\S)|"[^"]*"(?!\S)|'[^']*'(?!\S)|\S+""")
 _LEFTOVER = re.compile(r"\{[A-Za-z_][\w.\[\]'\"]*\}|^\$[A-Za-z_]\w*$")
 
 
@@ -32,20 +33,22 @@ def without_note(line: str) -> str:
     return line.strip()
 
 
-def parse(magic: Any, line: str) -> Any:
+def parse(magic: Any, line: str, *, fields: bool = False) -> Any:
     """The arguments of `line` for `magic`. Raises ConfigError, which every front end shows as one sentence.
 
     Not IPython's UsageError: of that a kernel tells nobody who runs the notebook by a program. Quotes around a value are dropped
     before argparse looks at it, and a ``{name}`` or ``$name`` that IPython could not fill in is refused rather than taken as a
-    value.
+    value, unless the magic fills in `fields` of its own.
     """
     parser: MagicArgumentParser = magic.parser
     help = f"%{parser.prog.lstrip('%')}? shows what it takes"
-    try:
-        tokens = [_unquoted(token) for token in arg_split(without_note(line))]
-    except ValueError as error:
-        raise ConfigError(f"the line cannot be read: {error}", help) from None
-    for token in tokens:
+    words = _WORD.findall(without_note(line))
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("-") else word
+        if value[:1] in ("'", '"') and (len(value) < 2 or value[-1] != value[0]):
+            raise ConfigError(f"the quote before {value[1:41]!r} is not closed", help)
+    tokens = [_unquoted(word) for word in words]
+    for token in () if fields else tokens:
         if _LEFTOVER.search(token):
             raise ConfigError(
                 f"{token} was not filled in: there is no such variable, or one on the line is unknown",

@@ -1,19 +1,22 @@
-"""The magics: %avocado_up, %avocado_status, %avocado_down, %avocado_logs, %avocado_key and, from ollama_magic, %%ollama."""
+"""The magics of a service: %avocado_up, %avocado_status, %avocado_down and the like; those that ask are in prompt_magics."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from traitlets import Bool, CFloat, CInt, List, TraitError, Unicode, validate
 
 from ..errors import ConfigError
 from ..settings import Option, Settings
-from .arguments import parse, without_note
+from .arguments import parse
+from .prompt_magics import PromptMagics
 
 _KINDS = {str: Unicode, int: CInt, float: CFloat, bool: Bool, tuple: List}
 
@@ -40,7 +43,7 @@ def _flags(function: Any) -> Any:
 
 
 @magics_class
-class AvocadoMagics(Magics):
+class AvocadoMagics(PromptMagics, Magics):
     """Serve an LLM from a notebook. A trait that is None leaves the choice to the environment and the default."""
 
     # Here, and not set afterwards: traits are what a class has when it is made.
@@ -338,46 +341,6 @@ class AvocadoMagics(Magics):
             self.shell.user_ns[args.output] = Secret(key)
             print(f"the key {args.key!r} is in the variable {args.output}; {args.output}.reveal() gives it")
 
-    @line_cell_magic
-    @magic_arguments()
-    @argument("model", nargs="?", help="the model to ask; the service's first one by default")
-    @argument("-s", "--system", help="system prompt")
-    @argument("-t", "--temperature", help="0 is deterministic")
-    @argument(
-        "--option", action="append", metavar="K=V", help="an option of the Ollama API, for instance num_predict=50"
-    )
-    @argument("-o", "--output", metavar="VARIABLE", help="put the answer into this variable")
-    @argument("--url", help="another service's URL; its key is taken from AVOCADO_API_KEY")
-    @argument("--discover", action="store_true", help="whatever service is out there, as %%avocado_discover finds it")
-    @argument("--key-file", metavar="FILE", help="lines of HOST KEY, for what is discovered at a broker")
-    @argument("--name", help="name of the service")
-    def ollama(self, line: str, cell: str | None = None) -> Any:
-        """Ask the model; the answer appears as it is made. Returns it with its token counts.
-
-        As a cell magic, the cell is the prompt and the line takes the options below. As a line magic,
-        ``%ollama Why is the sky blue``, the whole line is the prompt. IPython takes a line that ends
-        in ``?`` for a question to itself, so quote that one: ``%ollama "Why is the sky blue?"``.
-        Ctrl-C keeps what came before and stops the generation.
-        """
-        from . import ollama_magic
-
-        if cell is None:
-            args = parse(self.ollama, "")
-            prompt = without_note(line)
-            if len(prompt) > 1 and prompt[0] == prompt[-1] and prompt[0] in "\"'":
-                prompt = prompt[1:-1]
-        else:
-            args, prompt = parse(self.ollama, line), cell.strip()
-        if not prompt:
-            raise ConfigError("there is no prompt: write it below %%ollama, or after %ollama")
-        if args.output and not args.output.isidentifier():
-            raise ConfigError(f"-o {args.output} is not a variable name")
-        if args.discover and (args.url or args.name):
-            raise ConfigError("--discover excludes --url and --name")
-        settings = self._settings({}) if args.discover else None
-        request = ollama_magic.request_of(args, self._name(args), self._elsewhere() if args.url else {}, settings)
-        return ollama_magic.ask(self.shell, request, prompt, args.output)
-
     def _configured(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.trait_names(config=True)}
 
@@ -410,8 +373,22 @@ def register(shell: Any) -> None:
     """Put the magics into `shell`, in place of an earlier load's."""
     unregister(shell)
     shell.register_magics(AvocadoMagics)
+    for key, name in _completed():
+        shell.set_hook("complete_command", partial(_complete, name), str_key=key)
     if _somebody_reads(shell):
         print("Avocado is here: %avocado_up llama3 serves a model; %avocado_up? tells the rest.")
+
+
+def _completed() -> Iterator[tuple[str, str]]:
+    """The words that begin a line of ours, each with the method of its magic."""
+    for escape, kind in (("%", "line"), ("%%", "cell")):
+        yield from ((escape + name, method) for name, method in AvocadoMagics.magics[kind].items())
+
+
+def _complete(method: str, shell: Any, event: Any) -> list[str]:
+    from .completion import complete
+
+    return complete(shell, getattr(AvocadoMagics, method), event)
 
 
 def _somebody_reads(shell: Any) -> bool:
@@ -430,6 +407,8 @@ def unregister(shell: Any) -> None:
         close_cards()
     if not any(isinstance(c, AvocadoMagics) for c in shell.configurables):
         return
+    for key, _ in _completed():
+        shell.strdispatchers["complete_command"].strs.pop(key, None)
     manager = shell.magics_manager
     # Our own names alone: looking into the others would load IPython's lazy magics, which takes 20 ms.
     for kind, names in AvocadoMagics.magics.items():

@@ -1,266 +1,321 @@
-"""%%ollama: a prompt in, an answer out as it is made."""
+"""%%ollama, %ollama_fix and %ollama_explain: what their flags mean, and what becomes of the answer."""
 
 from __future__ import annotations
 
-import json
-import re
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import base_url
-from ..errors import AvocadoError, ConfigError, NotRunningError, StoppedByUser
-from ..runtime import client
-from ..runtime.discover import way_to
-from ..settings import Settings
+from ..asking.answer import Answer
+from ..asking.attachments import attached
+from ..asking.chats import DEFAULT, Chats
+from ..asking.core import MAX_STEPS, TIMEOUT_SECONDS, Exchange, Heard, How, options
+from ..asking.many import PARALLEL, Moved, each, items_of, table
+from ..asking.schemas import schema_of
+from ..asking.target import Target, at_url, discovered, here
+from ..asking.tools import Tool
+from ..errors import AvocadoError, ConfigError, StoppedByUser
+from ..settings import Secret, Settings
+from .answers import FORMATS, Block, Output, cell_id, code_of, stop_quietly
 from .host import in_kernel
+from .namespace import Filled, fill
 
-# An output block is closed at about this size: re-sending a long one whole makes pages freeze.
-BLOCK_BYTES = 8000
-_UPDATE_SECONDS = 0.1
-# What --discover waits for a service.
-_DISCOVER_SECONDS = 5.0
-# How engines say that a prompt is longer than the context.
-_NO_ROOM = re.compile(r"context (length|size)|length of the context")
+_MOST_TRACEBACK = 20_000
+chats = Chats()
 
 
 @dataclass(frozen=True)
-class Request:
-    """Whom to ask and how. The key shows in no repr."""
+class Sources:
+    """Where a magic's settings come from: the service that is meant, a key and model for another, where to look for any."""
 
-    url: str
-    model: str
-    options: Mapping[str, Any]
-    system: str | None = None
-    key: str = field(default="", repr=False)
+    name: str
+    elsewhere: Callable[[], Mapping[str, Any]]
+    settings: Callable[[], Settings]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer: its text, the model, tokens of prompt and answer, tokens per second; `stopped` by Ctrl-C; `prompt_cut` by the context."""
-
-    text: str
-    model: str
-    prompt_tokens: int = 0
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    stopped: bool = False
-    prompt_cut: str = ""  # what of the prompt the context had no room for, in words
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        how = ", stopped" if self.stopped else ""
-        how += f", the prompt was cut: {self.prompt_cut}" if self.prompt_cut else ""
-        return f"<{self.model}: {self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s{how}>"
-
-
-def request_of(args: Any, name: str, elsewhere: Mapping[str, Any], settings: Settings | None = None) -> Request:
-    """The request that the flags `args` mean, to the service `name`, or with --url to another.
-
-    `elsewhere` has the `api_key` and `model` for that one; our own key never goes there. `settings` say where to look for
-    whatever is out there, with --discover. Raises ConfigError, NotRunningError, or AvocadoError where no key was given for it.
-    """
-    options = dict(_option(text) for text in args.option or [])
-    if args.temperature is not None:
-        try:
-            options["temperature"] = float(args.temperature)
-        except ValueError:
-            raise ConfigError(f"-t {args.temperature} is not a number", "0 is deterministic, 0.8 usual") from None
-    if settings is not None:
-        file = Path(args.key_file).expanduser() if args.key_file else None
-        instance, found = way_to(settings, file, _DISCOVER_SECONDS)
-        model = args.model or next(iter(instance.models), "")
-        return Request(instance.url, model, options, args.system, found)
-    if args.url:
-        key, model = elsewhere.get("api_key"), args.model or elsewhere.get("model")
-        if not model:
-            raise ConfigError("--url needs a model", "name one, as in %%ollama llama3 --url URL")
-        return Request(base_url(args.url, "--url"), model, options, args.system, key.reveal() if key else "")
-    state = client.status(name)
-    if not state.state.serving or not state.local_url:
-        raise NotRunningError(f"the service {name!r} is {state.state}", "%avocado_up MODEL starts it")
-    model = args.model or state.model or next(iter(state.models), "")
-    return Request(state.local_url, model, options, args.system, client.api_key(state))
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--option {text} is not of the form K=V", "write it as in --option num_predict=50")
-    try:
-        return name.strip(), json.loads(value)
-    except ValueError:
-        return name.strip(), value
-
-
-def ask(shell: Any, request: Request, prompt: str, variable: str | None) -> Answer:
-    """Ask, show the answer as it comes, and return it; on Ctrl-C keep what came and raise StoppedByUser."""
-    messages = [{"role": "system", "content": request.system}] if request.system else []
-    messages.append({"role": "user", "content": prompt})
-    body = {"model": request.model, "messages": messages, "stream": True, "options": dict(request.options)}
-    output = _Output(in_kernel(shell))
-    text: list[str] = []
-    last: Mapping[str, Any] = {}
-    notes: dict[str, str] = {}
-    begin = time.monotonic()
-    try:
-        for piece in _answered(request, body, notes):
-            last = piece
-            part = str((piece.get("message") or {}).get("content") or "")
-            if part:
-                text.append(part)
-                output.write(part)
-    except KeyboardInterrupt:
-        output.close()
-        seconds = max(time.monotonic() - begin, 1e-9)
-        answer = Answer("".join(text), request.model, 0, len(text), len(text) / seconds, stopped=True)
-        _keep(shell, variable, answer)
-        raise StoppedByUser(f"Stopped after {len(text)} tokens; what came before is kept.") from None
-    except AvocadoError:
-        output.close()
-        if text:
-            _keep(shell, variable, Answer("".join(text), request.model, 0, len(text), 0.0, stopped=True))
-        raise
-    output.close()
-    seconds = int(last.get("eval_duration") or 0) / 1e9
-    tokens = int(last.get("eval_count") or 0)
-    answer = Answer(
-        "".join(text),
-        request.model,
-        int(last.get("prompt_eval_count") or 0),
-        tokens,
-        tokens / seconds if seconds else 0.0,
-        prompt_cut=notes.get("prompt_cut", ""),
+def run(shell: Any, args: Any, prompt: str, sources: Sources) -> Any:
+    """Ask what the cell says; the answer, the object of its schema, or with --each what came of every item."""
+    _fill_flags(args, shell.user_ns)
+    system, how = how_of(args, shell.user_ns)
+    target = target_of(args, shell.user_ns, sources)
+    if args.each:
+        return _each(shell, args, prompt, target, replace(how, system=system.text if system else None))
+    filled = _expanded(prompt, shell.user_ns, args)
+    inserted = list(dict.fromkeys([*(system.inserted if system else ()), *filled.inserted]))
+    notes = [f"inserted {', '.join(inserted)}"] if inserted else []
+    conversation = None if args.no_history else chats.get(args.chat or DEFAULT)
+    if args.new and conversation is not None:
+        conversation.turns.clear()
+    exchange = Exchange(
+        target, filled.text, replace(how, system=system.text if system else None), conversation, cell_id(shell), notes
     )
+    answer = answered(shell, exchange, target, args, args.out)
+    if args.format == "code" and not args.quiet:
+        shell.set_next_input(code_of(answer.text), replace=False)
+    return answer
+
+
+def _fill_flags(args: Any, namespace: Mapping[str, Any]) -> None:
+    """Fill ``{name}`` and ``$name`` into the flags; the system prompt is a prompt, and filled in as one."""
+    if args.no_expand:
+        return
+    for name, value in vars(args).items():
+        if name == "system":
+            continue
+        if isinstance(value, str):
+            setattr(args, name, _flag(value, namespace))
+        elif isinstance(value, list):
+            setattr(args, name, [_flag(each, namespace) for each in value])
+
+
+def _flag(value: str, namespace: Mapping[str, Any]) -> str:
+    if value.startswith("$") and value[1:].isidentifier():
+        return str(_named(value[1:], namespace, "a flag"))
+    return fill(value, namespace, protect=False).text
+
+
+def answered(shell: Any, exchange: Exchange, target: Target, args: Any, variable: str | None) -> Answer:
+    """Ask, show the answer as it comes, and keep it; on Ctrl-C keep what came, and stop without an alarm."""
+    output = Output(
+        shell,
+        target.model,
+        format=args.format or "markdown",
+        quiet=args.quiet,
+        raw=args.raw,
+        streams=not args.no_stream,
+    )
+    try:
+        answer = exchange.run(Heard(output.text, output.thinking, output.call))
+    except KeyboardInterrupt:
+        stopped = exchange.stopped()
+        output.end(None)
+        _keep(shell, variable, stopped)
+        said = f"stopped after {stopped.tokens} tokens; what came is in {variable or '_'}"
+        stop_quietly(shell, said, StoppedByUser)
+        raise StoppedByUser(said) from None
+    except AvocadoError:
+        output.end(None)
+        if exchange.begun:
+            _keep(shell, variable, exchange.stopped())
+        raise
+    output.end(answer)
     _keep(shell, variable, answer)
     return answer
 
 
 def _keep(shell: Any, variable: str | None, answer: Answer) -> None:
+    shell.user_ns["_"] = answer
     if variable:
-        shell.user_ns[variable] = answer
+        shell.user_ns[variable] = answer if answer.object is None else answer.object
 
 
-class _NoRoom(AvocadoError):
-    """The prompt is longer than the context, and was not to be cut."""
+def target_of(args: Any, namespace: Mapping[str, Any], sources: Sources) -> Target:
+    """Whom the flags mean. Raises ConfigError, NotRunningError, or AvocadoError where no key was given for it."""
+    model = args.model_flag or args.model
+    if args.discover:
+        if args.url or args.name:
+            raise ConfigError("--discover excludes --url and --name", "leave one of them out")
+        if args.tools and not args.allow_tools:
+            raise ConfigError("a model that is discovered calls no tools of yours", "allow it with --allow-tools")
+        return discovered(sources.settings(), Path(args.key_file).expanduser() if args.key_file else None, model)
+    if not args.url:
+        return here(sources.name, model)
+    if args.key_env:
+        key = os.environ.get(args.key_env) or namespace.get(args.key_env)
+        if key is None:
+            raise ConfigError(f"there is no variable {args.key_env}", "set it in the environment, or in this notebook")
+        return at_url(args.url, model, key.reveal() if isinstance(key, Secret) else str(key))
+    elsewhere = sources.elsewhere()
+    found = elsewhere.get("api_key")
+    return at_url(args.url, model or elsewhere.get("model"), found.reveal() if found else "")
 
 
-def _answered(request: Request, body: Mapping[str, Any], notes: dict[str, str]) -> Iterator[Mapping[str, Any]]:
-    """The pieces of the answer. A prompt that the context has no room for is cut, and `notes` say so.
+def how_of(args: Any, namespace: Mapping[str, Any]) -> tuple[Filled | None, How]:
+    """How the flags have it asked, and the system prompt with its variables filled in. Raises ConfigError."""
+    if args.format and args.format not in FORMATS:
+        raise ConfigError(f"there is no format {args.format!r}", f"choose one of {', '.join(FORMATS)}")
+    schema = schema_of(args.schema, namespace.get(args.schema, args.schema)) if args.schema else None
+    found = options(args.option, temperature=args.temperature, seed=args.seed, max_tokens=args.max_tokens)
+    names = [name.strip() for name in (args.tools or "").split(",") if name.strip()]
+    how = How(
+        None,
+        found,
+        {True: True, False: False}.get(args.think),
+        "json" if args.format == "json" and schema is None else None,
+        schema,
+        [_image(name, namespace) for name in args.image or ()],
+        [attached(name, namespace.get(name, name)) for name in args.file or ()],
+        [Tool.of(_named(name, namespace, "--tools")) for name in names],
+        _whole(args.max_steps, "--max-steps", MAX_STEPS),
+        _seconds(args.timeout),
+    )
+    return _system(args, namespace), how
 
-    Ollama cuts without a word, so it is asked not to first.
-    """
+
+def _system(args: Any, namespace: Mapping[str, Any]) -> Filled | None:
+    """Text, ``@file`` or ``$variable``."""
+    given = args.system
+    if not given:
+        return None
+    if given.startswith("@"):
+        path = Path(given[1:]).expanduser()
+        try:
+            return _expanded(path.read_text("utf-8"), namespace, args)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise ConfigError(f"{path} cannot be read: {why}", "give -s text, @FILE or $VARIABLE") from None
+    if given.startswith("$") and given[1:].isidentifier():
+        return Filled(str(_named(given[1:], namespace, "-s")), [given[1:]])
+    return _expanded(given, namespace, args)
+
+
+def _expanded(text: str, namespace: Mapping[str, Any], args: Any) -> Filled:
+    return Filled(text) if args.no_expand else fill(text, namespace)
+
+
+def _named(name: str, namespace: Mapping[str, Any], flag: str) -> Any:
+    if name not in namespace:
+        raise ConfigError(f"there is no variable {name}", f"define it before it is given to {flag}")
+    return namespace[name]
+
+
+def _image(name: str, namespace: Mapping[str, Any]) -> Any:
+    return namespace.get(name, name)
+
+
+def _whole(text: str | None, flag: str, default: int) -> int:
+    if text is None:
+        return default
+    if not text.isdigit() or not int(text):
+        raise ConfigError(f"{flag} {text} is not a number", "give a whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str | None) -> float:
     try:
-        yield from _pieces(request, {**body, "truncate": False}, notes)
-    except _NoRoom:
-        yield from _pieces(request, body, notes)
-        notes["prompt_cut"] = notes.get("prompt_cut") or "the context has no room for all of it"
-
-
-def _pieces(request: Request, body: Mapping[str, Any], notes: dict[str, str]) -> Iterator[Mapping[str, Any]]:
-    """The pieces of the answer as they come; what its head says besides goes into `notes`."""
-    import requests
-
-    from ..sessions import service_session
-
-    headers = {"Authorization": f"Bearer {request.key}"} if request.key else {}
-    try:
-        with (
-            service_session(request.url) as session,
-            session.post(
-                f"{request.url}/api/chat", json=body, headers=headers, stream=True, timeout=(10, 3600)
-            ) as answer,
-        ):
-            if answer.status_code != 200:
-                raise _refused(request, answer.status_code, answer.text)
-            notes["prompt_cut"] = answer.headers.get("X-Avocado-Prompt-Cut", "")
-            # An answer that is not chunked would be held back until a whole buffer is full.
-            chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-            for line in answer.iter_lines(chunk_size=None if chunked else 1):
-                if not line:
-                    continue
-                piece = json.loads(line)
-                if "error" in piece:
-                    raise AvocadoError(
-                        f"the model broke off: {piece['error']}", "%avocado_logs engine may say why", part="engine"
-                    )
-                yield piece
-    except requests.RequestException as error:
-        raise AvocadoError(
-            f"no answer from {request.url} ({type(error).__name__})", "%avocado_status says how the service is"
-        ) from None
+        seconds = TIMEOUT_SECONDS if text is None else float(text)
     except ValueError:
-        raise AvocadoError(f"{request.url} does not speak the Ollama API", "check --url") from None
+        seconds = 0.0
+    if not 0 < seconds < 1e7:
+        raise ConfigError(f"--timeout {text} is not a number of seconds", "give a positive number")
+    return seconds
 
 
-def _refused(request: Request, status: int, text: str) -> AvocadoError:
-    try:
-        said = json.loads(text)["error"]
-        said = said.get("message", said) if isinstance(said, dict) else said
-    except (ValueError, KeyError, TypeError):
-        said = f"status {status}"
-    hints = {
-        401: "set AVOCADO_API_KEY to that service's key" if "://127." not in request.url else "run %avocado_up again",
-        404: f"%avocado_up {request.model} pulls it into the service",
-        502: "%avocado_logs engine may say why",
-    }
-    kind = _NoRoom if status == 400 and _NO_ROOM.search(str(said)) else AvocadoError
-    return kind(f"{request.url} refused: {said}", hints.get(status, "%avocado_status says how the service is"))
+# many at once
 
 
-class _Output:
-    """Shows text as it grows: Markdown blocks in a notebook, plain text in a terminal."""
+def _each(shell: Any, args: Any, prompt: str, target: Target, how: How) -> Any:
+    source = _named(args.each, shell.user_ns, "--each")
+    items, parallel = items_of(args.each, source), _whole(args.parallel, "--parallel", PARALLEL)
+    bar = _Bar(shell, quiet=args.quiet)
 
-    def __init__(self, notebook: bool) -> None:
-        self._notebook = notebook
-        self._handle: Any = None
-        self._block = ""
-        self._shown = ""
-        self._at = 0.0
+    def ask(names: Mapping[str, Any], stopped: Any) -> Answer:
+        def text(piece: str) -> None:
+            if stopped.is_set():
+                raise AvocadoError("stopped while it was answered")
 
-    def write(self, part: str) -> None:
-        if not self._notebook:
-            print(part, end="", flush=True)
-            self._block = part
-            return
-        self._block += part
-        if time.monotonic() - self._at > _UPDATE_SECONDS:
-            self._update()
-        if len(self._block) > BLOCK_BYTES:
-            self._next_block()
+        filled = fill(prompt, {**shell.user_ns, **names}, protect=False) if not args.no_expand else Filled(prompt)
+        return Exchange(target, filled.text, how).run(Heard(text))
 
-    def _update(self) -> None:
-        from IPython.display import display
+    rows, interrupted = each(items, ask, bar.moved, parallel)
+    made = table(rows, source)
+    shell.user_ns["_"] = made
+    if args.out:
+        shell.user_ns[args.out] = made
+    if interrupted:
+        done = sum(row.answer is not None for row in rows)
+        said = f"stopped after {done} of {len(rows)}; what is done is in {args.out or '_'}"
+        stop_quietly(shell, said, StoppedByUser)
+        raise StoppedByUser(said)
+    return made
 
-        if self._block == self._shown:
-            return
-        self._at, self._shown = time.monotonic(), self._block
-        bundle = {"text/markdown": self._block, "text/plain": self._block}
-        if self._handle is None:
-            self._handle = display(bundle, raw=True, display_id=True)
-        else:
-            self._handle.update(bundle, raw=True)
 
-    def _next_block(self) -> None:
-        """Close the block at its last paragraph, reopening a code fence that is open there."""
-        cut = self._block.rfind("\n\n")
-        cut = cut if cut > BLOCK_BYTES // 4 else self._block.rfind("\n")
-        cut = cut if cut > 0 else len(self._block)
-        done, rest = self._block[:cut], self._block[cut:].lstrip("\n")
-        fences = [line for line in done.splitlines() if line.lstrip().startswith("```")]
-        if len(fences) % 2:
-            done, rest = f"{done}\n```", f"{fences[-1]}\n{rest}"
-        self._block = done
-        self._update()
-        self._handle, self._block, self._shown = None, rest, ""
+class _Bar:
+    """How far it is: a bar in a notebook, a line that is redrawn in a terminal."""
 
-    def close(self) -> None:
-        if not self._notebook:
-            if self._block and not self._block.endswith("\n"):
-                print()
-            return
-        self._update()
+    def __init__(self, shell: Any, *, quiet: bool) -> None:
+        self._block = Block(True) if in_kernel(shell) and not quiet else None
+        self._terminal = not in_kernel(shell) and not quiet and sys.stdout.isatty()
+
+    def moved(self, moved: Moved) -> None:
+        if self._block is not None:
+            html = f'<progress max="{moved.total}" value="{moved.done}"></progress> <small>{moved}</small>'
+            self._block.show({"text/plain": str(moved), "text/html": html})
+        elif self._terminal:
+            print(f"\r{moved}\x1b[K", end="" if moved.done < moved.total else "\n", flush=True)
+
+
+# what went wrong, what it does
+
+
+def fixing(shell: Any, number: str | None) -> str:
+    """The prompt for a fix of the last error, or of that of cell `number`. Raises ConfigError where there is none."""
+    if number is None:
+        error = getattr(sys, "last_value", None)
+        if error is None:
+            raise ConfigError("there is no exception to fix", "run the cell that fails first")
+        code = shell.user_ns.get("In", [""])[-2:][0]
+        told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        return _fix(code, told)
+    code = _cell(shell, number)
+    known = getattr(shell.history_manager, "exceptions", None) or {}
+    told = "\n".join(map(str, (known.get(int(number)) or {}).get("traceback") or ())) or _last_of(int(number), shell)
+    return _fix(code, told)
+
+
+def _last_of(number: int, shell: Any) -> str:
+    """The last traceback, where it was cell `number` that ended with it."""
+    error = getattr(sys, "last_value", None)
+    if error is None or len(shell.user_ns.get("In", ())) - 2 != number:
+        return "(its traceback is not kept)"
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _fix(code: str, told: str) -> str:
+    from ..errors import redact
+
+    told = redact(told)
+    told = told if len(told) <= _MOST_TRACEBACK else f"…{told[-_MOST_TRACEBACK:]}"
+    return f"This Python code of a notebook's cell fails. Say briefly why, and give the mended cell whole.\n\n```python\n{code}\n```\n\n{told}"
+
+
+def explaining(shell: Any, number: str) -> str:
+    """The prompt for an explanation of cell `number`. Raises ConfigError where there is none."""
+    return f"Explain briefly what this Python code of a notebook's cell does.\n\n```python\n{_cell(shell, number)}\n```"
+
+
+def _cell(shell: Any, number: str) -> str:
+    inputs: Sequence[str] = shell.user_ns.get("In", ())
+    if not number.isdigit() or not 0 < int(number) < len(inputs):
+        raise ConfigError(
+            f"there is no cell {number}", f"give a number from 1 to {len(inputs) - 1}, as in the brackets beside it"
+        )
+    return inputs[int(number)]
+
+
+def tell_chats(action: str, names: Sequence[str], format: str) -> str:
+    """What `%ollama_chats` does: list, show, rename, delete, export. Raises ConfigError."""
+    needs = {"list": 0, "show": 1, "rename": 2, "delete": 1, "export": 1}[action]
+    if action != "list" and not names and action in ("show", "export", "delete"):
+        names = [DEFAULT]
+    if len(names) != needs:
+        raise ConfigError(
+            f"%ollama_chats {action} takes {needs} names, not {len(names)}", "%ollama_chats list tells them"
+        )
+    if action == "list":
+        return (
+            "\n".join(f"{name}: {len(chats.there(name).turns)} turns" for name in chats.names())
+            or "no conversation yet"
+        )
+    if action == "rename":
+        chats.rename(*names)
+        return f"{names[0]} is now {names[1]}"
+    if action == "delete":
+        chats.delete(names[0])
+        return f"{names[0]} is deleted"
+    chat = chats.there(names[0])
+    return chat.openai() if action == "export" and format == "openai" else chat.markdown()

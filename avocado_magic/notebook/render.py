@@ -16,8 +16,8 @@ from ..states import PartState, ServiceState
 from ..timestamps import parsed, utc_now
 
 
-def lines(state: ServiceRecord) -> list[str]:
-    """The service as plain text, the commands in it still to be worded."""
+def lines(state: ServiceRecord, *, saved: bool = False) -> list[str]:
+    """The service as plain text, the commands in it still to be worded; without paths of this machine where it is `saved`."""
     out = [f"avocado {state.name}: {state.state}"]
     over = state.state.over
     if state.url and not over:
@@ -33,7 +33,7 @@ def lines(state: ServiceRecord) -> list[str]:
         out.append(f"  models     {', '.join(state.models)}")
     if state.announced and not over:
         out.append(f"  announced  {announced(state)}")
-    if state.api_key_file and not over:
+    if state.api_key_file and not over and not saved:
         out.append(f"  key        in {state.api_key_file}")
     if state.state.serving:
         out.append(f"  since      {state.started_at}" + (f", ends {state.ends_at}" if state.ends_at else ""))
@@ -42,8 +42,8 @@ def lines(state: ServiceRecord) -> list[str]:
     return out + [f"  note       {notice}" for notice in state.notices if state.state.serving]
 
 
-def text(state: ServiceRecord, front_end: Callable[[str], str] = in_notebook) -> str:
-    return worded("\n".join(lines(state)), front_end)
+def text(state: ServiceRecord, front_end: Callable[[str], str] = in_notebook, *, saved: bool = False) -> str:
+    return worded("\n".join(lines(state, saved=saved)), front_end)
 
 
 def kept_line(state: ServiceRecord) -> str:
@@ -188,13 +188,13 @@ def not_started(name: str) -> dict[str, Any]:
 
 def whole(state: ServiceRecord) -> dict[str, Any]:
     """All there is to say, as HTML that needs no script and as text, where the card cannot be shown."""
-    return {"text/plain": text(state), "text/html": f"<div>{html(state)}{_table(state)}</div>"}
+    return {"text/plain": text(state, saved=True), "text/html": f"<div>{html(state)}{_table(state)}</div>"}
 
 
 def beside(state: ServiceRecord) -> dict[str, Any]:
     """What stands in for the card where a page knows no widgets, below the static line; as of when."""
     table = f"<div>{_table(state)}<small>as of {_now()}; <code>%avocado_status</code> tells it anew</small></div>"
-    return {"text/plain": f"{text(state)}\n  as of      {_now()}", "text/html": table}
+    return {"text/plain": f"{text(state, saved=True)}\n  as of      {_now()}", "text/html": table}
 
 
 def _table(state: ServiceRecord) -> str:

@@ -344,7 +344,8 @@ function render({ model, el }) {
     root.hidden = !alive || folded;
     root.classList.toggle("folded", folded);
     // As long as this card stands on the page, the static line above it has nothing to say.
-    hider.textContent = root.hidden ? "" : `.avocado-static[data-service=${JSON.stringify(now.name || "")}] { display: none }`;
+    hider.textContent = root.hidden ? "" : `.avocado-static[data-service=${JSON.stringify(now.name || "")}] { display: none }
+      .avocado-copy { display: inline !important; font: 11px system-ui, sans-serif; cursor: pointer }`;
     root.setAttribute("aria-label", `Avocado service ${now.name || ""}`);
     if (folded) return;
     fill(head, [now.name, now.state, now.engine, now.model, now.mood], () => {
@@ -435,6 +436,15 @@ function render({ model, el }) {
   model.on("change:busy", changed);
   model.on("msg:custom", answered);
   model.on("change:folded", draw);
+  // The button beside an answer of %%ollama, which has no script of its own.
+  async function onClick(event) {
+    const node = event.target.closest ? event.target.closest(".avocado-copy") : null;
+    if (!node || event.defaultPrevented) return;
+    event.preventDefault();
+    node.textContent = await toClipboard(Promise.resolve(node.dataset.text)) ? "copied" : "press Ctrl+C on the text";
+    setTimeout(() => { node.textContent = "copy"; }, 2000);
+  }
+  document.addEventListener("click", onClick);
   const ticker = setInterval(tick, 1000), greeter = setInterval(() => kernel.hello(), HELLO_MS);
   kernel.hello();
   draw();
@@ -442,6 +452,7 @@ function render({ model, el }) {
     clearInterval(ticker);
     clearInterval(greeter);
     opened.forEach(each => each.stop());
+    document.removeEventListener("click", onClick);
     kernel.close();
     model.off("change:service", changed);
     model.off("change:beat", changed);

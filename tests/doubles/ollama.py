@@ -219,11 +219,31 @@ class Handler(BaseHTTPRequestHandler):
             return self.json(piece("", done=True, done_reason="load"))
         if body.get("truncate") is False and len(prompt) > CONTEXT:
             return self.json({"error": "the input length exceeds the context length"}, 400)
+        if chat and body["messages"][-1].get("role") == "tool":
+            said = " and ".join(m["content"] for m in body["messages"] if m.get("role") == "tool")
+            return self.stream([piece(f"The tool said: {said}"), piece("", **end)])
+        if chat and "REPLY " in prompt:
+            return self.as_told(json.loads(prompt.partition("REPLY ")[2].partition("\n")[0]), piece, end)
         count = int((body.get("options") or {}).get("num_predict") or 5)
         if body.get("stream", True) is False:
             time.sleep(GAP * count)
             return self.json(piece("Hello from the stand-in.", **end))
         self.stream([piece(word) for word in self.words(count)] + [piece("", **end)], "break" in str(prompt))
+
+    def as_told(self, told, piece, end):
+        """What a prompt asks for: {"thinking": [...], "pieces": [...], "calls": [...], "end": {...}, "wait": S, "gap": S}."""
+        time.sleep(told.get("wait", 0))
+
+        def message(**what):
+            return {**piece(""), "message": {"role": "assistant", "content": "", **what}}
+
+        lines = [message(thinking=each) for each in told.get("thinking", ())]
+        lines += [message(content=each) for each in told.get("pieces", ()) for _ in range(told.get("times", 1))]
+        calls = [{"function": {"name": name, "arguments": arguments}} for name, arguments in told.get("calls", ())]
+        lines += [message(tool_calls=calls)] if calls else []
+        self.stream(
+            [*lines, piece("", **{**end, "eval_count": len(lines), **told.get("end", {})})], gap=told.get("gap", GAP)
+        )
 
     @staticmethod
     def words(count):

@@ -1,0 +1,137 @@
+"""Asking a model from Python: `ask` once, or in a `chat`. What %%ollama and ``avocado run`` do stands on this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import lookup, resolve
+from .answer import Answer as Answer
+from .answer import Stats as Stats
+from .answer import ToolCall as ToolCall
+from .attachments import attached
+from .chats import Conversation
+from .core import MAX_STEPS, TIMEOUT_SECONDS, Exchange, Heard, How, options
+from .schemas import schema_of
+from .target import Target, at_url, discovered, here
+from .tools import Tool
+
+
+def ask(
+    prompt: str,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
+    max_tokens: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    think: bool | None = None,
+    format: str | None = None,
+    schema: Any = None,
+    images: Sequence[Any] = (),
+    files: Sequence[Any] = (),
+    tools: Sequence[Callable[..., Any]] = (),
+    max_steps: int = MAX_STEPS,
+    on_text: Callable[[str], None] | None = None,
+    on_call: Callable[[str], None] | None = None,
+    name: str = "default",
+    url: str | None = None,
+    api_key: str | None = None,
+    discover: bool = False,
+    key_file: str | Path | None = None,
+    allow_tools: bool = False,
+    timeout: float = TIMEOUT_SECONDS,
+) -> Answer:
+    """Ask a model once, and return its `Answer`.
+
+    The service `name` of this machine is asked, the one at `url` with `api_key` (AVOCADO_API_KEY where it is not given), or with
+    `discover` whatever is out there, for which `key_file` holds keys. `options` are those of the Ollama API; `format` is "json";
+    `schema` a dict, a pydantic model, any type that pydantic knows, or the path of a JSON file, and makes `Answer.object`.
+    `images` are paths, URLs, bytes, PIL images or matplotlib figures, `files` paths of text files and DataFrames. `tools` are
+    functions with type hints and a docstring, called in at most `max_steps` rounds; one that is discovered gets to call them with
+    `allow_tools` alone. `on_text` is told each piece as it comes, `on_call` each call before it runs. `timeout` is in seconds, until
+    the next byte. Raises errors.AvocadoError.
+    """
+    given = {key: value for key, value in locals().items() if key != "prompt"}
+    return Chat(remembers=False, **given).ask(prompt)
+
+
+class Chat:
+    """A conversation: each `ask` continues it. Takes what `ask` takes but the prompt."""
+
+    def __init__(self, *, remembers: bool = True, **given: Any) -> None:
+        unknown = given.keys() - _TAKES
+        if unknown:
+            raise TypeError(f"chat() got an unexpected argument {sorted(unknown)[0]!r}")
+        self._given = given
+        self._conversation = Conversation("chat") if remembers else None
+        self.target = target_of(given)
+
+    def ask(self, prompt: str) -> Answer:
+        """Ask, and return the `Answer`. Raises errors.AvocadoError."""
+        given = self._given
+        heard = Heard(text=given.get("on_text") or _nobody, call=given.get("on_call") or _nobody)
+        return Exchange(self.target, prompt, how_of(given, self.target), self._conversation).run(heard)
+
+    @property
+    def messages(self) -> list[Mapping[str, Any]]:
+        """Every message so far, as ``/api/chat`` takes them."""
+        return list(self._conversation.messages()) if self._conversation else []
+
+    def reset(self) -> None:
+        """Begin anew."""
+        if self._conversation:
+            self._conversation.turns.clear()
+
+
+def chat(**given: Any) -> Chat:
+    """A conversation with a model: ``chat(model="llama3").ask("Hello!")``. Takes what `ask` takes but the prompt."""
+    return Chat(**given)
+
+
+def _nobody(text: str) -> None:
+    """Nobody is told."""
+
+
+_TAKES = frozenset(ask.__kwdefaults__ or ())
+
+
+def target_of(given: Mapping[str, Any]) -> Target:
+    """Whom the arguments of `ask` mean. Raises ConfigError, NotRunningError, or AvocadoError where no key was given."""
+    from ..errors import ConfigError
+
+    if given.get("discover"):
+        if given.get("url"):
+            raise ConfigError("discover excludes url", "leave one of the two out")
+        if given.get("tools") and not given.get("allow_tools"):
+            raise ConfigError("a model that is discovered calls no tools of yours", "allow it with --allow-tools")
+        file = given.get("key_file")
+        return discovered(resolve({}), Path(file).expanduser() if file else None, given.get("model"))
+    if given.get("url"):
+        key = given.get("api_key")
+        if key is None:
+            found = lookup(["api_key"], {}).get("api_key")
+            key = found.reveal() if found else ""
+        return at_url(str(given["url"]), given.get("model"), str(key))
+    return here(str(given.get("name") or "default"), given.get("model"))
+
+
+def how_of(given: Mapping[str, Any], target: Target) -> How:
+    """How the arguments of `ask` have it asked. Raises ConfigError."""
+    schema, format = given.get("schema"), given.get("format")
+    return How(
+        system=given.get("system"),
+        options=options(
+            given.get("options"), temperature=given.get("temperature"), seed=given.get("seed"), max_tokens=given.get("max_tokens")
+        ),
+        think=given.get("think"),
+        format="json" if format == "json" else None,
+        schema=schema_of("schema", schema) if schema is not None else None,
+        images=given.get("images") or (),
+        attachments=[attached(str(each), each) for each in given.get("files") or ()],
+        tools=[Tool.of(each) for each in given.get("tools") or ()],
+        max_steps=given.get("max_steps") or MAX_STEPS,
+        timeout=given.get("timeout") or TIMEOUT_SECONDS,
+    )  # fmt: skip

@@ -1,6 +1,6 @@
 """Run a notebook in a real kernel, without a browser, and print what each cell printed.
 
-usage: run_notebook.py NOTEBOOK [--save FILE]
+usage: run_notebook.py NOTEBOOK [--save FILE] [--here]
 
 Exit status 0 only if every cell ran and an answer of the model's is among the outputs. Whatever
 happens, the services that the notebook started are stopped again.
@@ -22,10 +22,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--save", type=Path, help="where to put the executed notebook")
+    parser.add_argument("--here", action="store_true", help="keep to the AVOCADO_HOME that is set")
     args = parser.parse_args()
     # A home and a port of its own, so that the demo never touches a service that somebody uses.
     # The cache stays between runs: the model is fetched once.
-    os.environ["AVOCADO_HOME"] = str(Path(sys.prefix) / "avocado-demo")
+    if not args.here:
+        os.environ["AVOCADO_HOME"] = str(Path(sys.prefix) / "avocado-demo")
     os.environ["AVOCADO_PORT"] = "0"
     for name in ("AVOCADO_NAME", "AVOCADO_MODEL"):
         os.environ.pop(name, None)
@@ -76,11 +78,14 @@ def _text(output: dict) -> str:
 
 
 def _answered(notebook: dict) -> bool:
+    """Whether the first cell that asks has an answer; one that asks for many shows how far it is."""
     for cell in notebook["cells"]:
         if cell["source"].startswith("%%ollama"):
             shown = [o["data"] for o in cell["outputs"] if o["output_type"] == "display_data"]
-            return any(str(data.get("text/markdown", "")).strip() for data in shown)
-    return False
+            return any(
+                str(data.get("text/markdown") or "<progress" in data.get("text/html", "")).strip() for data in shown
+            )
+    return True
 
 
 def _stop_services() -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes the tables of settings, of routes and of who may what into the README, from the code that decides about them.
+"""Writes the tables of settings, of what %%ollama takes, of routes and of who may what into the README, from the code that decides about them.
 
 usage: python tests/readme_tables.py [--check]
 """
@@ -15,6 +15,7 @@ from avocado_magic.infer.api.refusals import Refused
 from avocado_magic.infer.api.routes import ROUTES, Access, Route, Serves
 from avocado_magic.infer.domain.keys import ApiKey, Role
 from avocado_magic.infer.service.access import AccessPolicy
+from avocado_magic.notebook.magics import AvocadoMagics
 from avocado_magic.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
@@ -43,6 +44,16 @@ def settings() -> Iterator[str]:
         flag = f"`{option.flag}`{value}" if option.flag else "no trait either" if option.secret else ""
         variables = ", ".join(f"`{variable}`" for variable in option.env)
         yield f"| `{name}` | {flag} | {variables} | {option.explained.replace('|', chr(92) + '|')} |"
+
+
+def prompts() -> Iterator[str]:
+    yield "| flag of `%%ollama` | meaning |"
+    yield "|---|---|"
+    for action in AvocadoMagics.ollama.parser._actions:
+        if action.option_strings and action.dest != "help":
+            value = f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else ""
+            flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+            yield f"| {flags}{value} | {(action.help or '').replace('%%', '%').replace('|', chr(92) + '|')} |"
 
 
 def who() -> Iterator[str]:
@@ -74,7 +85,7 @@ def _cells(route: Route) -> Iterator[str]:
 
 def written(text: str) -> str:
     """`text` with the tables between their marks made anew."""
-    for name, lines in (("settings", settings()), ("routes", routes()), ("who", who())):
+    for name, lines in (("settings", settings()), ("prompts", prompts()), ("routes", routes()), ("who", who())):
         begin, end = f"<!-- {name}: made by `make tables` -->", f"<!-- /{name} -->"
         body = "\n".join(lines)
         text = re.sub(

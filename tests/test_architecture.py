@@ -266,9 +266,10 @@ def test_help_names_every_target() -> None:
         assert f'@echo "make {target} ' in text, target
 
 
-def test_the_quickstart_is_committed_without_outputs() -> None:
-    for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]:
-        assert not cell.get("outputs")
+def test_examples_are_committed_without_outputs() -> None:
+    for file in (ROOT / "examples").glob("*.ipynb"):
+        for cell in json.loads(file.read_text("utf-8"))["cells"]:
+            assert not cell.get("outputs"), file
 
 
 def test_no_module_imports_in_a_circle() -> None:

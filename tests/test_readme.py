@@ -45,7 +45,7 @@ def test_the_examples_run_one_after_another(
     monkeypatch.setenv("AVOCADO_ENGINE", "embedded")
     kernel = Kernel(tmp_path)
     try:
-        assert len(BLOCKS) == 5
+        assert len(BLOCKS) == 8
         for block in BLOCKS:
             ran = kernel.run(block)
             assert ran.status == "ok", ran.text

@@ -143,5 +143,7 @@ def _refused(target: Target, status: int, text: str) -> AvocadoError:
         404: f"{{up {target.model}}} pulls it into the service" if ours else "name one that is there with -m",
         502: "{logs engine} may say why",
     }
+    if "does not support" in str(said):
+        hints[status] = "name a model that does with -m, for instance llama3.2"
     kind = NoRoom if status == 400 and _NO_ROOM.search(str(said)) else AvocadoError
     return kind(f"{target.url} refused: {said}", hints.get(status, "{status} says how the service is"))

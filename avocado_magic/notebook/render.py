@@ -191,12 +191,6 @@ def whole(state: ServiceRecord) -> dict[str, Any]:
     return {"text/plain": text(state, saved=True), "text/html": f"<div>{html(state)}{_table(state)}</div>"}
 
 
-def beside(state: ServiceRecord) -> dict[str, Any]:
-    """What stands in for the card where a page knows no widgets, below the static line; as of when."""
-    table = f"<div>{_table(state)}<small>as of {_now()}; <code>%avocado_status</code> tells it anew</small></div>"
-    return {"text/plain": f"{text(state, saved=True)}\n  as of      {_now()}", "text/html": table}
-
-
 def _table(state: ServiceRecord) -> str:
     rows = [] if state.state.over else [(name, told(state, name), state.parts[name]) for name in PARTS]
     cells = "".join(

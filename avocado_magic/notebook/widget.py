@@ -29,6 +29,8 @@ _BUSY_SECONDS = 1.5
 # Pages say hello every 10 s while they show a card; after this long without one nobody looks.
 _UNSEEN_SECONDS = 120.0
 _PUSH_SECONDS = 0.2
+# A page that shows the card has said so by then, where the kernel listens.
+_GREETED_SECONDS = 5.0
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _cards: dict[str, Card] = {}
 
@@ -79,12 +81,15 @@ class StaticLine:
         self._handle: Any = None
         self._shown: tuple[Any, ...] = ()
 
-    def show(self, state: ServiceRecord, *, live: bool) -> None:
-        """`live` is whether a card stands below it; then, where the page cannot hide the line, it says nothing that may change."""
-        what = (state.state, state.url, state.local_url, live, *(part.state for part in state.parts.values()))
+    def show(self, state: ServiceRecord, *, live: bool, whole: bool = False) -> None:
+        """`live` is whether a card stands below it; then, where the page cannot hide the line, it says nothing that may change.
+
+        `whole` has it say all there is, where no page shows the card.
+        """
+        what = (state.state, state.url, state.local_url, live, whole, *(part.state for part in state.parts.values()))
         if what != self._shown:
             self._shown = what
-            self.put(render.line(state, bare=live and outputs_are_iframes()))
+            self.put(render.whole(state) if whole else render.line(state, bare=live and outputs_are_iframes()))
 
     def fold(self, name: str) -> None:
         """Another card of the service is shown now."""
@@ -124,6 +129,8 @@ class Card:
         self._seen = self._loop_turned = self._looked = time.monotonic()
         self._stamp: tuple[int, ...] | None = None
         self._view: dict[str, Any] = {}
+        self._greeted = False  # a page has said that it shows the card
+        self._opened = 0.0
 
     # what is shown
 
@@ -192,7 +199,8 @@ class Card:
             return
         self._line.show(state, live=True)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
-        display({**render.beside(state), _WIDGET: view}, raw=True)
+        # Nothing stands in for it: where no page takes the card, the line above says all there is.
+        display({"text/plain": "", _WIDGET: view}, raw=True)
 
     def _made(self, state: ServiceRecord) -> Any:
         try:
@@ -201,6 +209,7 @@ class Card:
             enable_widgets()
         except ImportError:
             return None
+        self._greeted, self._opened = False, time.monotonic()
         self._view = view_of(state, self._events())
         made = _widget_class()(service=self._view)
         made.on_msg(self._on_message)
@@ -215,7 +224,8 @@ class Card:
         view = view_of(state, self._events())
         if view != self._view:
             self._view = self._widget.service = view
-        self._line.show(state, live=not state.state.over)
+        alone = not self._greeted and self._ungreeted()
+        self._line.show(state, live=not state.state.over, whole=alone)
 
     def _events(self) -> Any:
         try:
@@ -260,7 +270,7 @@ class Card:
             if self._pushed:
                 return False
             now, stamp = time.monotonic(), ServiceFolder(self.name).state_stamp()
-            if stamp == self._stamp and now - self._looked < SILENT_SECONDS:
+            if stamp == self._stamp and self._greeted and now - self._looked < SILENT_SECONDS:
                 return False
             self._stamp, self._looked = stamp, now
             state = self._state()
@@ -285,6 +295,11 @@ class Card:
             self._seen = now  # it was busy: hellos may still be waiting behind this call
         self._loop_turned = now
 
+    def _ungreeted(self) -> bool:
+        """Whether a page would have said hello by now: it is long shown, and the kernel's loop takes messages."""
+        now = time.monotonic()
+        return now - self._opened > _GREETED_SECONDS and now - self._loop_turned < _BUSY_SECONDS
+
     def _unseen(self) -> bool:
         now = time.monotonic()
         return not self._pushed and now - self._loop_turned < _BUSY_SECONDS and now - self._seen > _UNSEEN_SECONDS
@@ -297,6 +312,7 @@ class Card:
         if not isinstance(content, dict):
             return
         if content.get("type") == "hello":
+            self._greeted = True
             widget.send({"type": "here"})
             if widget is self._widget:
                 self._feed()

@@ -238,7 +238,11 @@ class Handler(BaseHTTPRequestHandler):
             return {**piece(""), "message": {"role": "assistant", "content": "", **what}}
 
         lines = [message(thinking=each) for each in told.get("thinking", ())]
-        lines += [message(content=each) for each in told.get("pieces", ()) for _ in range(told.get("times", 1))]
+        lines += [
+            message(content=each.replace("NOW", str(time.time())))
+            for each in told.get("pieces", ())
+            for _ in range(told.get("times", 1))
+        ]
         calls = [{"function": {"name": name, "arguments": arguments}} for name, arguments in told.get("calls", ())]
         lines += [message(tool_calls=calls)] if calls else []
         self.stream(

@@ -35,7 +35,7 @@ app = typer.Typer(
     context_settings=_HELP,
 )  # fmt: skip
 _NARROWEST = 60
-_WATCH_SECONDS = 0.5
+_WATCH_SECONDS, _MOST_PIPED = 0.5, 1_000_000
 
 
 def _known_services() -> list[str]:
@@ -230,6 +230,8 @@ def down(
 ) -> None:
     """Stop the service and everything it started."""
     with _one_sentence():
+        if all and name:
+            raise ConfigError("--all and --name exclude each other", "leave one of the two out")
         for told in client.down_all([state.name for state in client.services()] if all else [service_name(name)]):
             print(told)
 
@@ -301,9 +303,11 @@ def events(
         found = client.events(service_name(name), lines)
     if as_json:
         for each in found:
-            print(each.to_json())
+            print(worded(each.to_json(), in_shell))
     elif found:
-        print(event_lines(found))
+        print(event_lines(found, in_shell))
+    else:
+        print("nothing has happened yet")
 
 
 @app.command()
@@ -337,7 +341,7 @@ def run(
     from .asking import ask
     from .asking.core import options
 
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else _piped()
     asked = "\n\n".join(part for part in (" ".join(prompt or ()), piped.strip()) if part)
     with _one_sentence():
         if not asked:
@@ -364,6 +368,18 @@ def run(
         print()
     if sys.stderr.isatty():
         print(answer.line(), file=sys.stderr)
+
+
+def _piped() -> str:
+    """What comes through a pipe, as text; as much of it as a prompt may hold."""
+    raw = sys.stdin.buffer.read(_MOST_PIPED + 1)
+    with _one_sentence():
+        if len(raw) > _MOST_PIPED:
+            raise ConfigError(f"more than {_MOST_PIPED} bytes came through the pipe", "give a part of it")
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError("what came through the pipe is no text in UTF-8", "images go to --image") from None
 
 
 @app.command()
@@ -446,6 +462,22 @@ def _show_live(tables: Iterator[str]) -> None:
     with Live(auto_refresh=False) as live:
         for shown in tables:
             live.update(Text(shown), refresh=True)
+
+
+@app.command()
+def fleet(
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="The fleet, an avocado-infer --backend discovery.")
+    ] = "http://127.0.0.1:11435",
+    key_file: Annotated[Path | None, typer.Option(help="File with its key; AVOCADO_API_KEY otherwise.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print instances, passed_over, models and notice.")] = False,
+) -> None:
+    """Show the instances behind a fleet, and how each is."""
+    from .runtime.fleet import fleet_of, table
+
+    with _one_sentence():
+        found = fleet_of(url, key_file)
+    print(json.dumps(found, indent=2) if as_json else table(found))
 
 
 @app.command("connect")

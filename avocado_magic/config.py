@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from .client_env import theirs
 from .errors import ConfigError
 from .model_names import is_gguf
 from .settings import Option, Secret, Settings
+from .timestamps import written
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # a number of seconds, or a Go duration (Ollama's envconfig.KeepAlive)
@@ -130,7 +132,7 @@ def validate(s: Settings) -> Settings:
             "leave one of the two out",
         )
     ollama_base_url(s.ollama_host)
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"until": _moment(s.until) if s.until else None}
     # The supervisor works in another folder: what is relative here must not be read there.
     for label in ("ollama_models", "ngrok_path", "ngrok_config", "gateway_config"):
         if getattr(s, label) is not None:
@@ -144,6 +146,24 @@ def validate(s: Settings) -> Settings:
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):
         raise ConfigError("the API key is not usable", "AVOCADO_API_KEY takes 16 to 512 visible ASCII characters")
     return Settings(**{**vars(s), **changes})
+
+
+def _moment(text: str) -> str:
+    """The moment that a time of day, or a date and time (local where it has no zone), names, in UTC. Raises ConfigError."""
+    now = datetime.now().astimezone()
+    hint = "write it as in 18:00 or 2027-01-31T18:00"
+    try:
+        if re.fullmatch(r"\d{1,2}:\d\d", text):
+            hour, minute = map(int, text.split(":"))
+            moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            moment += timedelta(days=moment <= now)
+        else:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(f"until {text!r} is no time", hint) from None
+    if moment <= now:
+        raise ConfigError(f"until {text} is over", "name a time to come")
+    return written(moment.astimezone(timezone.utc))
 
 
 def _check(option: Option, label: str, value: Any) -> None:

@@ -82,7 +82,9 @@ class AvocadoError(Exception):
     def _render_traceback_(self) -> list[str]:
         # IPython shows this list in place of a traceback (7.x to 9.x); a terminal may not have every letter.
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        return [worded("\n".join(self.lines()), in_notebook).encode(encoding, PLAIN).decode(encoding)]
+        # The path of the log is not shown: it would be saved with the notebook, and a magic prints that log.
+        told = self.lines()[: -1 if self.log_file else None]
+        return [worded("\n".join(told), in_notebook).encode(encoding, PLAIN).decode(encoding)]
 
     def to_dict(self) -> dict[str, object]:
         """A JSON object that `from_dict` turns back, for the way from the supervisor to the kernel."""

@@ -165,6 +165,12 @@ class Settings:
         least=0,
         most=10 * 365 * 24,
     )
+    until: str | None = _option(
+        None,
+        "when it ends: 18:00, or as in 2027-01-31T18:00; five minutes before, it is withdrawn and takes no new requests",
+        "AVOCADO_UNTIL",
+        metavar="TIME",
+    )
     idle_stop: float | None = _option(
         None,
         "minutes without a request after which the service ends, and with it the GPU is free",

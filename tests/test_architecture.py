@@ -27,7 +27,7 @@ MAY: dict[str, set[str]] = {
     "version": set(),
     "hosts": set(),
     "settings": set(),
-    "config": {"client_env", "settings", "model_names", "errors"},
+    "config": {"client_env", "timestamps", "settings", "model_names", "errors"},
     "files": set(),
     "process": {"settings", "files"},
     "api_keys": {"files", "errors", "timestamps"},
@@ -67,7 +67,7 @@ MAY: dict[str, set[str]] = {
         "config",
         "errors",
     },
-    "asking": {"config", "errors", "runtime", "sessions", "settings", "sizes", "background"},
+    "asking": {"config", "model_names", "errors", "runtime", "sessions", "settings", "sizes", "background"},
     "client_env": set(),
     "notebook": {
         "asking",

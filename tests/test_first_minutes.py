@@ -115,7 +115,7 @@ def test_words_on_a_running_embedded_service_are_its_own(home: Path, model_cache
 def test_a_file_is_not_for_a_service_that_runs_ollama(home: Path, ollama: Path) -> None:
     up()
     (home / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ConfigError, match="is a file, and the service 'default' runs Ollama"):
+    with pytest.raises(ConfigError, match="is a file, and the service runs Ollama"):
         up(model=str(home / "m.gguf"))
 
 

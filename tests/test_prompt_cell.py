@@ -19,7 +19,7 @@ from kernels import Kernel
 from test_terminal import avocado
 
 import avocado_magic
-from avocado_magic.asking.chats import Conversation, Turn
+from avocado_magic.asking.chats import Turn, fitting
 from avocado_magic.asking.images import image_bytes, public_address
 from avocado_magic.asking.schemas import schema_of
 from avocado_magic.asking.stream import Thoughts
@@ -157,9 +157,9 @@ def test_nothing_that_loads_is_left_outside_of_code(text: str) -> None:
 
 
 def test_code_that_is_open_is_reopened() -> None:
-    assert open_fence("a\n```py\nx = 1") == "```py"
+    assert open_fence("a\n```py\nx = 1") == "```"
     assert open_fence("```\nx\n```") == ""
-    assert code_of("Do this:\n```python\nx = 1\n```\nand\n```\ny\n```\n") == "x = 1\ny"
+    assert code_of("Do this:\n```python\nx = 1\n```\nand\n```\ny\n```\n") == "x = 1"
     assert code_of("x = 1") == "x = 1"
 
 
@@ -391,10 +391,8 @@ def test_conversations(kernel: Kernel, ollama: Path) -> None:
 
 
 def test_a_conversation_is_trimmed_by_whole_turns() -> None:
-    chat = Conversation(
-        "x", [Turn([{"role": "user", "content": "u" * 3000}, {"role": "assistant", "content": "a"}]) for _ in range(5)]
-    )
-    kept, left_out = chat.fitting(4096, 10)
+    turns = [Turn([{"role": "user", "content": "u" * 3000}, {"role": "assistant", "content": "a"}]) for _ in range(5)]
+    kept, left_out = fitting(turns, 4096, 10)
     assert left_out == 2
     assert len(kept) == 6
     assert kept[0]["role"] == "user"

@@ -120,7 +120,14 @@ def target_of(given: Mapping[str, Any]) -> Target:
 
 def how_of(given: Mapping[str, Any], target: Target) -> How:
     """How the arguments of `ask` have it asked. Raises ConfigError."""
-    schema, format = given.get("schema"), given.get("format")
+    from ..errors import ConfigError
+
+    schema, format, images, files = (given.get(name) for name in ("schema", "format", "images", "files"))
+    if format not in (None, "json"):
+        raise ConfigError(f"there is no format {format!r}", 'it is "json", or left away')
+    steps = given.get("max_steps", MAX_STEPS)
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"max_steps {steps} is not possible", "give a whole number from 1 on")
     return How(
         system=given.get("system"),
         options=options(
@@ -128,10 +135,21 @@ def how_of(given: Mapping[str, Any], target: Target) -> How:
         ),
         think=given.get("think"),
         format="json" if format == "json" else None,
-        schema=schema_of("schema", schema) if schema is not None else None,
-        images=given.get("images") or (),
-        attachments=[attached(str(each), each) for each in given.get("files") or ()],
+        schema=schema_of(str(schema) if isinstance(schema, (str, Path)) else "schema", schema) if schema is not None else None,
+        images=_several(images),
+        attachments=[attached(_called(each), each) for each in _several(files)],
         tools=[Tool.of(each) for each in given.get("tools") or ()],
-        max_steps=given.get("max_steps") or MAX_STEPS,
+        max_steps=steps,
         timeout=given.get("timeout") or TIMEOUT_SECONDS,
     )  # fmt: skip
+
+
+def _several(given: Any) -> Sequence[Any]:
+    """One thing, or a list of them, as a list."""
+    if given is None:
+        return ()
+    return given if isinstance(given, (list, tuple)) else [given]
+
+
+def _called(file: Any) -> str:
+    return str(file) if isinstance(file, (str, Path)) else "given"

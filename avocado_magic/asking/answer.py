@@ -10,7 +10,13 @@ from typing import Any
 
 # How an Ollama says why an answer ended, as people read it.
 _MOST_COPIED = 100_000
-_ENDS = {"stop": "", "length": "cut at the limit of tokens", "load": "loaded", "unload": "unloaded"}
+_ENDS = {
+    "stop": "",
+    "broken": "broken off",
+    "length": "cut at the limit of tokens",
+    "load": "loaded",
+    "unload": "unloaded",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Answer:
     """An answer: `text`, the `thinking` before it, the `object` that a schema made of it, `images` (bytes) and `tool_calls`.
 
     `done_reason` is the engine's (stop, length), or "stopped" where somebody did that; `where` says what answered. `prompt_cut`
-    says what of the prompt the context had no room for, `inserted` the variables whose values stand in the prompt.
+    says what of the prompt the context had no room for.
     """
 
     text: str

@@ -16,12 +16,16 @@ _CHARACTERS, _IMAGE_TOKENS = 3.0, 1000
 _FOR_ANSWER = 0.25
 
 
+# A cell, and one run of it.
+Cell = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Turn:
     """What was asked and what came: messages as ``/api/chat`` takes them. `cell` is where it was asked, if that is known."""
 
     messages: Sequence[Mapping[str, Any]]
-    cell: str | None = None
+    cell: Cell | None = None
 
     def tokens(self) -> float:
         """About how many tokens it takes."""
@@ -33,6 +37,18 @@ class Turn:
         return text / _CHARACTERS + images * _IMAGE_TOKENS
 
 
+def fitting(turns: Sequence[Turn], context: int, asked: float) -> tuple[list[Mapping[str, Any]], int]:
+    """The messages of the last turns for which there is room beside `asked` tokens, and how many turns were left out."""
+    room, taken = context * (1 - _FOR_ANSWER) - asked, 0
+    for turn in reversed(turns):
+        room -= turn.tokens()
+        if room < 0:
+            break
+        taken += 1
+    kept = turns[len(turns) - taken :]
+    return [message for turn in kept for message in turn.messages], len(turns) - taken
+
+
 @dataclass
 class Conversation:
     """Turns under a name."""
@@ -40,23 +56,12 @@ class Conversation:
     name: str
     turns: list[Turn] = field(default_factory=list)
 
-    def without(self, cell: str | None) -> int:
-        """Drop the turn that was asked in `cell`, and what followed it; how many turns that were."""
-        at = next((n for n, turn in enumerate(self.turns) if cell and turn.cell == cell), len(self.turns))
-        dropped = len(self.turns) - at
-        del self.turns[at:]
-        return dropped
-
-    def fitting(self, context: int, asked: float) -> tuple[list[Mapping[str, Any]], int]:
-        """The messages of the last turns for which there is room beside `asked` tokens, and how many turns were left out."""
-        room, taken = context * (1 - _FOR_ANSWER) - asked, 0
-        for turn in reversed(self.turns):
-            room -= turn.tokens()
-            if room < 0:
-                break
-            taken += 1
-        kept = self.turns[len(self.turns) - taken :]
-        return [message for turn in kept for message in turn.messages], len(self.turns) - taken
+    def before(self, cell: Cell | None) -> list[Turn]:
+        """The turns before that which an earlier run of `cell` has asked; all of them where none has."""
+        for number, turn in enumerate(self.turns):
+            if cell and turn.cell and turn.cell[0] == cell[0] and turn.cell[1] != cell[1]:
+                return self.turns[:number]
+        return list(self.turns)
 
     def messages(self) -> Iterator[Mapping[str, Any]]:
         for turn in self.turns:
@@ -73,18 +78,37 @@ class Conversation:
 
     def openai(self) -> str:
         """The conversation as OpenAI's chat API takes it."""
-        return json.dumps(
-            {"messages": [_as_openai(message) for message in self.messages()]}, indent=2, ensure_ascii=False
-        )
+        out: list[dict[str, Any]] = []
+        count = answered = 0
+        for message in self.messages():
+            made = _as_openai(message)
+            if message.get("tool_calls"):
+                made["tool_calls"] = []
+                for call in message["tool_calls"]:
+                    count += 1
+                    function = call.get("function") or {}
+                    told = {"name": function.get("name"), "arguments": json.dumps(function.get("arguments") or {})}
+                    made["tool_calls"].append({"id": f"call_{count}", "type": "function", "function": told})
+            if message.get("role") == "tool":
+                answered += 1
+                made["tool_call_id"] = f"call_{answered}"
+            out.append(made)
+        return json.dumps({"messages": out}, indent=2, ensure_ascii=False)
 
 
 def _as_openai(message: Mapping[str, Any]) -> dict[str, Any]:
-    out = {key: value for key, value in message.items() if key in ("role", "content", "tool_calls", "tool_call_id")}
+    out = {key: value for key, value in message.items() if key in ("role", "content")}
     images = message.get("images") or ()
     if images:
-        urls = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in images]
+        urls = [{"type": "image_url", "image_url": {"url": f"data:{_kind(image)};base64,{image}"}} for image in images]
         out["content"] = [{"type": "text", "text": str(message.get("content") or "")}, *urls]
     return out
+
+
+def _kind(image: str) -> str:
+    """The type of an image by how it begins, in base64."""
+    kinds = {"/9j/": "image/jpeg", "R0lG": "image/gif", "UklG": "image/webp"}
+    return kinds.get(image[:4], "image/png")
 
 
 class Chats:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import AvocadoError, ConfigError
 from .answer import Answer, Stats, ToolCall
-from .chats import Conversation, Turn
+from .chats import Cell, Conversation, Turn, fitting
 from .images import image_bytes, require_vision
 from .schemas import Schema
 from .stream import Piece, answered
@@ -51,17 +51,18 @@ class Heard:
 
 
 class Exchange:
-    """A prompt on its way. `run` returns the answer; `so_far` is what has come where that ended before its time."""
+    """A prompt on its way. `run` returns the answer; `stopped` and `broken` what has come where that ended before its time."""
 
     def __init__(
-        self, target: Target, prompt: str, how: How, conversation: Conversation | None = None, cell: str | None = None,
-        notes: Sequence[str] = (),
+        self, target: Target, prompt: str, how: How, conversation: Conversation | None = None, cell: Cell | None = None,
+        notes: Sequence[str] = (), *, anew: bool = False,
     ) -> None:  # fmt: skip
-        """With a `conversation` it continues that, and is kept in it. Raises ConfigError for what cannot be asked so."""
+        """With a `conversation` it continues that, or begins it `anew`, and is kept in it. Raises ConfigError for what cannot be asked so."""
         if how.tools and how.schema:
             raise ConfigError("--tools and --schema exclude each other", "ask for the object in a cell of its own")
         self._target, self._how = target, how
-        self._conversation, self._cell = conversation, cell
+        self._conversation, self._cell, self._anew = conversation, cell, anew
+        self._keeps = 0  # turns of the conversation that this one follows
         self._notes = list(notes)
         self._said: dict[str, str] = {}
         self._text: list[str] = []
@@ -85,14 +86,16 @@ class Exchange:
     def _history(self) -> list[Mapping[str, Any]]:
         if self._conversation is None:
             return []
-        dropped = self._conversation.without(self._cell)
-        if dropped:
+        turns = [] if self._anew else self._conversation.before(self._cell)
+        self._keeps, dropped = len(turns), len(self._conversation.turns) - len(turns)
+        if dropped and not self._anew:
             after = f" and the {dropped - 1} after it" if dropped > 1 else ""
             self._notes.append(f"its turn of before{after} replaced")
-        if not self._conversation.turns:
+        if not turns:
             return []
         asked = Turn(self._asked).tokens() + len(self._how.system or "") / 3
-        kept, left_out = self._conversation.fitting(self._target.context(), asked)
+        context = int(self._how.options.get("num_ctx") or 0) or self._target.context()
+        kept, left_out = fitting(turns, context, asked)
         if left_out:
             self._notes.append(f"the first {left_out} turns of the conversation left out, for want of room")
         return kept
@@ -106,24 +109,33 @@ class Exchange:
         new: list[dict[str, Any]] = list(self._asked)
         for step in range(self._how.max_steps + 1):
             calls = self._round([*before, *new], tools if step < self._how.max_steps else {}, heard)
-            new.append(self._assistant(calls))
+            new.append(self._assistant(calls if step < self._how.max_steps else ()))
             if not calls:
+                break
+            if step == self._how.max_steps:
+                self._notes.append(f"stopped after {self._how.max_steps} rounds of tools")
                 break
             made = called(calls, tools, heard.call)
             self._calls += made
             new += [{"role": "tool", "tool_name": each.name, "content": each.result} for each in made]
-        else:
-            self._notes.append(f"stopped after {self._how.max_steps} rounds of tools")
         made_object = self._how.schema.object("".join(self._text)) if self._how.schema else None
-        if self._conversation is not None:
-            self._conversation.turns.append(Turn(new, self._cell))
+        self._remember(new)
         return self._answer(str(self._last.get("done_reason") or "stop"), made_object)
 
     def stopped(self) -> Answer:
         """What has come where somebody has stopped it; kept in the conversation, for the next prompt may speak of it."""
-        if self._conversation is not None and self._text:
-            self._conversation.turns.append(Turn([*self._asked, self._assistant(())], self._cell))
+        if self._text:
+            self._remember([*self._asked, self._assistant(())])
         return self._answer("stopped", None)
+
+    def broken(self) -> Answer:
+        """What has come where it broke off, or does not fit; no turn of the conversation."""
+        return self._answer("broken", None)
+
+    def _remember(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the turn, in place of those that it replaces."""
+        if self._conversation is not None:
+            self._conversation.turns[self._keeps :] = [Turn(messages, self._cell)]
 
     @property
     def begun(self) -> bool:
@@ -140,6 +152,7 @@ class Exchange:
         how = self._how
         calls: list[Mapping[str, Any]] = []
         self._text.clear()
+        self._last = {}
         body: dict[str, Any] = {
             "model": self._target.model, "messages": list(messages), "stream": True, "options": dict(how.options),
         }  # fmt: skip
@@ -153,6 +166,8 @@ class Exchange:
         for piece in answered(self._target, body, how.timeout, self._said):
             self._take(piece, heard)
             calls += piece.tool_calls
+        if not self._last:
+            raise AvocadoError("the answer broke off before its end", "{logs engine} may say why", part="engine")
         return calls
 
     def _take(self, piece: Piece, heard: Heard) -> None:
@@ -188,8 +203,12 @@ def option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ConfigError(f"--option {text} is not of the form K=V", "write it as in --option num_predict=50")
+
+    def no_number(constant: str) -> Any:
+        raise ConfigError(f"--option {text} is no number", "JSON has none of that name")
+
     try:
-        return name.strip(), json.loads(value)
+        return name.strip(), json.loads(value, parse_constant=no_number)
     except ValueError:
         return name.strip(), value
 
@@ -207,9 +226,11 @@ def options(
         if value is None:
             continue
         try:
-            found[name] = kind(value)
-        except (TypeError, ValueError):
-            hint = "0 is deterministic, 0.8 usual" if name == "temperature" else "give a whole number"
+            found[name] = number = kind(value)
+            if number != number or abs(number) == float("inf") or (name == "num_predict" and number < 1):
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
+            hint = "0 is deterministic, 0.8 usual" if name == "temperature" else "give a whole number, from 1 on"
             raise ConfigError(f"{flag} {value} is not a number", hint) from None
     return found
 

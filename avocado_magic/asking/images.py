@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import time
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -51,13 +52,17 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", "give the path of an image") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no path"
+        raise ConfigError(f"{str(path)[:200]} cannot be read: {why}", "give the path of an image") from None
 
 
 def _saved(save: Any) -> bytes:
     out = io.BytesIO()
-    save(out)
+    try:
+        save(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the image cannot be written as a PNG: {error}", "convert it to RGB first") from None
     return out.getvalue()
 
 
@@ -84,13 +89,26 @@ def _fetched(url: str) -> bytes:
             try:
                 if answer.status != 200:
                     raise ConfigError(f"{url[:80]} answered with status {answer.status}", "give the image's own URL")
-                return bytes(answer.read(MOST_BYTES + 1, decode_content=True))
+                return _within(answer, url)
             finally:
                 answer.close()
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise ConfigError(
             f"{url[:80]} cannot be fetched ({type(error).__name__})", "download it, and give its path"
         ) from None
+
+
+def _within(answer: Any, url: str) -> bytes:
+    """The bytes of an answer, as many as there may be, within the seconds that it may take."""
+    until, parts, size = time.monotonic() + SECONDS, [], 0
+    for part in answer.stream(1 << 16, decode_content=True):
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
+            break
+        if time.monotonic() > until:
+            raise ConfigError(f"{url[:80]} did not come within {SECONDS:g} s", "download it, and give its path")
+    return b"".join(parts)
 
 
 def public_address(host: str, port: int) -> str:

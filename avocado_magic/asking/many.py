@@ -53,10 +53,10 @@ def items_of(name: str, value: Any) -> list[tuple[Any, Mapping[str, Any]]]:
     """
     if hasattr(value, "to_dict") and hasattr(value, "columns"):
         rows = value.to_dict("records")
-        return [(row, {**{str(key): cell for key, cell in row.items()}, "item": row}) for row in rows]
+        return [(row, {"item": row, **{str(key): cell for key, cell in row.items()}}) for row in rows]
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+    if isinstance(value, (str, bytes, Mapping)) or not (hasattr(value, "__iter__") and hasattr(value, "__len__")):
         raise ConfigError(f"{name} is a {type(value).__name__}", "give a list, a Series or a DataFrame to --each")
     return [(each, {**(each if isinstance(each, Mapping) else {}), "item": each}) for each in value]
 
@@ -106,15 +106,18 @@ def _asking(
     return work
 
 
-def table(rows: Sequence[Row], source: Any) -> Any:
+def table(rows: Sequence[Row], source: Any, worded: Callable[[str], str] = str) -> Any:
     """The rows as people work with them: a DataFrame where the source was pandas', with the columns answer and error; else a list
-    of answers, an error in the place of one that there is not.
+    of answers, an error in the place of one that there is not. `worded` has errors name commands as the front end does.
     """
     if hasattr(source, "to_dict") or hasattr(source, "to_frame"):
         frame = source.copy() if hasattr(source, "columns") else source.to_frame()
-        made = [_cell(row) for row in rows]
-        return frame.assign(answer=made, error=[row.error for row in rows])
-    return [row.answer if row.answer is not None else AvocadoError(row.error) for row in rows]
+        columns = {"answer": [_cell(row) for row in rows], "error": [worded(row.error) for row in rows]}
+        taken = set(map(str, frame.columns))
+        return frame.assign(
+            **{name if name not in taken else f"{name}_of_model": made for name, made in columns.items()}
+        )
+    return [row.answer if row.answer is not None else AvocadoError(worded(row.error)) for row in rows]
 
 
 def _cell(row: Row) -> Any:

@@ -11,6 +11,38 @@ from typing import Any
 from ..errors import AvocadoError, ConfigError
 
 
+class NotFitting(AvocadoError):
+    """An answer that does not fit its schema."""
+
+
+def _why(error: ValueError) -> str:
+    """What does not fit, and where."""
+    errors = getattr(error, "errors", None)
+    if callable(errors):
+        first = errors()[0]
+        where = ".".join(map(str, first.get("loc") or ()))
+        return f"{where}: {first.get('msg')}" if where else str(first.get("msg"))
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _checked(schema: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Reads JSON that fits `schema`, as far as jsonschema is here, which Jupyter brings."""
+
+    def read(text: str) -> Any:
+        value = json.loads(text)
+        try:
+            from jsonschema import ValidationError, validate
+        except ImportError:
+            return value
+        try:
+            validate(value, schema)
+        except ValidationError as error:
+            raise ValueError(f"{error.json_path}: {error.message}") from None
+        return value
+
+    return read
+
+
 @dataclass(frozen=True)
 class Schema:
     """`json` goes to the engine as ``format``; `read` makes the object of an answer's text."""
@@ -23,9 +55,8 @@ class Schema:
         try:
             return self.read(text)
         except ValueError as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise AvocadoError(
-                f"the answer does not fit the schema: {why}",
+            raise NotFitting(
+                f"the answer does not fit the schema: {_why(error)}",
                 "allow it more tokens with --max-tokens, or ask another model",
             ) from None
 
@@ -36,29 +67,27 @@ def schema_of(name: str, value: Any) -> Schema:
     Raises ConfigError.
     """
     if isinstance(value, Mapping):
-        return Schema(value, json.loads)
+        return Schema(value, _checked(value))
     if isinstance(value, (str, Path)):
         try:
             read = json.loads(Path(value).expanduser().read_text("utf-8"))
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                raise ConfigError(f"{value} is no JSON", "give a file that holds a JSON schema") from None
+            why = error.strerror if isinstance(error, OSError) else "it is no path"
             raise ConfigError(
-                f"there is no variable {name}, and no file of that name can be read: {error.strerror}",
+                f"there is no variable {name}, and no file of that name can be read: {why}",
                 "give a dict, a pydantic model, or the path of a JSON file",
             ) from None
-        except ValueError:
-            raise ConfigError(f"{value} is no JSON", "give a file that holds a JSON schema") from None
         if not isinstance(read, dict):
             raise ConfigError(f"{value} holds no JSON schema", "give a file that holds an object")
-        return Schema(read, json.loads)
-    if hasattr(value, "model_json_schema") and hasattr(value, "model_validate_json"):
-        return Schema(value.model_json_schema(), value.model_validate_json)
+        return Schema(read, _checked(read))
     from pydantic import TypeAdapter
-    from pydantic.errors import PydanticUserError
 
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(value)
         return Schema(adapter.json_schema(), adapter.validate_json)
-    except (PydanticUserError, TypeError, AttributeError):
+    except Exception:  # whatever pydantic says of what is no type of its
         raise ConfigError(
             f"{name} is no schema but a {type(value).__name__}",
             "give a dict, a pydantic model, or the path of a JSON file",

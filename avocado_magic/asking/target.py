@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import base_url
 from ..errors import ConfigError, NotRunningError
+from ..model_names import same_model
 from ..runtime import client
 from ..runtime.discover import way_to
 from ..sessions import service_session
@@ -34,20 +35,26 @@ class Target:
 
     def shown(self) -> Mapping[str, Any]:
         """What the engine says of the model (``/api/show``); empty where it says nothing."""
-        with service_session(self.url) as session:
-            answer = session.post(f"{self.url}/api/show", json={"model": self.model}, headers=self.headers, timeout=30)
-        said = answer.json() if answer.status_code == 200 else {}
-        return said if isinstance(said, dict) else {}
+        return self._said("POST", "/api/show", json={"model": self.model})
 
     def context(self) -> int:
         """The tokens that the model has room for now, as far as that is known; 4096 where it is not."""
-        with service_session(self.url) as session:
-            answer = session.get(f"{self.url}/api/ps", headers=self.headers, timeout=10)
-        loaded = answer.json().get("models") or [] if answer.status_code == 200 else []
+        loaded = self._said("GET", "/api/ps").get("models") or []
         found = [
-            int(each.get("context_length") or 0) for each in loaded if str(each.get("name", "")).startswith(self.model)
+            int(each.get("context_length") or 0) for each in loaded if same_model(str(each.get("name")), self.model)
         ]
         return max(found, default=0) or 4096
+
+    def _said(self, method: str, path: str, **more: Any) -> Mapping[str, Any]:
+        import requests
+
+        try:
+            with service_session(self.url) as session:
+                answer = session.request(method, f"{self.url}{path}", headers=self.headers, timeout=30, **more)
+            said = answer.json() if answer.status_code == 200 else {}
+        except (requests.RequestException, ValueError):
+            return {}  # the question that follows tells why it does not answer
+        return said if isinstance(said, dict) else {}
 
 
 def here(name: str, model: str | None = None) -> Target:

@@ -37,22 +37,26 @@ class Tool:
         try:
             hints = get_type_hints(function)
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError, NameError) as error:
+        except Exception as error:  # a hint may be any expression
             raise ConfigError(
                 f"the hints of {name} cannot be read: {error}", "write them with types that are there"
             ) from None
+        if inspect.iscoroutinefunction(function):
+            raise ConfigError(f"{name} is a coroutine", "give a plain function, which may run one itself")
         fields: dict[str, Any] = {}
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise ConfigError(
                     f"{name} takes {parameter}, which a model cannot name", "give it named arguments alone"
                 )
+            if parameter.name.startswith(("_", "model_")):
+                raise ConfigError(f"{name} has an argument {parameter.name}, which cannot be named so", "rename it")
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
         try:
             made = create_model(name, __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=False), **fields)
             schema = made.model_json_schema()
-        except PydanticUserError:
+        except (PydanticUserError, ValueError, TypeError):
             raise ConfigError(
                 f"{name} has an argument of a type that a model cannot give",
                 "take numbers, text, lists, dicts or pydantic models",
@@ -73,14 +77,25 @@ class Tool:
             return ToolCall(self.name, given, f"the arguments do not fit: {wrong}", failed=True)
         values = {name: getattr(checked, name) for name in type(checked).model_fields}
         try:
-            result = self.function(**values)
+            return ToolCall(self.name, given, _told(self.function(**values)))
         except Exception as error:
-            return ToolCall(self.name, given, f"{type(error).__name__}: {error}", failed=True)
-        return ToolCall(self.name, given, _told(result))
+            return ToolCall(self.name, given, f"{type(error).__name__}: {_shown(error)}", failed=True)
+
+
+def _shown(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "it cannot be shown"
 
 
 def _told(result: Any) -> str:
-    text = result if isinstance(result, str) else json.dumps(result, default=str, ensure_ascii=False)
+    if hasattr(result, "model_dump_json"):
+        result = result.model_dump_json()
+    try:
+        text = result if isinstance(result, str) else json.dumps(result, default=str, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(result)
     return text if len(text) <= _LONGEST_RESULT else f"{text[:_LONGEST_RESULT]}… (cut: it has {len(text)} characters)"
 
 

@@ -185,7 +185,12 @@ class MachineReader:
 def _message(state: dict[str, Any]) -> UrlMessage | None:
     """What a service on this machine would announce; None where it does not serve."""
     url = state.get("url") or state.get("local_url")
-    if state["state"] not in ("ready", "degraded") or not url or time.time() - float(state["beat"]) > 60:
+    if (
+        state["state"] not in ("ready", "degraded")
+        or state.get("leaving")
+        or not url
+        or time.time() - float(state["beat"]) > 60
+    ):
         return None
     return UrlMessage(
         str(url),

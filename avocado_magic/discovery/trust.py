@@ -57,14 +57,19 @@ class KeyFile:
         if not self._alone and not self._hosts:
             raise ConfigError(f"{file} holds no key", _FORMAT)
 
-    def key_for(self, url: str, *, signed: bool = False) -> str:
-        """The key for `url`. Raises AvocadoError, and nothing may be sent, where none was given for it."""
+    def key_for(self, url: str, *, signed: bool = False, instance_id: str | None = None) -> str:
+        """The key for `url`. Raises AvocadoError, and nothing may be sent, where none was given for it.
+
+        A line may name an InstanceId in the place of a host: it counts where that is `signed`, for anybody can claim one.
+        """
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         if parts.scheme != "https" and not is_loopback(host):
             raise AvocadoError(f"no key is sent to {url}: it is not https", "have it served over https")
         if host in self._hosts:
             return self._hosts[host]
+        if signed and instance_id is not None and instance_id.lower() in self._hosts:
+            return self._hosts[instance_id.lower()]
         trusted = any(fnmatchcase(host, pattern) for pattern in self._trusted)
         if self._alone and (signed or trusted or _origin(url) == self._given_for):
             return self._alone

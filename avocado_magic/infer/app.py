@@ -70,7 +70,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
 
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     backend = backends.backend(settings, app)
-    remote = settings.backend == "remote"
+    remote = settings.backend in ("remote", "discovery")
     admin_routes = settings.admin_routes or settings.admin_key_file is not None
     access = AccessPolicy(_keys(settings), admin_routes=admin_routes, elsewhere=remote)
     usage = UsageBook(None if access.open_to_all else _usage_store(settings))
@@ -104,7 +104,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
         settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.engine,
         backend.info, models.selector, limiter, usage, access.admin_routes,
     )  # fmt: skip
-    app.include_router(metadata_router(about))
+    app.include_router(metadata_router(about, backend.table))
     add_docs(app, __version__)
 
     def activity() -> str:
@@ -233,7 +233,10 @@ def _announcement(settings: InferSettings) -> Any:
     broker = lookup(["broker_url"], {}).get("broker_url")
     if broker is None:
         raise ValueError("--announce needs a broker: set RABBITMQ_URL")
-    return OwnAnnouncement(broker.reveal(), base_url(str(settings.public_url), "--public-url"))
+    kind = "fleet" if settings.backend == "discovery" else "microservice"
+    secret = lookup(["discovery_secret"], {}).get("discovery_secret")
+    url = base_url(str(settings.public_url), "--public-url")
+    return OwnAnnouncement(broker.reveal(), url, secret.reveal() if secret else None, kind)
 
 
 async def serve(settings: InferSettings) -> None:
@@ -270,7 +273,12 @@ async def serve(settings: InferSettings) -> None:
         await end()
 
     if settings.watcher is not None:
-        Watched(settings.watcher, gateway.activity, lambda: ending.append(loop.create_task(end_service())))
+        Watched(
+            settings.watcher,
+            gateway.activity,
+            lambda: ending.append(loop.create_task(end_service())),
+            gateway.gate.leave,
+        )
     # What is here now stays: the collector need not look at it again, which would stop every stream for 20 ms.
     gc.collect()
     gc.freeze()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import base_url, cache_dir, lookup
 from .api.dispatch import Handler
@@ -36,6 +37,10 @@ class Backend(Protocol):
     def reached(self) -> bool | None:
         """Whether the engine took the last request; None before the first."""
 
+    @property
+    def table(self) -> Callable[[], Mapping[str, Any]] | None:
+        """What there is to say of the instances of a fleet; None where this is none."""
+
     async def prepare(self) -> None:
         """Have what must be there before the first request."""
 
@@ -49,6 +54,8 @@ def backend(settings: InferSettings, app: FastAPI) -> Backend:
     """The backend that `settings` name; one in this process adds its routes to `app`."""
     if settings.backend == "remote":
         return RemoteBackend(settings)
+    if settings.backend == "discovery":
+        return DiscoveryBackend(settings)
     return OllamaBackend(settings) if settings.backend == "ollama" else EmbeddedBackend(settings, app)
 
 
@@ -56,6 +63,7 @@ class OllamaBackend:
     """An engine at a URL, to which requests are passed on."""
 
     fragile = True
+    table = None
 
     def __init__(self, settings: InferSettings) -> None:
         from .api.relay import Relay
@@ -88,6 +96,7 @@ class RemoteBackend:
     """A service elsewhere, behind a URL that may change and a key."""
 
     fragile = False  # its own gateway sees to that
+    table = None
 
     def __init__(self, settings: InferSettings) -> None:
         from ..discovery.trust import KeyFile
@@ -133,11 +142,73 @@ class RemoteBackend:
         self._upstream.close()
 
 
+class DiscoveryBackend:
+    """The instances that announce themselves, behind one address."""
+
+    fragile = False  # their own gateways see to that
+
+    def __init__(self, settings: InferSettings) -> None:
+        from ..discovery.trust import KeyFile
+        from .api.fleet import FleetHandler
+        from .infrastructure.fleet import Members, probed
+        from .service.fleet import Fleet
+
+        self._settings = settings
+        file = settings.upstream_key_file
+        self._keys = KeyFile(file, None, settings.trust) if file else None
+        self._fleet = FleetHandler(Fleet(), settings.remote_wait, probed)
+        self._members: Members | None = None
+        self.handler: Handler = self._fleet
+        self.info = self.engine = self._fleet
+        self.table = self._fleet.table
+
+    @property
+    def reached(self) -> bool | None:
+        return self._fleet.reached
+
+    async def prepare(self) -> None:
+        """Begin to follow what announces itself."""
+        from ..discovery.directory import Directory
+        from .domain.types import EngineUnreached, UpstreamError
+        from .infrastructure.fleet import Members, Way
+
+        given = lookup(["broker_url", "discovery_secret"], {})
+        broker, secret = given.get("broker_url"), given.get("discovery_secret")
+        if broker is not None and self._keys is None:
+            raise ValueError(
+                "--backend discovery at a broker needs --upstream-key-file: which key opens what is found?"
+            )
+        if broker is not None and secret is None and not self._settings.trust_unsigned:
+            raise ValueError(
+                "--backend discovery takes signed messages: set AVOCADO_DISCOVERY_SECRET, or --trust-unsigned"
+            )
+        via = self._fleet.name.encode()
+        self._members = Members(
+            Directory(broker and broker.reveal(), secret=secret and secret.reveal()),
+            self._fleet,
+            lambda url, key: Way(url, key, via, UpstreamError, EngineUnreached),
+            None if broker is None else self._keys,
+            trust_unsigned=self._settings.trust_unsigned,
+            allow_private=self._settings.allow_private,
+        )
+        members = self._members
+        self._fleet.notice = lambda: members.notice
+
+    def break_off(self, why: str) -> None:
+        self._fleet.break_off(why)
+
+    async def close(self) -> None:
+        if self._members is not None:
+            await asyncio.to_thread(self._members.close)
+        await self._fleet.close()
+
+
 class EmbeddedBackend:
     """llama.cpp in this process, whose routes are FastAPI's."""
 
     fragile = False
     reached = True
+    table = None
 
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
         from .api.application import handler_of

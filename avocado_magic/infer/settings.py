@@ -27,14 +27,14 @@ class InferSettings(BaseSettings):
         description="Descriptor of a pipe on which the supervisor of this service beats; unwatched, it ends.",
     )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
-    backend: Literal["ollama", "llamacpp", "remote"] = Field(
+    backend: Literal["ollama", "llamacpp", "remote", "discovery"] = Field(
         "ollama",
-        description="ollama (pass through), llamacpp (run the model here) or remote (a service elsewhere, with a key).",
+        description="ollama (pass through), llamacpp (run the model here), remote (a service elsewhere, with a key) or discovery (all that announce themselves).",
     )
     upstream: str = Field("http://127.0.0.1:11434", description="URL of the Ollama behind the gateway.")
 
     upstream_key_file: Path | None = Field(
-        None, description="File with the key for --upstream, or lines HOST KEY (remote backend)."
+        None, description="File with the key for --upstream, or lines HOST KEY or INSTANCE KEY (remote, discovery)."
     )
     discover: bool = Field(
         False,
@@ -44,7 +44,11 @@ class InferSettings(BaseSettings):
         [], description="Pattern of hosts to which a key alone may go; may be repeated (remote backend)."
     )
     remote_wait: float = Field(
-        60.0, ge=0, description="Seconds that requests wait while no service is there (remote backend)."
+        60.0, ge=0, description="Seconds that requests wait while no service is there (remote, discovery)."
+    )
+    trust_unsigned: bool = Field(False, description="Take instances whose messages are not signed (discovery backend).")
+    allow_private: bool = Field(
+        False, description="Take instances at addresses that are not public (discovery backend)."
     )
 
     # how the llama.cpp backend runs models
@@ -146,6 +150,8 @@ class InferSettings(BaseSettings):
             raise ValueError("--backend remote needs --upstream URL, or --discover")
         if remote and not self.discover and self.upstream_key_file is None:
             raise ValueError("--backend remote needs --upstream-key-file: which key opens it?")
+        if self.backend == "discovery" and self.admin_routes:
+            raise ValueError("--backend discovery changes no models: leave --admin-routes away")
         if self.discover and not remote:
             raise ValueError("--discover needs --backend remote")
         if self.announce and not self.public_url:

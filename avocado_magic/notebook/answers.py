@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import threading
 import time
 from html import escape
@@ -11,7 +12,7 @@ from typing import Any
 
 from ..asking.answer import Answer
 from .host import in_kernel
-from .markdown import for_page, open_fence
+from .markdown import closes, closing, for_page, opens
 from .render import say
 
 # Sizes at which a block is closed, in bytes: a long block that is sent whole again and again makes pages freeze, and more
@@ -21,7 +22,10 @@ _FIRST_BLOCK, _LARGEST_BLOCK = 4_000, 48_000
 _REPAINT_SECONDS, _BYTES_PER_SECOND = 0.05, 250_000
 _WAIT_SECONDS = 0.5
 FORMATS = ("markdown", "text", "html", "json", "code", "math")
-_FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)^ {0,3}\1[`~]*[ ]*$", re.DOTALL | re.MULTILINE)
+# One that is not closed is that of an answer that was cut.
+_FENCED = re.compile(
+    r"^ *(?P<fence>`{3,}|~{3,})(?P<info>[^\n`]*)\n(?P<code>.*?)(?:^ *(?P=fence)[`~]*[ ]*$|\Z)", re.DOTALL | re.MULTILINE
+)
 _DELIMITERS = re.compile(r"^\s*(?:\$\$|\\\[|\\\(|\$)|(?:\$\$|\\\]|\\\)|\$)\s*$")
 # No script, no network, no form: what a model writes as a page is looked at, and nothing else.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -44,6 +48,12 @@ def cell_id(shell: Any) -> str | None:
         return None  # a terminal
     found = metadata.get("cellId")
     return str(found) if found else None
+
+
+def cell_run(shell: Any) -> tuple[str, str] | None:
+    """The cell that is run, and this run of it; None where the front end names none."""
+    cell = cell_id(shell)
+    return (cell, str((shell.get_parent().get("header") or {}).get("msg_id"))) if cell else None
 
 
 class Block:
@@ -106,6 +116,9 @@ class Output:
         self._streams = streams and format in ("markdown", "text", "code") and not quiet
         self._block, self._text, self._painted = Block(self._updates), "", 0.0
         self._limit = _FIRST_BLOCK
+        self._scanned = self._cut = 0  # how far the block was looked at, and where it may be closed
+        self._fence = self._opening = ""  # the marks, and the line, that opened the code that is open there
+        self._spun = False  # the block has nothing but the seconds that passed
         self._thoughts: Block | None = None
         self._thinking: list[str] = []
         self._thinking_since: float | None = None
@@ -142,7 +155,7 @@ class Output:
         if self._updates and now - self._painted > 10 * _REPAINT_SECONDS:
             self._painted = now
             if self._thoughts is None:
-                self._thoughts, self._block = self._block, Block(self._updates)
+                self._thoughts, self._block, self._spun = self._block, Block(self._updates), False
             said = f"thinking, {now - self._thinking_since:.0f} s, {len(self._thinking)} tokens"
             self._thoughts.show({"text/plain": said, "text/html": f'<small style="color:#767676">◌ {said}</small>'})
 
@@ -153,6 +166,7 @@ class Output:
         if self._quiet:
             return
         self._finish_text()
+        self._unspun()
         if not self._notebook:
             say(f"→ {line}")
             return
@@ -165,41 +179,56 @@ class Output:
         self._came()
         self._fold_thoughts()
         if answer is not None and not self._quiet and not self._streams:
+            self._unspun()
             self._whole(answer)
         self._finish_text()
-        if not self._block.begun and self._waiting is not None:
-            return
-        if self._updates and self._waiting is not None and not self._said and answer is not None and not answer.text:
-            self._block.show({"text/plain": "", "text/html": ""})
+        self._unspun()
 
     def _came(self) -> None:
         """The first thing has come: the seconds are over."""
         if self._waiting is not None:
             self._waiting.end()
-            if self._block.begun and not self._streams:
-                self._block.show({"text/plain": "", "text/html": ""})
-                self._block = Block(self._updates)
             self._waiting = None
+            self._spun = self._block.begun
+
+    def _unspun(self) -> None:
+        """Take away the seconds where nothing has come in their place."""
+        if self._spun:
+            self._spun = False
+            self._block.show({"text/plain": "", "text/html": ""})
+            self._block = Block(self._updates)
 
     def _paint(self) -> None:
-        self._painted = time.monotonic()
+        self._painted, self._spun = time.monotonic(), False
         self._block.show(markdown(self._text))
+
+    def _look(self) -> None:
+        """Look at the whole lines that are new: where the block may be closed is a blank line outside of code."""
+        while (end := self._text.find("\n", self._scanned)) >= 0:
+            line = self._text[self._scanned : end]
+            if self._fence:
+                self._fence = "" if closes(self._fence, line) else self._fence
+            else:
+                self._fence, self._opening = opens(line), line
+            if not self._fence and not line.strip():
+                self._cut = end + 1
+            self._scanned = end + 1
 
     def _close_block(self) -> bool:
         """Close the block at its last blank line that is in no code; whether one was closed."""
-        cut = self._text.rfind("\n\n")
-        while cut > 0 and open_fence(self._text[:cut]):
-            cut = self._text.rfind("\n\n", 0, cut)
-        if cut <= 0 and len(self._text) < 4 * self._limit:
-            return False
-        reopened = ""
-        if cut <= 0:  # a block of code, or a paragraph, that does not end
-            cut = self._text.rfind("\n") if "\n" in self._text else len(self._text)
-            reopened = open_fence(self._text[:cut])
-        done, rest = self._text[:cut], self._text[cut:].lstrip("\n")
-        self._text = f"{done}\n{reopened.strip()[:3]}" if reopened else done
+        self._look()
+        cut, reopened = self._cut, ""
+        if not cut:
+            if len(self._text) < 4 * self._limit:
+                return False
+            # A block of code, or a paragraph, that does not end.
+            cut, reopened = self._scanned or len(self._text), self._opening if self._fence else ""
+        done, rest = self._text[:cut].rstrip("\n"), self._text[cut:].lstrip("\n")
+        self._text = f"{done}\n{closing(self._fence)}" if reopened else done
         self._paint()
         self._block, self._text = Block(self._updates), f"{reopened}\n{rest}" if reopened else rest
+        self._scanned = self._cut = 0
+        self._fence = ""
         self._limit = min(2 * self._limit, _LARGEST_BLOCK)
         self._paint_if_any()
         return True
@@ -215,13 +244,15 @@ class Output:
         elif self._text:
             self._paint()
             self._block = Block(self._updates)
-        self._text, self._said = "", False
+        self._text, self._said, self._fence = "", False, ""
+        self._scanned = self._cut = 0
 
     def _fold_thoughts(self) -> None:
         if not self._thinking:
             return
         text, self._thinking = "".join(self._thinking).strip(), []
         seconds = time.monotonic() - (self._thinking_since or time.monotonic())
+        self._unspun()
         block, self._thoughts, self._thinking_since = self._thoughts or Block(self._updates), None, None
         if self._quiet or not text:
             return
@@ -272,9 +303,11 @@ def sandboxed(page: str) -> str:
 
 
 def code_of(text: str) -> str:
-    """The code of an answer: its fenced blocks, all of it where there are none."""
-    found = [match[2] for match in _FENCED.finditer(text)]
-    return "\n".join(block.rstrip("\n") for block in found) if found else text.strip()
+    """The code of an answer: its blocks of Python, of no language where there are none, all of it where there is no block."""
+    blocks = [(match["info"].strip().lower(), match["code"]) for match in _FENCED.finditer(text.replace("\r\n", "\n"))]
+    of_python = [code for info, code in blocks if info.split(" ")[0] in ("python", "py", "python3", "ipython")]
+    found = of_python or [code for info, code in blocks if not info] or [code for _, code in blocks]
+    return "\n".join(textwrap.dedent(block).rstrip("\n") for block in found) if found else text.strip()
 
 
 def stop_quietly(shell: Any, said: str, kind: type[BaseException]) -> None:

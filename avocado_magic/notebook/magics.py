@@ -146,7 +146,7 @@ class AvocadoMagics(PromptMagics, Magics):
         from ..runtime import client
 
         args = parse(self.avocado_logs, line)
-        if not args.lines.isdigit():
+        if not (args.lines.isascii() and args.lines.isdigit()):
             raise ConfigError(f"-n {args.lines} is not a number of lines")
         found = client.logs(args.part, self._name(args), int(args.lines))
         print("\n".join(found) if found else f"the log of the {args.part} is empty")
@@ -183,13 +183,16 @@ class AvocadoMagics(PromptMagics, Magics):
     @argument("--name", help="name of the service")
     def avocado_events(self, line: str) -> None:
         """Print what happened to the service: started, restarted, announced, stopped; when, why, how long it took."""
+        from ..errors import in_notebook, worded
         from ..runtime import client
         from .render import event_lines
 
         args = parse(self.avocado_events, line)
         found = client.events(self._name(args), _count(args.lines, "-n") or 0)
         print(
-            "\n".join(each.to_json() for each in found) if args.json else event_lines(found) or "nothing has happened"
+            "\n".join(worded(each.to_json(), in_notebook) for each in found)
+            if args.json
+            else event_lines(found, in_notebook) or "nothing has happened"
         )
 
     @line_magic
@@ -364,7 +367,7 @@ class AvocadoMagics(PromptMagics, Magics):
 
 
 def _count(text: str | None, flag: str) -> int | None:
-    if text is not None and not text.isdigit():
+    if text is not None and not (text.isascii() and text.isdigit()):
         raise ConfigError(f"{flag} {text} is not a whole number")
     return None if text is None else int(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 # No width: it takes the meaning from what it stands in, and is not seen.
 _BREAK = "\u200b"
@@ -16,44 +17,61 @@ _LOADS = re.compile(
 )
 _TICKS = re.compile(r"`+")
 # The two spellings of LaTeX that Markdown takes for escaped brackets, over lines as well.
-_INLINE, _DISPLAY = re.compile(r"\\\((.+?)\\\)", re.DOTALL), re.compile(r"\\\[(.+?)\\\]", re.DOTALL)
+_INLINE = re.compile(r"\\\(((?:(?!\\\(|\n\n).){1,4000}?)\\\)", re.DOTALL)
+_DISPLAY = re.compile(r"\\\[((?:(?!\\\[|\n\n).){1,4000}?)\\\]", re.DOTALL)
 _FORMULA = re.compile(r"[\\^_=+*/<>{}|]|^\w$|^-?\d+(\.\d+)?$|^[A-Za-z]\w?'*$")
+# Code by its indentation, which may also be a part of a list.
+_INDENTED = re.compile(r"(?: {4}|\t| {0,3}>)")
 
 
 def for_page(text: str) -> str:
     """`text` as a notebook shows it: no picture and no HTML of a stranger's, and dollars only where they are formulas."""
     out: list[str] = []
     plain: list[str] = []
-    fence = ""
+    fence, sure, formulas = "", True, False
     for line in text.split("\n"):
-        mark = _FENCE.match(line)
         if fence:
-            # One that is indented may belong to a list, and end with it.
-            out.append(line if not fence.startswith(" ") else _unloading(line))
-            fence = "" if _closes(fence, line) else fence
-        elif mark:
+            out.append(line if sure else _unloading(line))
+            fence = "" if closes(fence, line) else fence
+        elif begun := opens(line):
+            # One that is indented may belong to a list and end with it, and in an open formula there is no code.
+            fence, sure = begun, not begun.startswith(" ") and not formulas
             out += [*_prose(plain), _unloading(line)]
-            plain, fence = [], mark[0]
+            plain = []
         else:
             plain.append(line)
+            if line.count("$$") % 2:
+                formulas = not formulas
+            elif "\\begin{" in line:
+                formulas = True
     return "\n".join([*out, *_prose(plain)])
 
 
-def open_fence(text: str) -> str:
-    """The line that opened the code that is not closed at the end of `text`; empty where none is."""
-    opened = fence = ""
-    for line in text.split("\n"):
-        mark = _FENCE.match(line)
-        if not opened and mark:
-            opened, fence = line, mark[0]
-        elif opened and _closes(fence, line):
-            opened = ""
-    return opened
+def opens(line: str) -> str:
+    """The marks with which `line` opens code, its indentation among them; empty where it does not."""
+    mark = _FENCE.match(line)
+    return mark[0] if mark else ""
 
 
-def _closes(fence: str, line: str) -> bool:
+def closes(fence: str, line: str) -> bool:
     """Whether `line` ends the code that `fence` began; as marked has it, which is more generous than CommonMark."""
-    return bool(re.fullmatch(rf" {{0,3}}{re.escape(fence.strip())}[~`]*[ \t]*", line))
+    marks = closing(fence)
+    rest = line.strip()
+    indent = len(line) - len(line.lstrip(" "))
+    return indent <= 3 and rest.startswith(marks) and not rest.strip("`~")
+
+
+def closing(fence: str) -> str:
+    """The marks that close what `fence` opened."""
+    return fence.strip()
+
+
+def open_fence(text: str) -> str:
+    """The marks of the code that is not closed at the end of `text`; empty where none is."""
+    fence = ""
+    for line in text.split("\n"):
+        fence = ("" if closes(fence, line) else fence) if fence else opens(line)
+    return fence
 
 
 def _unloading(text: str) -> str:
@@ -65,41 +83,56 @@ def _prose(lines: list[str]) -> list[str]:
     """Lines outside of fences."""
     if not lines:
         return []
-    text = "\n".join(lines)
     held: list[str] = []
 
-    def hold(match: re.Match[str], mark: str) -> str:
-        held.append(f"{mark}{match[1].strip()}{mark}".replace("<", " \\lt ").replace("![", f"!{_BREAK}["))
+    def hold(text: str) -> str:
+        held.append(text)
         return f"\x00{len(held) - 1}\x00"
 
-    text = text.replace("\x00", "")
-    text = _DISPLAY.sub(lambda match: hold(match, "$$"), text)
-    text = _INLINE.sub(lambda match: hold(match, "$"), text)
-    text = "\n".join(map(_line, text.split("\n")))
-    return re.sub("\x00(\\d+)\x00", lambda match: held[int(match[1])], text).split("\n")
+    def formula(match: re.Match[str], mark: str) -> str:
+        inner = _unloading(match[1].strip().replace("<", " \\lt "))
+        return hold(f"{mark}{inner}{mark}")
+
+    text = "\n".join(_without_code(line.replace("\x00", ""), hold) for line in lines)
+    text = _DISPLAY.sub(lambda match: formula(match, "$$"), text)
+    text = _INLINE.sub(lambda match: formula(match, "$"), text)
+    out, inside = [], False
+    for line in text.split("\n"):
+        # What lies in a formula over several lines has no prices in it.
+        odd = line.count("$$") % 2
+        out.append(_quiet(line) if (inside and not odd) or _INDENTED.match(line) else _harmless(line))
+        inside ^= bool(odd)
+    whole = "\n".join(out)
+    for _ in range(2):  # a span of code may be held inside a formula
+        whole = re.sub("\x00(\\d+)\x00", lambda match: held[int(match[1])], whole)
+    return whole.split("\n")
 
 
-def _line(line: str) -> str:
-    """One line outside of fences. Code spans that end on it are left as they are, but for what would load if they were none."""
+def _without_code(line: str, hold: Callable[[str], str]) -> str:
+    """`line` with its spans of code held back; one that a table may cut in two is none."""
     out, at = [], 0
-    while at < len(line):
-        begins = _TICKS.search(line, at)
-        if begins is None:
-            break
+    while (begins := _TICKS.search(line, at)) is not None:
         ends = next((m for m in _TICKS.finditer(line, begins.end()) if len(m.group()) == len(begins.group())), None)
         escaped = (len(line[: begins.start()]) - len(line[: begins.start()].rstrip("\\"))) % 2
         if ends is None or escaped or "|" in line[begins.end() : ends.start()]:
-            out.append(_harmless(line[at : begins.end()]))
+            out.append(line[at : begins.end()])
             at = begins.end()
             continue
-        out += [_harmless(line[at : begins.start()]), _unloading(line[begins.start() : ends.end()])]
+        # An element that is broken here ends no span of code that begins in it.
+        before = line[at : begins.start()]
+        out += [before, hold(_unloading(line[begins.start() : ends.end()]))]
         at = ends.end()
-    return "".join([*out, _harmless(line[at:])])
+    return "".join([*out, line[at:]])
+
+
+def _quiet(text: str) -> str:
+    """`text` that may be code, or a formula: nothing in it loads, and it is left as it is otherwise."""
+    text = text.replace("![", f"!{_BREAK}[")
+    return re.sub(r"<(?=[A-Za-z/!?])", f"<{_BREAK}", text)
 
 
 def _harmless(text: str) -> str:
-    text = text.replace("![", f"!{_BREAK}[")
-    return _dollars(re.sub(r"<(?=[A-Za-z/!?])", f"<{_BREAK}", text))
+    return _dollars(_quiet(text))
 
 
 def _dollars(text: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from functools import cached_property
+from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 from ..settings import Secret
@@ -21,14 +22,17 @@ _FIELD = re.compile(
     r"\{(?P<escaped>\{[A-Za-z]\w*[^{}]*\})\}|(?P<field>\{(?P<name>[A-Za-z]\w*)(?P<path>(?:\.[A-Za-z]\w*|\[[^\[\]{}]{1,80}\])*)(?::(?P<format>[^{}]{0,20}))?\})"
 )
 _STEP = re.compile(r"\.([A-Za-z]\w*)|\[([^\[\]{}]+)\]")
-_FORMAT = re.compile(r"(?:.?[<>=^])?[+\- ]?#?0?(\d+)?[,_]?(?:\.(\d+))?[a-zA-Z%]?")
 # What is left alone: fences, code spans, formulas in their spellings.
 _KEPT = re.compile(
-    r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[^\n]*$|\Z)|(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)"
-    r"|\$\$.*?\$\$|\$[^\s$](?:[^$\n]*[^\s$])?\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]",
+    r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[^\n]*$|\Z)"
+    r"|(?P<ticks>`+)(?!`)(?:(?!\n\n).){1,4000}?(?<!`)(?P=ticks)(?!`)"
+    r"|\$\$(?:(?!\$\$).){1,4000}?\$\$|\$[^\s$](?:[^$\n]{0,400}[^\s$])?\$(?!\d)"
+    r"|\\\((?:(?!\\\().){1,4000}?\\\)|\\\[(?:(?!\\\[).){1,4000}?\\\]",
     re.DOTALL | re.MULTILINE,
 )
 _COMMAND = re.compile(r"(?:\\[A-Za-z]+(?:\{[^{}]*\}|\[[^\]]*\])*|[\^_])$")
+# What makes an attribute one of data: of Python, of C, of a class with slots.
+_DESCRIPTORS = (property, cached_property, GetSetDescriptorType, MemberDescriptorType)
 _NOT_DATA = (ModuleType, FunctionType, BuiltinFunctionType, MethodType, type, Secret)
 
 
@@ -49,20 +53,20 @@ def fill(text: str, namespace: Mapping[str, Any], *, protect: bool = True) -> Fi
     filled, at = Filled(""), 0
     pieces: list[str] = []
     for kept in _KEPT.finditer(text) if protect else ():
-        pieces += [_filled(text[at : kept.start()], namespace, filled.inserted), kept.group()]
+        pieces += [_filled(text[at : kept.start()], namespace, filled.inserted, protect), kept.group()]
         at = kept.end()
-    pieces.append(_filled(text[at:], namespace, filled.inserted))
+    pieces.append(_filled(text[at:], namespace, filled.inserted, protect))
     filled.text = "".join(pieces)
     filled.inserted = list(dict.fromkeys(filled.inserted))
     return filled
 
 
-def _filled(text: str, namespace: Mapping[str, Any], inserted: list[str]) -> str:
+def _filled(text: str, namespace: Mapping[str, Any], inserted: list[str], protect: bool) -> str:
     def one(match: re.Match[str]) -> str:
         whole = match.group()
         if match["escaped"]:
             return match["escaped"]
-        if _COMMAND.search(text, 0, match.start()):
+        if protect and _COMMAND.search(text, max(0, match.start() - 200), match.start()):
             return whole
         try:
             shown = _shown(_value(match["name"], match["path"] or "", namespace), match["format"] or "")
@@ -98,7 +102,7 @@ def _attribute(value: Any, name: str) -> Any:
     known = (
         name in own or name in getattr(kind, "__dataclass_fields__", ()) or name in getattr(kind, "model_fields", ())
     )
-    known = known or name in getattr(kind, "_fields", ()) or isinstance(getattr(kind, name, None), property)
+    known = known or name in getattr(kind, "_fields", ()) or isinstance(getattr(kind, name, None), _DESCRIPTORS)
     if not known and name not in ("shape", "size", "dtype", "ndim", "real", "imag"):
         raise NoValue
     try:
@@ -125,11 +129,10 @@ def _item(value: Any, key: str) -> Any:
 
 
 def _shown(value: Any, form: str) -> str:
-    match = _FORMAT.fullmatch(form)
-    if form and (match is None or any(int(number) >= _WIDEST for number in match.groups() if number)):
+    if any(int(number) >= _WIDEST for number in re.findall(r"\d+", form)):
         raise NoValue
     try:
         shown = format(value, form) if form else str(value)
-    except (TypeError, ValueError):
+    except Exception:  # whatever a value's own method says
         raise NoValue from None
     return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}… (cut: it has {len(shown)} characters)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +16,19 @@ from ..asking.attachments import attached
 from ..asking.chats import DEFAULT, Chats
 from ..asking.core import MAX_STEPS, TIMEOUT_SECONDS, Exchange, Heard, How, options
 from ..asking.many import PARALLEL, Moved, each, items_of, table
-from ..asking.schemas import schema_of
+from ..asking.schemas import NotFitting, schema_of
 from ..asking.target import Target, at_url, discovered, here
 from ..asking.tools import Tool
-from ..errors import AvocadoError, ConfigError, StoppedByUser
-from ..settings import Secret, Settings
-from .answers import FORMATS, Block, Output, cell_id, code_of, stop_quietly
+from ..errors import AvocadoError, ConfigError, StoppedByUser, in_notebook, worded
+from ..settings import SECRET_VARIABLES, Secret, Settings
+from .answers import FORMATS, Block, Output, cell_run, code_of, stop_quietly
 from .host import in_kernel
 from .namespace import Filled, fill
 
-_MOST_TRACEBACK = 20_000
+_MOST_TRACEBACK, _MOST_PARALLEL = 20_000, 64
+# Flags that name a variable, and the system prompt, which is filled in as a prompt is.
+_NAMES = ("system", "key_env", "out", "each", "tools", "schema")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 chats = Chats()
 
 
@@ -43,19 +47,23 @@ def run(shell: Any, args: Any, prompt: str, sources: Sources) -> Any:
     system, how = how_of(args, shell.user_ns)
     target = target_of(args, shell.user_ns, sources)
     if args.each:
+        if how.tools:
+            raise ConfigError(
+                "--each and --tools exclude each other", "calls are shown before they run, one after another"
+            )
         return _each(shell, args, prompt, target, replace(how, system=system.text if system else None))
     filled = _expanded(prompt, shell.user_ns, args)
     inserted = list(dict.fromkeys([*(system.inserted if system else ()), *filled.inserted]))
     notes = [f"inserted {', '.join(inserted)}"] if inserted else []
     conversation = None if args.no_history else chats.get(args.chat or DEFAULT)
-    if args.new and conversation is not None:
-        conversation.turns.clear()
-    exchange = Exchange(
-        target, filled.text, replace(how, system=system.text if system else None), conversation, cell_id(shell), notes
-    )
+    how = replace(how, system=system.text if system else None)
+    exchange = Exchange(target, filled.text, how, conversation, cell_run(shell), notes, anew=args.new)
     answer = answered(shell, exchange, target, args, args.out)
     if args.format == "code" and not args.quiet:
         shell.set_next_input(code_of(answer.text), replace=False)
+    if args.quiet:
+        _set_underscore(shell, answer)
+        return None
     return answer
 
 
@@ -64,7 +72,7 @@ def _fill_flags(args: Any, namespace: Mapping[str, Any]) -> None:
     if args.no_expand:
         return
     for name, value in vars(args).items():
-        if name == "system":
+        if name in _NAMES:
             continue
         if isinstance(value, str):
             setattr(args, name, _flag(value, namespace))
@@ -88,46 +96,65 @@ def answered(shell: Any, exchange: Exchange, target: Target, args: Any, variable
         raw=args.raw,
         streams=not args.no_stream,
     )
+    answer = None
     try:
         answer = exchange.run(Heard(output.text, output.thinking, output.call))
     except KeyboardInterrupt:
         stopped = exchange.stopped()
-        output.end(None)
         _keep(shell, variable, stopped)
+        _set_underscore(shell, stopped)
         said = f"stopped after {stopped.tokens} tokens; what came is in {variable or '_'}"
         stop_quietly(shell, said, StoppedByUser)
         raise StoppedByUser(said) from None
-    except AvocadoError:
-        output.end(None)
-        if exchange.begun:
-            _keep(shell, variable, exchange.stopped())
+    except NotFitting:
+        _set_underscore(shell, exchange.broken())
         raise
-    output.end(answer)
+    except AvocadoError:
+        if exchange.begun:
+            broken = exchange.broken()
+            _keep(shell, variable, broken)
+            _set_underscore(shell, broken)
+        raise
+    finally:
+        output.end(answer)
     _keep(shell, variable, answer)
     return answer
 
 
 def _keep(shell: Any, variable: str | None, answer: Answer) -> None:
-    shell.user_ns["_"] = answer
     if variable:
         shell.user_ns[variable] = answer if answer.object is None else answer.object
+
+
+def _set_underscore(shell: Any, value: Any) -> None:
+    """What IPython does with the value of a cell, for one that has none; done halfway it would take ``_`` for the user's own."""
+    shell.user_ns["_"] = value
+    if getattr(shell, "displayhook", None) is not None:
+        shell.displayhook._ = value
 
 
 def target_of(args: Any, namespace: Mapping[str, Any], sources: Sources) -> Target:
     """Whom the flags mean. Raises ConfigError, NotRunningError, or AvocadoError where no key was given for it."""
     model = args.model_flag or args.model
     if args.discover:
-        if args.url or args.name:
-            raise ConfigError("--discover excludes --url and --name", "leave one of them out")
+        if args.url or args.name or args.key_env:
+            raise ConfigError("--discover excludes --url, --key-env and --name", "leave one of them out")
         if args.tools and not args.allow_tools:
             raise ConfigError("a model that is discovered calls no tools of yours", "allow it with --allow-tools")
         return discovered(sources.settings(), Path(args.key_file).expanduser() if args.key_file else None, model)
+    if args.key_file:
+        raise ConfigError("--key-file is for what is discovered", "add --discover, or name a variable with --key-env")
     if not args.url:
+        if args.key_env:
+            raise ConfigError("--key-env needs --url", "the key of a service of this machine is known")
         return here(sources.name, model)
     if args.key_env:
         key = os.environ.get(args.key_env) or namespace.get(args.key_env)
         if key is None:
-            raise ConfigError(f"there is no variable {args.key_env}", "set it in the environment, or in this notebook")
+            named = args.key_env if args.key_env.isidentifier() else "of the name that --key-env gives"
+            raise ConfigError(
+                f"there is no variable {named}", "give the name of one, set in the environment or this notebook"
+            )
         return at_url(args.url, model, key.reveal() if isinstance(key, Secret) else str(key))
     elsewhere = sources.elsewhere()
     found = elsewhere.get("api_key")
@@ -209,28 +236,38 @@ def _seconds(text: str | None) -> float:
 
 
 def _each(shell: Any, args: Any, prompt: str, target: Target, how: How) -> Any:
+    for flag, given in {"--chat": args.chat, "--new": args.new, "-f": args.format in ("code", "html", "math")}.items():
+        if given:
+            raise ConfigError(f"--each and {flag} exclude each other", "leave one of the two out")
     source = _named(args.each, shell.user_ns, "--each")
-    items, parallel = items_of(args.each, source), _whole(args.parallel, "--parallel", PARALLEL)
+    items = items_of(args.each, source)
+    parallel = min(_MOST_PARALLEL, _whole(args.parallel, "--parallel", PARALLEL))
     bar = _Bar(shell, quiet=args.quiet)
 
     def ask(names: Mapping[str, Any], stopped: Any) -> Answer:
-        def text(piece: str) -> None:
+        def came(piece: str) -> None:
             if stopped.is_set():
                 raise AvocadoError("stopped while it was answered")
 
-        filled = fill(prompt, {**shell.user_ns, **names}, protect=False) if not args.no_expand else Filled(prompt)
-        return Exchange(target, filled.text, how).run(Heard(text))
+        names = {**shell.user_ns, **names}
+        filled = _expanded(prompt, names, args)
+        of_row = _system(args, names)
+        asked = replace(how, system=of_row.text if of_row else None)
+        return Exchange(target, filled.text, asked).run(Heard(came, came))
 
     rows, interrupted = each(items, ask, bar.moved, parallel)
-    made = table(rows, source)
-    shell.user_ns["_"] = made
+    made = table(rows, source, lambda text: worded(text, in_notebook))
     if args.out:
         shell.user_ns[args.out] = made
     if interrupted:
+        _set_underscore(shell, made)
         done = sum(row.answer is not None for row in rows)
         said = f"stopped after {done} of {len(rows)}; what is done is in {args.out or '_'}"
         stop_quietly(shell, said, StoppedByUser)
         raise StoppedByUser(said)
+    if args.quiet:
+        _set_underscore(shell, made)
+        return None
     return made
 
 
@@ -258,27 +295,44 @@ def fixing(shell: Any, number: str | None) -> str:
         error = getattr(sys, "last_value", None)
         if error is None:
             raise ConfigError("there is no exception to fix", "run the cell that fails first")
-        code = shell.user_ns.get("In", [""])[-2:][0]
-        told = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        return _fix(code, told)
+        at = _cell_of(shell, error)
+        code = shell.user_ns["In"][at] if at else ""
+        return _fix(code, _told(error), _secrets(shell))
     code = _cell(shell, number)
     known = getattr(shell.history_manager, "exceptions", None) or {}
-    told = "\n".join(map(str, (known.get(int(number)) or {}).get("traceback") or ())) or _last_of(int(number), shell)
-    return _fix(code, told)
+    told = "\n".join(map(str, (known.get(int(number)) or {}).get("traceback") or ()))
+    if not told and (error := getattr(sys, "last_value", None)) is not None and _cell_of(shell, error) == int(number):
+        told = _told(error)
+    return _fix(code, told or "(its traceback is not kept)", _secrets(shell))
 
 
-def _last_of(number: int, shell: Any) -> str:
-    """The last traceback, where it was cell `number` that ended with it."""
-    error = getattr(sys, "last_value", None)
-    if error is None or len(shell.user_ns.get("In", ())) - 2 != number:
-        return "(its traceback is not kept)"
+def _told(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
-def _fix(code: str, told: str) -> str:
+def _cell_of(shell: Any, error: BaseException) -> int | None:
+    """The number of the cell that an exception came from."""
+    known = getattr(shell.compile, "_filename_map", {})
+    trace = error.__traceback__
+    while trace is not None:
+        number = known.get(trace.tb_frame.f_code.co_filename)
+        if number is not None:
+            return int(number)
+        trace = trace.tb_next
+    # A syntax error has no frame of the cell's.
+    return next((int(known[name]) for name in [getattr(error, "filename", None)] if name in known), None)
+
+
+def _secrets(shell: Any) -> list[str]:
+    """What of the notebook must not go into a prompt."""
+    found = [value.reveal() for value in list(shell.user_ns.values()) if isinstance(value, Secret)]
+    return [*found, *(value for name, value in os.environ.items() if name in SECRET_VARIABLES)]
+
+
+def _fix(code: str, told: str, secrets: Sequence[str]) -> str:
     from ..errors import redact
 
-    told = redact(told)
+    code, told = redact(code, secrets), _ANSI.sub("", redact(told, secrets))
     told = told if len(told) <= _MOST_TRACEBACK else f"…{told[-_MOST_TRACEBACK:]}"
     return f"This Python code of a notebook's cell fails. Say briefly why, and give the mended cell whole.\n\n```python\n{code}\n```\n\n{told}"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from ..discovery.message import CONSUMERS_QUEUE
-from ..errors import PLAIN, AvocadoError, in_notebook, worded
+from ..errors import PLAIN, AvocadoError, in_notebook, in_shell, worded
 from ..runtime.events import Event
 from ..runtime.state import PARTS, ServiceRecord
 from ..sizes import human_bytes
@@ -43,7 +44,16 @@ def lines(state: ServiceRecord, *, saved: bool = False) -> list[str]:
 
 
 def text(state: ServiceRecord, front_end: Callable[[str], str] = in_notebook, *, saved: bool = False) -> str:
-    return worded("\n".join(lines(state, saved=saved)), front_end)
+    told = worded("\n".join(lines(state, saved=saved)), front_end)
+    return without_paths(told) if saved else told
+
+
+_PATH = re.compile(r"(?<![\w:/.~])(?:~|)/(?:[^\s/'\",;:()]+/)+(?P<last>[^\s/'\",;:()]*)")
+
+
+def without_paths(told: str) -> str:
+    """`told` with the last part of each path of this machine alone: it is saved with the notebook."""
+    return _PATH.sub(lambda match: f"…/{match['last']}", told)
 
 
 def kept_line(state: ServiceRecord) -> str:
@@ -76,21 +86,23 @@ def announced_words(state: ServiceRecord) -> str:
     return f"{said}; {CONSUMERS_QUEUE}: {consumers} consumer{'s' * (consumers != 1)}, {waiting} waiting"
 
 
-def event_lines(events: Sequence[Event]) -> str:
+def event_lines(events: Sequence[Event], front_end: Callable[[str], str]) -> str:
     """Events as text, the oldest first."""
-    return "\n".join(
+    told = "\n".join(
         f"{each.at}  {each.part:<10} {each.event}"
         + (f" after {each.seconds:g} s" if each.seconds is not None else "")
         + (f": {each.why}" if each.why else "")
         for each in events
     )
+    return worded(told, front_end)
 
 
 def said_of_events(events: Sequence[Event]) -> str:
-    """The last events, to stand below the text of a service."""
-    return "".join(
+    """The last events, to stand below the text of a service in a terminal."""
+    told = "".join(
         f"\n  {each.at[11:19]}   {each.part} {each.event}{f': {each.why}' if each.why else ''}" for each in events
     )
+    return worded(told, in_shell)
 
 
 def progress(state: ServiceRecord) -> str:
@@ -123,13 +135,13 @@ def html(state: ServiceRecord) -> str:
         else ""
     )
     chips = "" if state.state.over else " ".join(
-        f'<span title="{escape(state.parts[name].error or "", quote=True)}">{_mark(state.parts[name].state.mood)} {escape(name)}</span>'
+        f'<span title="{escape(without_paths(state.parts[name].error or ""), quote=True)}">{_mark(state.parts[name].state.mood)} {escape(name)}</span>'
         for name in PARTS
         if state.parts[name].state not in (PartState.NOT_CONFIGURED, PartState.OFF)
     )  # fmt: skip
     error = ""
     if state.error and (state.state is ServiceState.FAILED or state.error.get("part") == "supervisor"):
-        error = f"<br><small>{escape(AvocadoError.from_dict(state.error).sentence())}</small>"
+        error = f"<br><small>{escape(without_paths(AvocadoError.from_dict(state.error).sentence()))}</small>"
     return worded(
         f"{_mark(state.state.mood)} <b>avocado {escape(state.name)}</b>: {escape(state.state)} {where} {chips} "
         f"<small>as of {_now()}</small>{error}",
@@ -145,6 +157,8 @@ def _is_web(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
+# Not a colour of its own, which would be too pale on one of the themes.
+_GREY = "opacity:.8"
 # Shapes as well as colours, for who cannot tell these.
 _MARKS = {"good": ("#1a8f47", "●"), "bad": ("#d23b3b", "▲"), "calm": ("#767676", "■"), "busy": ("#9a6b00", "◐")}
 
@@ -154,36 +168,36 @@ def _mark(mood: str) -> str:
     return f'<span style="color:{colour}" aria-hidden="true">{shape}</span>'
 
 
-def _static(name: str, inner: str) -> str:
-    """HTML that the page's script finds, and hides where a card stands below it."""
-    return f'<div class="avocado-static" data-service="{escape(name, quote=True)}">{inner}</div>'
+def _static(name: str, card: str, inner: str) -> str:
+    """HTML that the page's script finds, and hides where a card of the same kernel stands below it."""
+    return f'<div class="avocado-static" data-service="{escape(f"{card} {name}", quote=True)}">{inner}</div>'
 
 
-def line(state: ServiceRecord, *, bare: bool = False) -> dict[str, Any]:
+def line(state: ServiceRecord, card: str = "", *, bare: bool = False) -> dict[str, Any]:
     """The static line, for any front end and for ever: how the service was, and when.
 
     `bare` says nothing that may change, for a page whose script cannot hide the line above the card.
     """
     if bare:
-        grey = f'<small style="color:#767676">avocado {escape(state.name)}, as of {_now()}</small>'
-        return {"text/plain": f"avocado {state.name} (as of {_now()})", "text/html": _static(state.name, grey)}
+        grey = f'<small style="{_GREY}">avocado {escape(state.name)}, as of {_now()}</small>'
+        return {"text/plain": f"avocado {state.name} (as of {_now()})", "text/html": _static(state.name, card, grey)}
     where = "" if state.state.over else f" {state.url or state.local_url or ''}"
     return {
         "text/plain": f"avocado {state.name}: {state.state}{where} (as of {_now()})",
-        "text/html": _static(state.name, html(state)),
+        "text/html": _static(state.name, card, html(state)),
     }
 
 
 def folded(name: str) -> dict[str, Any]:
     """What stays where another card of the service is shown further down."""
     said = f"avocado {name}: its card is further down"
-    return {"text/plain": said, "text/html": f'<small style="color:#767676">{escape(said)}</small>'}
+    return {"text/plain": said, "text/html": f'<small style="{_GREY}">{escape(said)}</small>'}
 
 
 def not_started(name: str) -> dict[str, Any]:
     """What stays of a start that failed: the error below says why."""
     said = f"avocado {name}: not started (as of {_now()})"
-    return {"text/plain": said, "text/html": f'<small style="color:#767676">{escape(said)}</small>'}
+    return {"text/plain": said, "text/html": f'<small style="{_GREY}">{escape(said)}</small>'}
 
 
 def whole(state: ServiceRecord) -> dict[str, Any]:
@@ -195,7 +209,7 @@ def _table(state: ServiceRecord) -> str:
     rows = [] if state.state.over else [(name, told(state, name), state.parts[name]) for name in PARTS]
     cells = "".join(
         f'<tr><td>{_mark(part.state.mood)} {escape(name)}</td><td style="text-align:left">{escape(said)}'
-        + (f"<br><small>{escape(worded(part.error, in_notebook))}</small>" if part.error else "")
+        + (f"<br><small>{escape(without_paths(worded(part.error, in_notebook)))}</small>" if part.error else "")
         + (f"<br>{_bar(part.progress)}" if part.progress else "")
         + "</td></tr>"
         for name, said, part in rows
@@ -204,7 +218,7 @@ def _table(state: ServiceRecord) -> str:
         [] if state.state.over else [("models", ", ".join(state.models)), *(("note", each) for each in state.notices)]
     )
     cells += "".join(
-        f'<tr><td>{escape(name)}</td><td style="text-align:left">{escape(worded(said, in_notebook))}</td></tr>'
+        f'<tr><td>{escape(name)}</td><td style="text-align:left">{escape(without_paths(worded(said, in_notebook)))}</td></tr>'
         for name, said in more
         if said
     )

@@ -10,7 +10,7 @@ from ..runtime.events import Event
 from ..runtime.state import PARTS, ServiceRecord
 from ..sizes import human_bytes
 from ..states import PartState, ServiceState
-from .render import announced_words, told
+from .render import announced_words, told, without_paths
 
 # A part that is not used takes no room of its own.
 _UNUSED = (PartState.NOT_CONFIGURED, PartState.OFF)
@@ -38,11 +38,18 @@ def view_of(state: ServiceRecord, events: Sequence[Event] = ()) -> dict[str, Any
         "steps": steps(state),
         "chips": [] if over else chips(state),
         "unused": [] if over else [name for name in PARTS if state.parts[name].state in _UNUSED],
+        "restartable": [] if over else restartable(state),
         "announced_at": state.announced["at"] if state.announced and state.state.serving else None,
         "problems": problems(state),
-        "notices": [] if over else [worded(notice, in_notebook) for notice in state.notices],
-        "events": [{"at": each.at, "said": said(each)} for each in events[-_EVENTS:]],
+        "notices": [] if over else [without_paths(worded(notice, in_notebook)) for notice in state.notices],
+        "events": [{"at": each.at, "said": said(each, over=over)} for each in events[-_EVENTS:]],
     }
+
+
+def restartable(state: ServiceRecord) -> list[str]:
+    """The parts that are ours to restart."""
+    found = [] if state.engine.get("adopted") else ["engine"]
+    return [*found, "gateway", *([] if state.tunnel_kind in (None, "none") else ["tunnel"])]
 
 
 def problems(state: ServiceRecord) -> list[str]:
@@ -56,13 +63,19 @@ def problems(state: ServiceRecord) -> list[str]:
             for name, part in state.parts.items()
             if part.error and part.state not in _UNUSED
         ]
-    return [worded(each, in_notebook) for each in dict.fromkeys(found)]
+    return [without_paths(worded(each, in_notebook)) for each in dict.fromkeys(found)]
 
 
 def steps(state: ServiceRecord) -> list[dict[str, Any]]:
     """How far a start is: engine, model, gateway, tunnel, each with what it does and, where bytes move, how many."""
     if state.state is not ServiceState.STARTING:
-        return []
+        moving = state.state.serving and state.parts["engine"].progress
+        engine = state.parts["engine"]
+        return (
+            [{"name": "model", "doing": "under way", "said": engine.detail, "progress": engine.progress}]
+            if moving
+            else []
+        )
     engine = state.parts["engine"]
     with_model = engine.state is PartState.STARTING and engine.detail.startswith(("pulling", "loading"))
     found = [
@@ -78,7 +91,8 @@ def steps(state: ServiceRecord) -> list[dict[str, Any]]:
 
 def _step(state: ServiceRecord, name: str, *, done: bool = False) -> dict[str, Any]:
     part = state.parts[name]
-    if done or part.state is PartState.HEALTHY or part.state in _UNUSED:
+    settled = part.state is PartState.HEALTHY or part.state in _UNUSED
+    if done or (settled and not part.detail):
         doing = "done"
     elif part.state is PartState.FAILED:
         doing = "failed"
@@ -107,7 +121,7 @@ def chips(state: ServiceRecord) -> list[dict[str, str]]:
         if part.state in _UNUSED:
             continue
         well = part.state is PartState.HEALTHY
-        words = figures[name] if well and figures[name] else told(state, name)
+        words = figures[name] if well and figures[name] and not part.detail else told(state, name)
         label = "discovery" if name == "announcer" else name
         found.append({"part": name, "name": label, "mood": part.state.mood, "state": part.state.value, "said": words})
     return found
@@ -132,8 +146,9 @@ def _way_out(state: ServiceRecord) -> str:
     return ", ".join(word for word in (state.tunnel_kind, latency) if word)
 
 
-def said(event: Event) -> str:
-    """An event in a few words: "engine restarted, 3 s: Ollama was killed"."""
+def said(event: Event, *, over: bool = False) -> str:
+    """An event in a few words: "engine restarted, 3 s: Ollama was killed"; no URL where the service is over."""
+    why = None if over and (event.why or "").startswith("http") else event.why
     part = "" if event.part == "service" else f"{event.part} "
     took = f", {event.seconds:g} s" if event.seconds is not None else ""
-    return worded(f"{part}{event.event}{took}" + (f": {event.why}" if event.why else ""), in_notebook)
+    return without_paths(worded(f"{part}{event.event}{took}" + (f": {why}" if why else ""), in_notebook))

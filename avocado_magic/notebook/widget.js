@@ -88,6 +88,10 @@ class Kernel {
       this.model.send({ type: "do", what, arguments: given, id, for: this.me });
     });
   }
+  giveUp() {
+    for (const asked of this.waiting.values()) asked.reject(new Error("the kernel is gone"));
+    this.waiting.clear();
+  }
   longest() {
     return Math.max(0, ...[...this.waiting.values()].map(each => Date.now() - each.since));
   }
@@ -109,8 +113,9 @@ function render({ model, el }) {
   el.append(root);
   // Until the kernel has said something this may be a card of a notebook that was saved: then the static line speaks.
   const firstBeat = model.get("beat");
-  let lastBeat = Date.now(), alive = false, key = null;
+  let lastBeat = Date.now(), alive = false, key = null, ticker = null, greeter = null;
   const service = () => model.get("service") || {};
+  const gone = () => !service().over && Date.now() - lastBeat > BEAT_LIMIT_MS;
 
   function say(text, wrong = false) {
     result.textContent = text;
@@ -148,7 +153,7 @@ function render({ model, el }) {
     return node;
   }
   async function copy(node, coming, field) {
-    const label = node.textContent;
+    const label = node.dataset.label = node.dataset.label || node.textContent;
     let told;
     try {
       told = await toClipboard(coming) ? "copied" : null;
@@ -156,10 +161,17 @@ function render({ model, el }) {
         const text = await coming;
         const shown = field || element("textarea", "shown");
         if (!field) { shown.readOnly = true; node.after(shown); shown.setAttribute("aria-label", "text to copy"); }
-        shown.type = "text";
+        const before = shown.type;
+        if (field) shown.type = "text";
         shown.value = text;
         shown.select();
-        told = "press Ctrl+C";
+        // What was shown to be copied goes again when it is left.
+        shown.addEventListener("blur", () => {
+          if (!field) shown.remove();
+          else if (before === "password") { shown.type = before; shown.value = ""; }
+        }, { once: true });
+        told = document.execCommand && document.execCommand("copy") ? "copied" : "press Ctrl+C";
+        if (told === "copied") shown.blur();
       }
     } catch (error) {
       say(error.message, true);
@@ -217,9 +229,15 @@ function render({ model, el }) {
       clearInterval(timer);
       timer = null;
       if (!box.open) return;
-      build(body);
-      if (poll) timer = setInterval(() => build(body), poll);
+      look();
+      if (poll) timer = setInterval(look, poll);
     });
+    // One question at a time, and none that nobody hears.
+    async function look() {
+      if (body.asking || gone() || !service().serving) return;
+      body.asking = true;
+      try { await build(body); } finally { body.asking = false; }
+    }
     box.stop = () => clearInterval(timer);
     return box;
   }
@@ -293,8 +311,6 @@ function render({ model, el }) {
       body.pick.addEventListener("change", () => logs(body));
       body.append(body.pick, body.text);
     }
-    if (body.asking) return;
-    body.asking = true;
     try {
       const lines = await kernel.ask("logs", { part: body.pick.value });
       const text = lines.length ? lines.join("\n") : "it is empty";
@@ -305,7 +321,7 @@ function render({ model, el }) {
       }
     } catch (error) {
       say(error.message, true);
-    } finally { body.asking = false; }
+    }
   }
   async function snippets(body) {
     if (body.childElementCount) return;
@@ -325,8 +341,9 @@ function render({ model, el }) {
     show();
   }
   const doing = element("div", "actions");
+  const announcing = button("announce again", "publish the URL once more", node => act(node, "announce"));
   doing.append(
-    button("announce again", "publish the URL once more", node => act(node, "announce")),
+    announcing,
     button("keep", "let it live on without a notebook", node => act(node, "keep")),
     ...["engine", "gateway", "tunnel"].map(part => {
       const node = button(`restart ${part}`, `restart the ${part}`, each => act(each, "restart", { part }));
@@ -344,10 +361,10 @@ function render({ model, el }) {
     root.hidden = !alive || folded;
     root.classList.toggle("folded", folded);
     // As long as this card stands on the page, the static line above it has nothing to say.
-    hider.textContent = root.hidden ? "" : `.avocado-static[data-service=${JSON.stringify(now.name || "")}] { display: none }
+    hider.textContent = root.hidden ? "" : `.avocado-static[data-service=${JSON.stringify(`${now.card || ""} ${now.name || ""}`)}] { display: none }
       .avocado-copy { display: inline !important; font: 11px system-ui, sans-serif; cursor: pointer }`;
     root.setAttribute("aria-label", `Avocado service ${now.name || ""}`);
-    if (folded) return;
+    if (folded) { stop(); return; }
     fill(head, [now.name, now.state, now.engine, now.model, now.mood], () => {
       const state = element("span", "state");
       state.append(mark(now.mood), " ", element("span", "word", now.state));
@@ -397,21 +414,26 @@ function render({ model, el }) {
     drawers.hidden = !now.serving;
     for (const node of doing.children) {
       const part = node.dataset.part;
-      if (part) node.hidden = (now.unused || []).includes(part);
+      if (part) node.hidden = !(now.restartable || []).includes(part);
     }
+    announcing.hidden = (now.unused || []).includes("announcer");
     tick();
   }
 
   function tick() {
     const now = service(), over = now.over;
     if (model.get("folded")) return;
-    const gone = !over && Date.now() - lastBeat > BEAT_LIMIT_MS;
-    root.classList.toggle("gone", gone);
+    const dead = gone();
+    root.classList.toggle("gone", dead);
+    for (const node of root.querySelectorAll("button")) {
+      if (dead !== (node.dataset.dead === "1")) { node.disabled = dead; node.dataset.dead = dead ? "1" : ""; }
+    }
+    if (dead) kernel.giveUp();
     const time = head.querySelector(".time"), word = head.querySelector(".word");
-    if (word) word.textContent = gone ? `was ${now.state}` : now.state;
+    if (word) word.textContent = dead ? `was ${now.state}` : now.state;
     if (time && !over && now.started_at) time.textContent = `${now.starting ? "for" : "up"} ${lasting(Date.now() - Date.parse(now.started_at))}`;
     const notes = [];
-    if (gone) {
+    if (dead) {
       notes.push(`no sign of life from the kernel, so this may be out of date: where it was restarted, run %load_ext avocado_magic and %avocado_status`);
     }
     if (!over && now.announced_at) notes.push(`announced ${lasting(Date.now() - Date.parse(now.announced_at))} ago`);
@@ -445,13 +467,17 @@ function render({ model, el }) {
     setTimeout(() => { node.textContent = "copy"; }, 2000);
   }
   document.addEventListener("click", onClick);
-  const ticker = setInterval(tick, 1000), greeter = setInterval(() => kernel.hello(), HELLO_MS);
+  ticker = setInterval(tick, 1000);
+  greeter = setInterval(() => kernel.hello(), HELLO_MS);
   kernel.hello();
   draw();
-  return () => {
+  function stop() {
     clearInterval(ticker);
     clearInterval(greeter);
     opened.forEach(each => each.stop());
+  }
+  return () => {
+    stop();
     document.removeEventListener("click", onClick);
     kernel.close();
     model.off("change:service", changed);

@@ -7,6 +7,7 @@ saved with the notebook: it is sent on a click and lives in the page alone.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from pathlib import Path
@@ -26,11 +27,13 @@ _POLL_SECONDS = 0.25
 _BEAT_SECONDS, _QUICK_BEATS = 5.0, 6
 # So long without a turn of the kernel's loop, and a cell is running: clicks wait for its end.
 _BUSY_SECONDS = 1.5
-# Pages say hello every 10 s while they show a card; after this long without one nobody looks.
-_UNSEEN_SECONDS = 120.0
+# Pages say hello every 10 s while they show a card; after this long without one nobody looks, and we look less often.
+_UNSEEN_SECONDS, _UNSEEN_POLL_SECONDS = 120.0, 3.0
 _PUSH_SECONDS = 0.2
 # A page that shows the card has said so by then, where the kernel listens.
 _GREETED_SECONDS = 5.0
+# Tells the cards and lines of this kernel from those of another notebook on the same page.
+TOKEN = secrets.token_hex(4)
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _cards: dict[str, Card] = {}
 
@@ -79,17 +82,18 @@ class StaticLine:
 
     def __init__(self) -> None:
         self._handle: Any = None
-        self._shown: tuple[Any, ...] = ()
+        self._shown: Any = None
 
     def show(self, state: ServiceRecord, *, live: bool, whole: bool = False) -> None:
         """`live` is whether a card stands below it; then, where the page cannot hide the line, it says nothing that may change.
 
         `whole` has it say all there is, where no page shows the card.
         """
-        what = (state.state, state.url, state.local_url, live, whole, *(part.state for part in state.parts.values()))
+        moods = tuple(part.state for part in state.parts.values())
+        what = render.text(state, saved=True) if whole else (state.state, state.url, state.local_url, live, moods)
         if what != self._shown:
             self._shown = what
-            self.put(render.whole(state) if whole else render.line(state, bare=live and outputs_are_iframes()))
+            self.put(render.whole(state) if whole else render.line(state, TOKEN, bare=live and outputs_are_iframes()))
 
     def fold(self, name: str) -> None:
         """Another card of the service is shown now."""
@@ -112,8 +116,8 @@ class StaticLine:
 class Card:
     """One service in this kernel: the static line, the newest widget, and the thread that feeds both.
 
-    The thread ends when the service has stopped, or when no page has shown the card for two minutes; a page that turns up
-    later starts it again.
+    The thread ends when the service has stopped. While no page has shown the card for two minutes it looks less often, for the
+    line alone.
     """
 
     def __init__(self, shell: Any, name: str) -> None:
@@ -129,6 +133,7 @@ class Card:
         self._seen = self._loop_turned = self._looked = time.monotonic()
         self._stamp: tuple[int, ...] | None = None
         self._view: dict[str, Any] = {}
+        self._last: ServiceRecord | None = None
         self._greeted = False  # a page has said that it shows the card
         self._opened = 0.0
 
@@ -165,13 +170,18 @@ class Card:
         self._feed()
 
     def give_up(self) -> None:
-        """`up` has ended with an error, which says all there is to say."""
+        """`up` has ended with an error, which says all there is to say; a service that ran before goes on."""
         with self._lock:
-            if self._pushed:
-                self._pushed = False
-                self._line.put(render.not_started(self.name))
-                self._line = StaticLine()
-                self._fold_widget()
+            if not self._pushed:
+                return
+            self._pushed = False
+            state = self._state()
+            if state.state.serving:
+                self._put(state)
+                return
+            self._line.put(render.not_started(self.name))
+            self._line = StaticLine()
+            self._fold_widget()
         self.close()
 
     def close(self) -> None:
@@ -185,17 +195,20 @@ class Card:
         self._fold_widget()
 
     def _fold_widget(self) -> None:
-        if self._widget is not None:
-            self._widget.folded, self._widget.service = True, {"name": self.name, "over": True}
-            self._widget = None
+        widget, self._widget = self._widget, None
+        if widget is not None:
+            widget.folded, widget.service = True, {"name": self.name, "over": True}
+            # Nothing of it is left in the notebook, nor does anything of it run in the page.
+            widget._esm, widget._css = "export default { render() {} };", ""
 
     def _open(self, state: ServiceRecord) -> None:
         """The line, and below it the widget where there can be one."""
         from IPython.display import display
 
+        self._last = state
         self._widget = self._made(state) if not state.state.over else None
         if self._widget is None:
-            self._line.put(render.whole(state))
+            self._line.show(state, live=False, whole=True)
             return
         self._line.show(state, live=True)
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
@@ -210,22 +223,24 @@ class Card:
         except ImportError:
             return None
         self._greeted, self._opened = False, time.monotonic()
-        self._view = view_of(state, self._events())
+        self._view = {**view_of(state, self._events()), "card": TOKEN}
         made = _widget_class()(service=self._view)
         made.on_msg(self._on_message)
         return made
 
     def _put(self, state: ServiceRecord) -> None:
         """Bring what is shown up to `state`."""
-        if self._widget is None:
-            if self._line.begun:
-                self._line.put(render.whole(state))
-            return
-        view = view_of(state, self._events())
-        if view != self._view:
-            self._view = self._widget.service = view
-        alone = not self._greeted and self._ungreeted()
-        self._line.show(state, live=not state.state.over, whole=alone)
+        self._last = state
+        if self._widget is not None:
+            view = {**view_of(state, self._events()), "card": TOKEN}
+            if view != self._view:
+                self._view = self._widget.service = view
+        self._put_line()
+
+    def _put_line(self) -> None:
+        if self._last is not None and self._line.begun:
+            alone = self._widget is None or (not self._greeted and self._ungreeted())
+            self._line.show(self._last, live=self._widget is not None and not self._last.state.over, whole=alone)
 
     def _events(self) -> Any:
         try:
@@ -237,32 +252,34 @@ class Card:
 
     def _feed(self) -> None:
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._stop.clear()
+            if self._thread is None or not self._thread.is_alive() or self._stop.is_set():
+                self._stop = threading.Event()
                 self._seen = self._loop_turned = time.monotonic()
-                self._thread = threading.Thread(target=self._work, name="avocado-card", daemon=True)
+                self._thread = threading.Thread(target=self._work, args=(self._stop,), name="avocado-card", daemon=True)
                 self._thread.start()
 
-    def _work(self) -> None:
+    def _work(self, stop: threading.Event) -> None:
         beat = 0.0
-        while not self._stop.wait(_POLL_SECONDS):
+        while not stop.wait(_UNSEEN_POLL_SECONDS if self._unseen() else _POLL_SECONDS):
             try:
                 over = self._turn()
+                self._ask_the_loop()
+                now = time.monotonic()
+                with self._lock:
+                    widget = None if stop.is_set() else self._widget
+                if widget is not None:
+                    busy = now - self._loop_turned > _BUSY_SECONDS
+                    if busy != widget.busy:
+                        widget.busy = busy
+                    # A page that is being drawn waits for the first.
+                    if now - beat > (_BEAT_SECONDS if widget.beat > _QUICK_BEATS else 2 * _POLL_SECONDS):
+                        beat = now
+                        widget.beat += 1
             except Exception:
                 logger.exception("the card could not be brought up to date; it goes on")
                 continue
-            now = time.monotonic()
-            if self._widget is not None:
-                self._ask_the_loop()
-                busy = now - self._loop_turned > _BUSY_SECONDS
-                if busy != self._widget.busy:
-                    self._widget.busy = busy
-                # A page that is being drawn waits for the first.
-                if now - beat > (_BEAT_SECONDS if self._widget.beat > _QUICK_BEATS else 2 * _POLL_SECONDS):
-                    beat = now
-                    self._widget.beat += 1
-            if over or self._unseen():
-                return
+            if over:
+                stop.set()
 
     def _turn(self) -> bool:
         """Look at the service, and show what is new; whether it is over."""
@@ -270,7 +287,8 @@ class Card:
             if self._pushed:
                 return False
             now, stamp = time.monotonic(), ServiceFolder(self.name).state_stamp()
-            if stamp == self._stamp and self._greeted and now - self._looked < SILENT_SECONDS:
+            if stamp == self._stamp and now - self._looked < SILENT_SECONDS:
+                self._put_line()
                 return False
             self._stamp, self._looked = stamp, now
             state = self._state()
@@ -308,13 +326,12 @@ class Card:
 
     def _on_message(self, widget: Any, content: Any, buffers: Any) -> None:
         """Called on the kernel's loop: what takes time is done in a thread."""
-        self._seen = time.monotonic()
         if not isinstance(content, dict):
             return
         if content.get("type") == "hello":
-            self._greeted = True
             widget.send({"type": "here"})
             if widget is self._widget:
+                self._seen, self._greeted = time.monotonic(), True
                 self._feed()
         elif content.get("type") == "do":
             threading.Thread(target=self._do, args=(widget, content), name="avocado-click", daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from filelock import FileLock
 
 from ..back_off import BackOff
 from ..config import cache_dir
@@ -42,20 +44,31 @@ class Download:
     def fetch(self, url: str, digest: str, suffix: str, context: StartContext) -> Path:
         """The file at `url` whose SHA-256 is `digest`. Raises StartError or Cancelled; what came is kept for the next try."""
         folder = cache_dir() / "downloads"
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise self.error(f"the release names no SHA-256 of {self.what}", f"try again later, or {self.other}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             part, whole = folder / f"{digest}.part", folder / f"{digest}{suffix}"
-            self._resumed(url, part, context)
-            if _sha256(part) != digest:
-                part.unlink()
-                raise self.error(
-                    f"the checksum of {self.what} does not match: it was thrown away",
-                    "try again; behind a proxy, check the proxy",
-                )
-            os.replace(part, whole)
+            with FileLock(folder / f"{digest}.lock"):  # two services that start for the first time fetch it once
+                if not whole.exists():
+                    self._resumed(url, part, context)
+                    self._verified(part, digest)
+                    os.replace(part, whole)
+            return whole
+        except requests.RequestException:
+            with self._network_errors(url):
+                raise
+            raise AssertionError("unreachable") from None
         except OSError as error:
             raise self.disk_error(error) from None
-        return whole
+
+    def _verified(self, part: Path, digest: str) -> None:
+        if _sha256(part) != digest:
+            part.unlink()
+            raise self.error(
+                f"the checksum of {self.what} does not match: it was thrown away",
+                "try again; behind a proxy, check the proxy",
+            )
 
     def asked(self, url: str, **more: Any) -> requests.Response:
         """What a small request to `url` gives. Raises StartError."""

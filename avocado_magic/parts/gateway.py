@@ -50,7 +50,9 @@ class Gateway(InferPart):
         self.port = int(self._listening.getsockname()[1])
         moved = port is None and self.port != DEFAULT_PORT and before is None
         self.notices = (
-            [f"port {DEFAULT_PORT} is in use{holder(DEFAULT_PORT)}: the gateway has {self.port}"] if moved else []
+            [f"port {DEFAULT_PORT} is in use{holder(DEFAULT_PORT, pid=False)}: the gateway has {self.port}"]
+            if moved
+            else []
         )
         self._settings = settings
         self._upstream = upstream

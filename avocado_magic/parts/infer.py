@@ -15,6 +15,8 @@ from ..process import without_variables
 from .base import ProcessPart, Running, StartContext, part_error
 
 _SAYS = "avocado-infer: "
+# A beat that says that no new requests are to be taken (infer/watched.py).
+LEAVING = b"!"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class InferPart(ProcessPart):
     # and our guard; what it says of its requests comes back.
     _beats: tuple[int, int] | None = None
     activity = Activity()
+    leaving = False  # it is to take no new requests
 
     def _go_on_with(self, before: Running) -> None:
         super()._go_on_with(before)
@@ -63,7 +66,7 @@ class InferPart(ProcessPart):
         if self._beats is None:
             return
         with suppress(BlockingIOError):
-            os.write(self._beats[1], b".")
+            os.write(self._beats[1], LEAVING if self.leaving else b".")
         with suppress(BlockingIOError):
             self.activity = Activity.read(os.read(self._beats[1], 65536)) or self.activity
 

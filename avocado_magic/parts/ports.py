@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import suppress
 
@@ -40,8 +41,10 @@ def listen(port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
         listening.listen(BACKLOG)
-    except OSError:
+    except OSError as error:
         listening.close()
+        if error.errno == errno.EACCES:
+            raise ConfigError(f"port {port} is for root alone", "choose one from 1024 on") from None
         raise _taken(port) from None
     return listening
 
@@ -74,15 +77,15 @@ def _taken(port: int) -> ConfigError:
     return ConfigError(f"port {port} is in use{holder(port)}", hint)
 
 
-def holder(port: int) -> str:
-    """' by NAME (pid N)' for whoever listens on `port`; empty where the system does not tell."""
+def holder(port: int, *, pid: bool = True) -> str:
+    """' by NAME (pid N)' for whoever listens on `port`, without the number where `pid` is not; empty where the system does not tell."""
     import psutil
 
-    pid = listener(port)
+    found = listener(port)
     try:
-        return f" by {psutil.Process(pid).name()} (pid {pid})" if pid else ""
+        return f" by {psutil.Process(found).name()}{f' (pid {found})' if pid else ''}" if found else ""
     except psutil.Error:
-        return f" by pid {pid}"
+        return f" by pid {found}" if pid else ""
 
 
 def listener(port: int) -> int | None:

@@ -179,15 +179,10 @@ def _catch_up(
 ) -> tuple[ServiceRecord, tuple[str, ...]]:
     """Bring what runs to what was asked: other models are pulled, the first one loaded; what only a new start can change is said."""
     from ..model_names import is_gguf, same_model
-    from ..parts.engine.embedded import gguf_path, model_name
+    from ..parts.engine.embedded import model_name, require_file
 
     for model in filter(is_gguf, settings.models):
-        if state.engine.get("kind") != "embedded":
-            raise ConfigError(
-                f"{model} is a file, and the service {folder.name!r} runs Ollama",
-                "{down} first, and {up} with --engine embedded, or with another --name",
-            )
-        gguf_path(model)
+        require_file(model, str(state.engine.get("kind")))
     for number, model in enumerate(settings.models):
         wanted = model_name(model) if state.engine.get("kind") == "embedded" else model
         there = [state.model] if number == 0 else state.models
@@ -216,16 +211,19 @@ def _not_heard(state: ServiceRecord, settings: Settings) -> tuple[str, ...]:
 
 def _require_as_it_is(state: ServiceRecord, settings: Settings) -> None:
     """ConfigError where something else is asked for than what runs, and only a new start can give it."""
-    running = {
-        **state.asked,
+    known = {
         "engine": state.engine.get("kind"),
         "tunnel": state.tunnel_kind,
-        "port": int((state.local_url or ":0").rpartition(":")[2]),
+        "port": int(state.local_url.rpartition(":")[2]) if state.local_url else None,
     }
+    # One that is starting has not decided yet: then what it was asked for tells.
+    running = {**state.asked, **{name: value for name, value in known.items() if value is not None}}
     differs = []
     for name, option in Settings.OPTIONS.items():
         wanted = getattr(settings, name)
         if name not in running or wanted in (option.default, running[name]) or (name == "port" and wanted == 0):
+            continue
+        if state.state is ServiceState.STARTING and running[name] == option.default:
             continue
         flag = option.flag or f"--{name.replace('_', '-')}"
         if option.kind is bool:
@@ -234,6 +232,9 @@ def _require_as_it_is(state: ServiceRecord, settings: Settings) -> None:
             has = running[name]
             shown = f"with {flag} {has:g}" if isinstance(has, float) else f"with {flag} {has}"
             differs.append(f"{shown if has is not None else f'without {flag}'}, not {wanted}")
+    given = settings.api_key.reveal() if settings.api_key else ""
+    if given and state.state.serving and read_key(state.api_key_file) not in ("", given):
+        differs.append("with another API key")
     if differs:
         raise ConfigError(
             f"the service {state.name!r} runs {'; '.join(differs)}",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AvocadoError
-from ..model_names import same_model
+from ..model_names import is_gguf, same_model
 from ..parts.base import Cancelled
 from ..parts.engine.common import load_model, placement, pull_model
+from ..parts.engine.embedded import require_file
 from ..version import __version__
 from .control import Command
 from .keys import rotate_key
@@ -77,6 +78,8 @@ class Commands:
         """Pull a model into the running engine and load it where that is asked; called off when the asker leaves."""
         model = str(request["model"])
         engine = self._service.ready_parts().engine
+        if is_gguf(model):
+            require_file(model, engine.kind)
         context = self._service.context("engine")
         context.cancelled = left
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import requests
 
 from ..config import cache_dir
 from ..errors import AvocadoError
@@ -39,12 +42,15 @@ class KeyUse:
 def models(service: str) -> list[ModelAtHand]:
     """Every model of a service. Raises NotRunningError, or AvocadoError where its engine does not answer."""
     way = connection(service)
-    with local_session() as session:
-        session.headers.update(way.headers)
-        answers = [session.get(f"{way.local_url}{path}", timeout=10) for path in ("/api/tags", "/api/ps")]
-    if any(answer.status_code != 200 for answer in answers):
-        raise AvocadoError("the engine does not tell its models now", "try again in a moment")
-    there, loaded = (answer.json().get("models") or [] for answer in answers)
+    try:
+        with local_session() as session:
+            session.headers.update(way.headers)
+            answers = [session.get(f"{way.local_url}{path}", timeout=10) for path in ("/api/tags", "/api/ps")]
+            for answer in answers:
+                answer.raise_for_status()
+        there, loaded = (answer.json().get("models") or [] for answer in answers)
+    except (requests.RequestException, ValueError, AttributeError):
+        raise AvocadoError("the engine does not tell its models now", "try again in a moment") from None
     in_memory = {str(each.get("name")): each for each in loaded}
     found = []
     for each in there:
@@ -80,7 +86,9 @@ def room_for(service: str, model: str) -> str:
     import psutil
 
     size = look_up(model) if status(service).engine.get("kind") == "ollama" else None
-    folder = next(place for place in (cache_dir(), *Path(cache_dir()).parents) if place.exists())
+    own = os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"
+    wanted = Path(own).expanduser() if status(service).engine.get("kind") == "ollama" else cache_dir()
+    folder = next(place for place in (wanted, *wanted.parents) if place.exists())
     disk, memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     takes = f"{model} takes {human_bytes(size)}" if size else f"how much {model} takes is not known"
     return f"{takes}; {human_bytes(disk)} are free on the disk, {human_bytes(memory)} in memory"

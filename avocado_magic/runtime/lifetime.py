@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from ..settings import Settings
-from ..timestamps import utc_now, written
+from ..timestamps import parsed, utc_now, written
 from .owners import Owner
+
+# So long before the time of --until a service takes no new work: seconds.
+LAST_SECONDS = 300.0
 
 
 class Lifetime:
@@ -21,6 +24,7 @@ class Lifetime:
         """`left` is in how many seconds it ends as an earlier supervisor has counted, None where it did not."""
         self._grace = settings.grace * 60
         self._longest = settings.max_lifetime * 3600
+        self._until = parsed(settings.until) if settings.until else None
         self._lock = threading.Lock()
         self._first = owners[0] if owners else None
         self._owners = list(owners)
@@ -66,8 +70,20 @@ class Lifetime:
         with self._lock:
             self._kept, self._born = True, time.monotonic()
 
+    def leaving(self) -> bool:
+        """Whether it ends so soon, by --until, that it takes no new work."""
+        return self._until is not None and utc_now() >= self._until - timedelta(seconds=LAST_SECONDS)
+
     def look(self) -> tuple[str | None, str | None]:
         """Forget the owners that are gone. Returns when the service ends as things are (UTC), and why now if it is due."""
+        ends_at, due = self._look()
+        if self._until is None:
+            return ends_at, due
+        if utc_now() >= self._until:
+            return ends_at, due or "the time of --until has come"
+        return written(min(self._until, parsed(ends_at)) if ends_at else self._until), due
+
+    def _look(self) -> tuple[str | None, str | None]:
         with self._lock:
             now = time.monotonic()
             self._sort(now)

@@ -48,6 +48,8 @@ _ASKED = (
     "grace",
     "announce",
     "max_lifetime",
+    "until",
+    "idle_stop",
     "gateway_config",
     "admin_routes",
     "context",
@@ -84,7 +86,8 @@ class Parts:
                 part.beat()
 
     def announce(self) -> None:
-        self.announcer.announce(self.message())
+        if not self.store.state.leaving:
+            self.announcer.announce(self.message())
 
     def message(self) -> UrlMessage | None:
         """What consumers are told; None while there is no public URL."""
@@ -258,11 +261,24 @@ class Service:
         if most and idle > most * 60 and not self.stopping.is_set():
             self.request_stop(f"no request has come for {most:g} min (--idle-stop)")
         self._look_at_traffic()
+        if self.parts is not None and self.lifetime.leaving():
+            self._leave_soon(self.parts)
         said = hosts.ends_soon()
         if said and said not in self.store.state.notices:
             self.store.event("service", "host", said)
             with self.store.change() as state:
                 state.notices.append(said)
+
+    def _leave_soon(self, parts: Parts) -> None:
+        """Take no new requests and tell consumers so; what runs goes on to its end."""
+        parts.gateway.leaving = True
+        if self.store.state.leaving:
+            return
+        self.store.event("service", "leaving", f"it ends at {self.settings.until}")
+        with self.store.change() as state:
+            state.leaving = True
+            state.notices.append(f"it ends at {self.settings.until}, and takes no new requests any more")
+        parts.announcer.withdraw()
 
     def _look_at_traffic(self) -> None:
         """Write down how much is asked, for who looks on; nothing is written while nobody asks."""

@@ -83,6 +83,7 @@ class ServiceRecord:
     latency_ms: float | None = None  # of the last request that went out through the public URL and came back
     ends_at: str | None = None
     kept: bool = False  # it needs no owner
+    leaving: bool = False  # it ends soon, and takes no new requests
 
     def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
         """The object that scripts rely on (`avocado status --json`)."""

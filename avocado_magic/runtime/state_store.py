@@ -112,7 +112,7 @@ class StateStore:
 
     def event(self, part: str, event: str, why: str | None = None, seconds: float | None = None) -> None:
         """Keep what has happened, without secrets."""
-        self._events.add(part, event, worded(redact(why, self._secrets), in_shell) if why else None, seconds)
+        self._events.add(part, event, redact(why, self._secrets) if why else None, seconds)
 
     def report(self, name: str, text: str, done: int = 0, total: int = 0) -> None:
         """Note in words how far a part is, and how many bytes of how many have moved; written down ten times a second at most."""

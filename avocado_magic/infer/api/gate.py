@@ -65,7 +65,7 @@ class Gate:
         # Comments are the gateway's, never the engine's behind it.
         self._watch = Watch(first_byte, 0.0 if services.access.open_to_all else comments)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._draining = False
+        self._draining = self._leaving = False
         self._used_at = perf_counter()
         self._id_prefix, self._id_count = secrets.token_hex(5), 0
 
@@ -97,6 +97,10 @@ class Gate:
         """Two numbers of seconds: for how long the engine has owed a request its next byte, and since when none has run."""
         idle = 0.0 if self._watch.running() else perf_counter() - self._used_at
         return f"{self._watch.longest_silence():.1f} {idle:.1f}"
+
+    def leave(self) -> None:
+        """Run no new requests for a model; what runs goes on, and everything else is answered."""
+        self._leaving = True
 
     async def drain(self, seconds: float, break_off: Callable[[], None]) -> None:
         """Take no new requests; give the open ones `seconds`, then have them broken off and end what is left."""
@@ -219,6 +223,10 @@ class Gate:
     ) -> None:
         services, method, record = self._services, scope["method"], out.record
         record.runs = route.runs
+        if route.runs and self._leaving:
+            raise Refused(
+                503, "this service is about to end, and takes no new requests", headers=((b"retry-after", b"60"),)
+            )
         if route.runs:
             out.recorder = Recorder(record, route)
         services.limiter.enter(key, runs=route.runs)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
 from ..domain.keys import ApiKey
@@ -107,8 +108,37 @@ def _key(request: Request) -> ApiKey:
     return key
 
 
-def router(about: About) -> APIRouter:
-    """Routes under /avocado/v1."""
+class MemberAnswer(BaseModel):
+    """An instance of a fleet: `state` is in or out, `why` what is wrong with one that is out; requests open, answered, failed."""
+
+    instance_id: str
+    url: str
+    models: list[str]
+    state: str
+    why: str
+    open: int
+    answered: int
+    failed: int
+
+
+class PassedOver(BaseModel):
+    """An instance that is no member, and why."""
+
+    instance_id: str
+    why: str
+
+
+class FleetAnswer(BaseModel):
+    """The instances behind a fleet, what they serve, and what is not as it should be with the directory."""
+
+    instances: list[MemberAnswer]
+    passed_over: list[PassedOver]
+    models: list[str]
+    notice: str | None
+
+
+def router(about: About, fleet: Callable[[], Mapping[str, Any]] | None = None) -> APIRouter:
+    """Routes under /avocado/v1; `fleet` is what a fleet says of itself, None where this is none."""
     api = APIRouter(prefix=OWN)
 
     @api.get("/service")
@@ -126,6 +156,12 @@ def router(about: About) -> APIRouter:
     @api.get("/usage")
     async def usage(request: Request) -> UsageAnswer:
         return UsageAnswer(**about.usage(_key(request)))
+
+    @api.get("/fleet", response_model=FleetAnswer)
+    async def of_fleet() -> Response:
+        if fleet is None:
+            return JSONResponse({"error": "this gateway is no fleet: avocado-infer --backend discovery is one"}, 404)
+        return JSONResponse(fleet())
 
     return api
 

@@ -16,9 +16,9 @@ from .refusals import Headers
 
 logger = logging.getLogger(__name__)
 # All that goes upstream of a client's head: Ollama carries the rest on, to its cloud for instance.
-_FORWARDED = (b"content-type", b"accept", b"user-agent")
+FORWARDED = (b"content-type", b"accept", b"user-agent")
 # All that comes back of the engine's head; the server frames the body itself.
-_RETURNED = frozenset(
+RETURNED = frozenset(
     (b"content-type", b"content-length", b"cache-control", b"allow", b"retry-after", PROMPT_CUT.encode())
 )
 # When a client may ask again whose request waited in vain.
@@ -44,7 +44,7 @@ class Relay:
 
     async def __call__(self, request: Request, send: Send) -> None:
         given = request.headers
-        headers = [(name, given[name]) for name in _FORWARDED if name in given]
+        headers = [(name, given[name]) for name in FORWARDED if name in given]
         length = given.get(b"content-length") if request.route.uploads else None
         answer = None
         try:
@@ -61,9 +61,9 @@ class Relay:
                 said = f"{error}; see the engine's log"
                 await answer_error(send, request.route.dialect, status, said, headers=more)
                 return
-            returned = tuple((n, value) for name, value in answer.headers if (n := name.lower()) in _RETURNED)
+            returned = tuple((n, value) for name, value in answer.headers if (n := name.lower()) in RETURNED)
             await send({"type": "http.response.start", "status": answer.status, "headers": returned})
-            await self._stream(chunk, answer, send)
+            await self.stream(chunk, answer, send)
         finally:
             if answer is not None:
                 answer.close()
@@ -103,7 +103,7 @@ class Relay:
         return False
 
     @staticmethod
-    async def _stream(chunk: bytes, answer: UpstreamAnswer, send: Send) -> None:
+    async def stream(chunk: bytes, answer: UpstreamAnswer, send: Send) -> None:
         """Pass the body on, `chunk` being the first of it. Raises UpstreamError where it breaks off."""
         while chunk:
             await send({"type": "http.response.body", "body": chunk, "more_body": not answer.ended})

@@ -130,6 +130,7 @@ ROUTES: tuple[Route, ...] = (
     _tells(f"{OWN}/models", "models with size, context, capabilities, loaded or not"),
     _tells(f"{OWN}/limits", "what this key may do"),
     _tells(f"{OWN}/usage", "this key's requests and tokens of today"),
+    _tells(f"{OWN}/fleet", "the instances behind a fleet, and how each is (--backend discovery)"),
     Route(PAGE, ("GET",), "this API, for a browser", serves=Serves.OWN, browser=True),
     Route(DOCUMENT, ("GET",), "this API, as OpenAPI", serves=Serves.OWN, browser=True),
 )

@@ -12,19 +12,20 @@ from ...timestamps import utc_now
 
 
 class OwnAnnouncement:
-    """Publishes `public_url` with Kind ``microservice`` until somebody has it. ConfigError for a bad broker URL."""
+    """Publishes `public_url` with its `kind` until somebody has it. ConfigError for a bad broker URL."""
 
-    def __init__(self, broker_url: str, public_url: str, secret: str | None = None) -> None:
+    def __init__(self, broker_url: str, public_url: str, secret: str | None = None, kind: str = "microservice") -> None:
         self._announcer = UrlAnnouncer(parse_broker_urls(broker_url), secret=secret)
         self._url = public_url
-        self._instance = f"microservice-{secrets.token_hex(4)}"
+        self._kind = kind
+        self._instance = f"{kind}-{secrets.token_hex(4)}"
 
     def start(self, models: Sequence[str]) -> None:
         self._announcer.begin()
         self._announcer.publish(
             UrlMessage(
                 self._url,
-                kind="microservice",
+                kind=self._kind,
                 instance_id=self._instance,
                 models=tuple(models),
                 auth="bearer",

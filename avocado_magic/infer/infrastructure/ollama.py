@@ -12,6 +12,8 @@ from ..domain.ports import Upstream
 from ..domain.types import ModelDetails, UpstreamError
 from .remembered import Remembered
 
+# The cheapest question that an Ollama answers, and a gateway of ours to who has a key.
+VERSION_PATH = "/api/version"
 _JSON = [(b"Content-Type", b"application/json")]
 _NAMES_SECONDS = 2.0
 _SHOWN_SECONDS = 60.0
@@ -83,7 +85,7 @@ class OllamaInfo:
         return found
 
     async def _look_version(self) -> str | None:
-        said = (await self._ask("GET", "/api/version")).get("version")
+        said = (await self._ask("GET", VERSION_PATH)).get("version")
         return str(said) if said is not None else None
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> Mapping[str, Any]:

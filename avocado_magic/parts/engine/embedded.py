@@ -60,6 +60,16 @@ def gguf_path(model: str) -> Path:
     return path
 
 
+def require_file(model: str, kind: str) -> None:
+    """ConfigError where the file `model` cannot be read, or the engine of this `kind` takes none."""
+    if kind != "embedded":
+        raise ConfigError(
+            f"{model} is a file, and the service runs Ollama",
+            "{down} first, and {up} with --engine embedded, or with another --name",
+        )
+    gguf_path(model)
+
+
 def model_name(model: str) -> str:
     """The name a model is served under: its own, or for a file its stem."""
     if not is_gguf(model):

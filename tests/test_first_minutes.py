@@ -21,10 +21,14 @@ from test_terminal import avocado
 
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError, StartError
+from avocado_magic.notebook import render
+from avocado_magic.notebook.view import view_of
 from avocado_magic.parts import tunnel
 from avocado_magic.parts.engine.registry import look_up
-from avocado_magic.runtime import client
+from avocado_magic.runtime import attach, client
+from avocado_magic.runtime.state import ServiceRecord
 from avocado_magic.settings import DEFAULT_PORT
+from avocado_magic.states import PartState, ServiceState
 
 kernels = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning",
@@ -141,6 +145,12 @@ class Shelf(BaseHTTPRequestHandler):
                 for name in ("amd64", "arm64")
             ]
             self.answer({"assets": assets})
+        elif self.path == "/ollama/sha256sum.txt":
+            listing = "".join(f"{'a' * 64}  ./ollama-linux-{name}.tgz\n" for name in ("amd64", "arm64"))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(listing)))
+            self.end_headers()
+            self.wfile.write(listing.encode())
         elif self.path == "/files/it":
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.program)))
@@ -175,6 +185,16 @@ def test_a_model_is_looked_up_before_it_is_fetched(shelf: str) -> None:
     with pytest.raises(StartError, match=r"there is no model .*pih"):
         look_up(f"{shelf}/library/pih")
     assert look_up(f"127.0.0.1:{free_port()}/library/phi") is None
+
+
+def test_a_misspelt_model_is_said_before_ollama_is_fetched(
+    home: Path, shelf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AVOCADO_OLLAMA_DOWNLOAD", f"http://{shelf}/ollama")
+    monkeypatch.setenv("PATH", str(home.parent / "bin"))
+    with pytest.raises(StartError, match=r"there is no model .*pih"):
+        up(engine="ollama", model=f"{shelf}/library/pih")
+    assert not list((home / "cache").rglob("*.part"))
 
 
 def test_cloudflared_is_fetched_where_it_is_asked_for(
@@ -298,6 +318,48 @@ def test_a_second_look_folds_the_first_and_the_end_is_written_into_it(ollama: Pa
     again = kernel.send("%avocado_status")
     until(lambda: rewritten("its card is further down"), 15, "the fold")
     assert again
+
+
+@kernels
+def test_an_up_that_fails_leaves_the_card_of_what_runs(ollama: Path, kernel: Kernel) -> None:
+    kernel.run("%load_ext avocado_magic")
+    kernel.run("%avocado_up llama3")
+    refused = kernel.run("%avocado_up --tunnel cloudflared")
+    assert "runs with --tunnel none, not cloudflared" in refused.error
+    assert refused.shown == []
+    failed = kernel.run("%avocado_up 'no model'")
+    assert failed.status == "error"
+    count = "import threading; print(sum(t.name == 'avocado-card' for t in threading.enumerate()))"
+    assert kernel.run(count).printed == "1\n"
+    assert client.status().state == "ready"
+
+
+def test_a_model_that_is_pulled_into_a_running_service_is_shown() -> None:
+    state = ServiceRecord("default", state=ServiceState.READY)
+    state.parts["engine"].state, state.parts["engine"].detail = PartState.HEALTHY, "pulling 5 % of 1.0 GB"
+    state.parts["engine"].progress = {"done": 5e7, "total": 1e9, "rate": 1e6}
+    assert view_of(state)["steps"][0]["progress"]["done"] == 5e7
+    assert "pulling 5 %" in view_of(state)["chips"][0]["said"]
+
+
+def test_nothing_that_is_saved_has_a_path_of_this_machine() -> None:
+    state = ServiceRecord("default", state=ServiceState.READY, local_url="http://127.0.0.1:1/x", models=["m"])
+    state.notices = ["the disk of /home/ada/.local/state is nearly full"]
+    state.parts["engine"].error = "/home/ada/models/m.gguf cannot be read"
+    state.api_key_file = "/home/ada/.local/key"
+    shown = json.dumps([view_of(state), render.whole(state), render.line(state)])
+    assert "/home/ada" not in shown
+    assert "…/m.gguf" in json.loads(json.dumps(view_of(state)))["problems"][0]
+    assert "http://127.0.0.1:1/x" in shown
+
+
+def test_the_same_up_twice_at_once_is_no_contradiction() -> None:
+    starting = ServiceRecord(
+        "default", state=ServiceState.STARTING, asked={"engine": "auto", "tunnel": "none", "port": None}
+    )
+    attach._require_as_it_is(starting, resolve({"engine": "ollama", "tunnel": "none", "port": 11500}))
+    with pytest.raises(ConfigError, match="with --tunnel none, not ngrok"):
+        attach._require_as_it_is(starting, resolve({"tunnel": "ngrok"}))
 
 
 # in a shell

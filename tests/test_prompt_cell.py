@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def test_an_answer_grows_in_steps_and_ends_in_a_grey_line(kernel: Kernel, ollama
         r"<llama3, 3 tokens, \d+\.\d tokens/s, first after \d\.\d\d s, ollama on the CPU>",
         ran.result["text/plain"],
     )
-    assert "#767676" in ran.result["text/html"]
+    assert "<small" in ran.result["text/html"]
     assert kernel.run("print(answer.text, answer.done_reason, _ is answer)").printed == "One two.\n\nThree. stop True\n"
 
 
@@ -435,6 +436,111 @@ def test_a_fix_and_an_explanation(kernel: Kernel, ollama: Path) -> None:
     kernel.run(f"%ollama_explain {number}")
     assert "print(len(In) - 1)" in prompts(ollama)[-1]
     assert "there is no cell 9999" in kernel.run("%ollama_explain 9999").error
+
+
+def test_a_fix_is_for_the_cell_that_failed(kernel: Kernel, ollama: Path) -> None:
+    kernel.run("broken = 1 / 0")
+    kernel.run("print('another')")
+    kernel.run("%ollama_fix")
+    kernel.run("%ollama_fix")
+    for prompt in prompts(ollama):
+        assert "broken = 1 / 0" in prompt
+        assert "print('another')" not in prompt
+        assert "\x1b" not in prompt
+
+
+def test_what_ipython_keeps_goes_on_after_a_prompt(kernel: Kernel) -> None:
+    kernel.run("%%ollama\nHi")
+    kernel.run("6 * 7")
+    assert kernel.run("print(_)").printed == "42\n"
+    message = kernel.send("%%ollama\n" + reply(pieces=["word "], times=400, gap=0.05), cell="c1")
+    kernel.wait_output(message, "word")
+    kernel.interrupt()
+    kernel.wait(message)
+    kernel.run("3 * 3")
+    assert kernel.run("print(_)").printed == "9\n"
+
+
+def test_two_prompts_of_one_cell_are_two_turns(kernel: Kernel) -> None:
+    kernel.run("%ollama one\n%ollama two", cell="c1")
+    assert kernel.run("%ollama_chats").printed == "notebook: 2 turns\n"
+    # Run again, they replace what they were; one that fails replaces nothing.
+    kernel.run("%%ollama -m nobody\nthree", cell="c1")
+    assert kernel.run("%ollama_chats").printed == "notebook: 2 turns\n"
+    kernel.run("%ollama one", cell="c1")
+    assert kernel.run("%ollama_chats").printed == "notebook: 1 turns\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--each words --tools f", "--each and --tools exclude each other"),
+        ("--each words -f code", "--each and -f exclude each other"),
+        ("--key-env THEIRS", "--key-env needs --url"),
+        ("--key-file keys", "is for what is discovered"),
+        ("-t nan", "-t nan is not a number"),
+        ("--max-tokens -5", "is not a number"),
+        ("--option x=NaN", "is no number"),
+        ("--max-steps 0", "is not a number"),
+        ("--timeout never", "is not a number of seconds"),
+        ("--each itertools", "is a "),
+        ("--file ~nosuch/x", "it is no path"),
+        ("-i nothing.png", "cannot be read"),
+    ],
+)
+def test_what_flags_refuse(kernel: Kernel, ollama: Path, line: str, words: str) -> None:
+    kernel.run("import itertools\nwords = ['a']\ndef f(x: int) -> int:\n    return x")
+    ran = kernel.run(f"%%ollama {line}\nHi")
+    assert words in ran.error, ran.text
+    assert "Traceback" not in ran.error
+    assert not asked(ollama)
+
+
+def test_the_name_of_a_key_is_never_its_value(kernel: Kernel) -> None:
+    kernel.run("THEIRS = 'sk-very-secret'")
+    ran = kernel.run("%%ollama llama3 --url http://127.0.0.1:9 --key-env $THEIRS\nHi")
+    assert "sk-very-secret" not in ran.text
+
+
+def test_quiet_shows_nothing_and_keeps_the_answer(kernel: Kernel) -> None:
+    ran = kernel.run("%%ollama --quiet\n" + reply(pieces=["silent"]), cell="c1")
+    assert (ran.shown, ran.result, ran.printed) == ([], None, "")
+    assert kernel.run("print(_)").printed == "silent\n"
+
+
+def test_an_answer_that_breaks_off_is_no_answer(kernel: Kernel) -> None:
+    ran = kernel.run("%%ollama -o kept\nbreak")
+    assert ran.status == "error"
+    assert kernel.run("print(kept.done_reason)").printed == "broken\n"
+
+
+def test_rounds_of_tools_have_an_end(kernel: Kernel, ollama: Path) -> None:
+    kernel.run("count = []\ndef f(x: int) -> int:\n    'It counts.'\n    count.append(x)\n    return x")
+    ran = kernel.run("%%ollama --tools f --max-steps 1\n" + reply(calls=[["f", {"x": 1}]]))
+    assert ran.status == "ok", ran.text
+    assert kernel.run("print(count)").printed == "[1]\n"
+
+
+def test_code_in_a_formula_is_none() -> None:
+    assert "![" not in for_page("$$\n```\n$$\n![x](http://evil/y.png)")
+    assert for_page("`cat $A | grep $B`").count("$") == 2
+    assert for_page(r"`\(x\)`") == r"`\(x\)`"
+
+
+def test_long_and_odd_texts_take_no_time() -> None:
+    for text in (
+        "\\(" * 20_000,
+        "$" * 40_000,
+        "`" * 40_000,
+        "\\[" * 20_000,
+        "![" * 20_000,
+        "<" * 40_000,
+        "```\n" * 10_000,
+    ):
+        begun = time.monotonic()
+        for_page(text)
+        fill(text, NAMES)
+        assert time.monotonic() - begun < 5, text[:4]
 
 
 def test_other_clients_find_the_service(kernel: Kernel, home: Path, tmp_path: Path) -> None:

@@ -109,4 +109,4 @@ class Answer:
         if 0 < len(self.text) <= _MOST_COPIED:
             text = escape(self.text, quote=True).replace("\n", "&#10;")
             copy = f' <button type="button" class="avocado-copy" style="display:none" data-text="{text}">copy</button>'
-        return f'<small style="color:#767676">{escape(self.line())}</small>{copy}'
+        return f'<small style="opacity:.8">{escape(self.line())}</small>{copy}'

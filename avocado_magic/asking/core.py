@@ -79,8 +79,9 @@ class Exchange:
     def _messages(self, prompt: str) -> list[dict[str, Any]]:
         message: dict[str, Any] = {"role": "user", "content": "\n".join([*self._how.attachments, prompt])}
         if self._how.images:
+            images = [image_bytes(each) for each in self._how.images]
             require_vision(self._target.shown().get("capabilities") or (), self._target.model)
-            message["images"] = [base64.b64encode(image_bytes(each)).decode() for each in self._how.images]
+            message["images"] = [base64.b64encode(each).decode() for each in images]
         return [message]
 
     def _history(self) -> list[Mapping[str, Any]]:

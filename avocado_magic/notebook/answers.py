@@ -96,9 +96,7 @@ class Waiting:
         while not self._over.wait(_WAIT_SECONDS):
             seconds = time.monotonic() - self._begun
             said = f"{self._model} is at it, {seconds:.0f} s"
-            self._block.show(
-                {"text/plain": said, "text/html": f'<small style="color:#767676">◌ {escape(said)}</small>'}
-            )
+            self._block.show({"text/plain": said, "text/html": f'<small style="opacity:.8">◌ {escape(said)}</small>'})
 
     def end(self) -> None:
         self._over.set()
@@ -157,7 +155,7 @@ class Output:
             if self._thoughts is None:
                 self._thoughts, self._block, self._spun = self._block, Block(self._updates), False
             said = f"thinking, {now - self._thinking_since:.0f} s, {len(self._thinking)} tokens"
-            self._thoughts.show({"text/plain": said, "text/html": f'<small style="color:#767676">◌ {said}</small>'})
+            self._thoughts.show({"text/plain": said, "text/html": f'<small style="opacity:.8">◌ {said}</small>'})
 
     def call(self, line: str) -> None:
         """A tool is about to be called."""
@@ -260,7 +258,7 @@ class Output:
         if not self._notebook:
             say(f"({said})")
             return
-        folded = f'<details><summary style="color:#767676">{said}</summary><pre style="white-space:pre-wrap">{escape(text)}</pre></details>'
+        folded = f'<details><summary style="opacity:.8">{said}</summary><pre style="white-space:pre-wrap">{escape(text)}</pre></details>'
         block.show({"text/plain": f"({said})", "text/html": folded})
 
     def _whole(self, answer: Answer) -> None:
@@ -320,7 +318,7 @@ def stop_quietly(shell: Any, said: str, kind: type[BaseException]) -> None:
     def show(self: Any, etype: Any, value: Any, trace: Any, tb_offset: Any = None) -> list[str]:
         shell.custom_exceptions, shell.CustomTB = exceptions, handler
         if in_kernel(shell):
-            Block(False).show({"text/plain": said, "text/html": f'<small style="color:#767676">{escape(said)}</small>'})
+            Block(False).show({"text/plain": said, "text/html": f'<small style="opacity:.8">{escape(said)}</small>'})
         else:
             say(said)
         return [said]

@@ -98,6 +98,8 @@ class AvocadoMagics(PromptMagics, Magics):
         progress.ended(result.state)
         for notice in result.notices:
             say(f"note: {worded(notice, in_notebook)}")
+        if not result.attached:
+            say("%avocado_env lets openai.OpenAI() and other clients in this notebook find it; %%ollama asks it")
 
     @line_magic
     @magic_arguments()

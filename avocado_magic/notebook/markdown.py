@@ -114,13 +114,12 @@ def _without_code(line: str, hold: Callable[[str], str]) -> str:
     while (begins := _TICKS.search(line, at)) is not None:
         ends = next((m for m in _TICKS.finditer(line, begins.end()) if len(m.group()) == len(begins.group())), None)
         escaped = (len(line[: begins.start()]) - len(line[: begins.start()].rstrip("\\"))) % 2
-        if ends is None or escaped or "|" in line[begins.end() : ends.start()]:
+        if ends is None or escaped:
             out.append(line[at : begins.end()])
             at = begins.end()
             continue
-        # An element that is broken here ends no span of code that begins in it.
-        before = line[at : begins.start()]
-        out += [before, hold(_unloading(line[begins.start() : ends.end()]))]
+        span = line[begins.start() : ends.end()]
+        out += [line[at : begins.start()], hold(_quiet(span) if "|" in span else _unloading(span))]
         at = ends.end()
     return "".join([*out, line[at:]])
 

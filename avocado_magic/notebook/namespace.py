@@ -25,7 +25,7 @@ _STEP = re.compile(r"\.([A-Za-z]\w*)|\[([^\[\]{}]+)\]")
 # What is left alone: fences, code spans, formulas in their spellings.
 _KEPT = re.compile(
     r"^ {0,3}(?P<fence>`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[^\n]*$|\Z)"
-    r"|(?P<ticks>`+)(?!`)(?:(?!\n\n).){1,4000}?(?<!`)(?P=ticks)(?!`)"
+    r"|(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\n).){1,4000}?(?<!`)(?P=ticks)(?!`)"
     r"|\$\$(?:(?!\$\$).){1,4000}?\$\$|\$[^\s$](?:[^$\n]{0,400}[^\s$])?\$(?!\d)"
     r"|\\\((?:(?!\\\().){1,4000}?\\\)|\\\[(?:(?!\\\[).){1,4000}?\\\]",
     re.DOTALL | re.MULTILINE,

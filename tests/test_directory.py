@@ -251,6 +251,7 @@ def test_a_url_is_known_followed_and_dropped(announcer: UrlAnnouncer, directory:
     until(lambda: (current := known.current()) and current.url == "https://b.example", 10, what="the new URL")
     announcer.publish(None)
     until(lambda: known.current() is None, 10, what="the withdrawal")
+    until(lambda: len(told) == 4, 5, what="that it is told")
     assert [each and each.url for each in told] == [None, "https://a.example", "https://b.example", None]
 
 

@@ -127,7 +127,7 @@ def test_a_wrong_checksum_is_thrown_away(releases: Releases, home: Path) -> None
     releases.sums = releases.sums.replace(releases.sums[:6], "abcdef", 1)
     with pytest.raises(StartError, match=r"checksum of Ollama does not match"):
         up()
-    assert not list((home / "cache" / "downloads").iterdir())
+    assert all(path.suffix == ".lock" for path in (home / "cache" / "downloads").iterdir())
     assert not (home / "cache" / "ollama").exists()
 
 

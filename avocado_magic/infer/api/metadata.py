@@ -157,7 +157,7 @@ def router(about: About, fleet: Callable[[], Mapping[str, Any]] | None = None) -
     async def usage(request: Request) -> UsageAnswer:
         return UsageAnswer(**about.usage(_key(request)))
 
-    @api.get("/fleet", response_model=FleetAnswer)
+    @api.get("/fleet", response_model=FleetAnswer, responses={404: {"description": "this gateway is no fleet"}})
     async def of_fleet() -> Response:
         if fleet is None:
             return JSONResponse({"error": "this gateway is no fleet: avocado-infer --backend discovery is one"}, 404)

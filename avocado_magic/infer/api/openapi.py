@@ -92,8 +92,8 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
 def _answers(route: Route, method: str, described: dict[str, Any] | None) -> dict[str, Any]:
     errors = {str(status): {"description": text} for status, text in _ERRORS.items()}
     if described is not None:
-        well = described["responses"]["200"]
-        return {"responses": {"200": well, **{code: errors[code] for code in ("400", "401", "403", "503")}}}
+        told = {code: said for code, said in described["responses"].items() if code != "422"}  # we answer 400
+        return {"responses": {**told, **{code: errors[code] for code in ("400", "401", "403", "503")}}}
     if route.serves is Serves.GATE:
         status = {"200": {"description": "as it says"}, "503": errors["503"]}
         return {

@@ -81,7 +81,7 @@ unit: $(VENV)/.test
 	@touch $@
 
 test: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done
-	$(BIN)/python tests/once_more.py --numprocesses 3 --dist loadfile
+	$(BIN)/python tests/once_more.py --numprocesses 4 --dist loadfile
 	PYTHON=$(PYTHON) sh tests/lowest.sh
 
 MINUTES ?= 5

@@ -18,6 +18,8 @@ from .render import say
 # Sizes at which a block is closed, in bytes: a long block that is sent whole again and again makes pages freeze, and more
 # than 50 outputs are folded away. They grow, so that an answer has 20 outputs at most.
 _FIRST_BLOCK, _LARGEST_BLOCK = 4_000, 48_000
+# Where nothing can be updated a block is shown when it is closed: the first ones are small, so that something is seen soon.
+_FIRST_APPENDED = 200
 # Seconds between repaints: so many, or as long as keeps what is sent below so many bytes a second.
 _REPAINT_SECONDS, _BYTES_PER_SECOND = 0.05, 250_000
 _WAIT_SECONDS = 0.5
@@ -113,7 +115,7 @@ class Output:
         self._notebook, self._updates = in_kernel(shell), front_end_updates(shell)
         self._streams = streams and format in ("markdown", "text", "code") and not quiet
         self._block, self._text, self._painted = Block(self._updates), "", 0.0
-        self._limit = _FIRST_BLOCK
+        self._limit = _FIRST_BLOCK if self._updates else _FIRST_APPENDED
         self._scanned = self._cut = 0  # how far the block was looked at, and where it may be closed
         self._fence = self._opening = ""  # the marks, and the line, that opened the code that is open there
         self._spun = False  # the block has nothing but the seconds that passed

@@ -65,7 +65,10 @@ class Kernel:
         return str(message["header"]["msg_id"])
 
     def run(self, code: str, seconds: float = 90, cell: str | None = None) -> Ran:
-        return self.wait(self.send(code, cell), seconds)
+        ran = self.wait(self.send(code, cell), seconds)
+        while ran.status == "aborted":  # the kernel was still clearing its queue after an error before
+            ran = self.wait(self.send(code, cell), seconds)
+        return ran
 
     def wait(self, message: str, seconds: float = 90) -> Ran:
         handles: dict[str, Any] = {}

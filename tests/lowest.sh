@@ -13,4 +13,4 @@ if [ ! -e "$venv/.done" ] || [ pyproject.toml -nt "$venv/.done" ]; then
   touch "$venv/.done"
 fi
 [ "${1:-}" != --prepare ] || exit 0
-exec "$venv/bin/python" -m pytest -m lowest -W default -p no:cacheprovider
+exec "$venv/bin/python" tests/once_more.py -m lowest -W default

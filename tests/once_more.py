@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 MOST = 6
+_SIDE_BY_SIDE = ("--numprocesses", "--dist")
 FAILED = Path(".pytest_cache/v/cache/lastfailed")
 
 
@@ -24,7 +25,13 @@ def main(arguments: list[str]) -> int:
     if len(failed) > MOST:
         return ended
     print(f"failed beside others, once more alone: {', '.join(failed)}", flush=True)
-    return subprocess.run([sys.executable, "-m", "pytest", *failed], check=False).returncode
+    alone = [each for at, each in enumerate(arguments) if not _side_by_side(each, arguments[at - 1] if at else "")]
+    return subprocess.run([sys.executable, "-m", "pytest", *alone, *failed], check=False).returncode
+
+
+def _side_by_side(argument: str, before: str) -> bool:
+    """Whether an argument, or the one that it belongs to, has tests run beside one another."""
+    return argument in _SIDE_BY_SIDE or before in _SIDE_BY_SIDE
 
 
 if __name__ == "__main__":

@@ -230,6 +230,7 @@ def test_loading_imports_nothing_heavy() -> None:
         "avocado_magic.notebook.arguments",
         "avocado_magic.notebook.magics",
         "avocado_magic.notebook.prompt_magics",
+        "avocado_magic.notebook.tracebacks",
         "avocado_magic.settings",
         "avocado_magic.version",
     ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +450,51 @@ def test_a_fix_is_for_the_cell_that_failed(kernel: Kernel, ollama: Path) -> None
         assert "broken = 1 / 0" in prompt
         assert "print('another')" not in prompt
         assert "\x1b" not in prompt
+
+
+@pytest.mark.lowest
+def test_a_fix_of_an_older_cell_has_its_traceback(kernel: Kernel, ollama: Path) -> None:
+    number = int(kernel.run("print(len(In) - 1)").printed)
+    kernel.run("def half(n): return n / 0")
+    kernel.run("half(21)")
+    kernel.run("for")
+    kernel.run("{}['missing']")
+    for offset, cell, error in (
+        (2, "half(21)", "division by zero"),
+        (3, "for", "SyntaxError"),
+        (4, "missing", "KeyError"),
+    ):
+        assert kernel.run(f"%ollama_fix {number + offset}").status == "ok"
+        assert cell in prompts(ollama)[-1]
+        assert error in prompts(ollama)[-1]
+    kernel.run("%unload_ext avocado_magic")
+    assert "Tracebacks" not in kernel.run("print(get_ipython().events.callbacks['post_run_cell'])").printed
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_without_an_end_is_given_up(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(BaseHTTPRequestHandler):
+        sent = 0
+
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while Endless.sent < 256 << 20:
+                    Endless.sent += self.wfile.write(b"x" * 65536)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    monkeypatch.setattr("avocado_magic.asking.stream._MOST_LINE", 1 << 20)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(AvocadoError, match="more than an answer can be" if status == 200 else "status 500"):
+                avocado_magic.ask("Hi", model="any", url=f"http://127.0.0.1:{server.server_port}", api_key="k" * 32)
+        finally:
+            server.shutdown()
+    assert Endless.sent < 64 << 20
 
 
 def test_what_ipython_keeps_goes_on_after_a_prompt(kernel: Kernel) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ..errors import AvocadoError
@@ -14,6 +15,8 @@ from .target import Target
 # How engines say that a prompt is longer than the context.
 _NO_ROOM = re.compile(r"context (length|size)|length of the context")
 _OPENS, _CLOSES = "<think>", "</think>"
+# Bytes of an answer and of one of its lines, which may hold images: far more than a model makes in an hour.
+_MOST_BYTES, _MOST_LINE = 512 << 20, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,13 @@ def _lines(
             ) as answer,
         ):
             if answer.status_code != 200:
-                raise _refused(target, answer.status_code, answer.text)
+                said = b"".join(islice(answer.iter_content(8192), 100))
+                raise _refused(target, answer.status_code, said.decode(errors="replace"))
             notes["prompt_cut"] = answer.headers.get("X-Avocado-Prompt-Cut", "")
             # An answer that is not chunked would be held back until a whole buffer is full.
             chunked = "chunked" in answer.headers.get("Transfer-Encoding", "").lower()
-            for line in answer.iter_lines(chunk_size=None if chunked else 1):
-                if line:
-                    yield json.loads(line)
+            for line in _bounded(answer.iter_content(chunk_size=None if chunked else 1), target):
+                yield json.loads(line)
     except requests.Timeout:
         raise AvocadoError(f"no answer from {target.url} within {timeout:g} s", "give --timeout more seconds") from None
     except requests.RequestException as error:
@@ -129,6 +132,22 @@ def _lines(
         ) from None
     except ValueError:
         raise AvocadoError(f"{target.url} does not speak the Ollama API", "check --url") from None
+
+
+def _bounded(parts: Iterable[bytes], target: Target) -> Iterator[bytes]:
+    """The lines in `parts` that are not empty. Raises AvocadoError where a stranger's service sends without an end."""
+    held, total = bytearray(), 0
+    for part in parts:
+        total += len(part)
+        held += part
+        if total > _MOST_BYTES or len(held) > _MOST_LINE:
+            raise AvocadoError(f"{target.url} sends more than an answer can be", "ask another service, or for less")
+        if b"\n" in part:
+            *lines, rest = held.split(b"\n")
+            held = rest
+            yield from (bytes(line) for line in lines if line.strip())
+    if held.strip():
+        yield bytes(held)
 
 
 def _refused(target: Target, status: int, text: str) -> AvocadoError:

@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..settings import Option, Settings
 from .arguments import parse
 from .prompt_magics import PromptMagics
+from .tracebacks import Tracebacks
 
 _KINDS = {str: Unicode, int: CInt, float: CFloat, bool: Bool, tuple: List}
 
@@ -48,6 +49,10 @@ class AvocadoMagics(PromptMagics, Magics):
 
     # Here, and not set afterwards: traits are what a class has when it is made.
     locals().update({name: _trait(option) for name, option in Settings.OPTIONS.items() if not option.secret})
+
+    def __init__(self, shell: Any) -> None:
+        super().__init__(shell)
+        self.tracebacks = Tracebacks(shell)
 
     @validate(*(name for name, option in Settings.OPTIONS.items() if option.choices))
     def _one_of(self, proposal: Any) -> Any:
@@ -410,8 +415,11 @@ def unregister(shell: Any) -> None:
         from .widget import close_cards
 
         close_cards()
-    if not any(isinstance(c, AvocadoMagics) for c in shell.configurables):
+    ours = [each for each in shell.configurables if isinstance(each, AvocadoMagics)]
+    if not ours:
         return
+    for each in ours:
+        each.tracebacks.close()
     for key, _ in _completed():
         shell.strdispatchers["complete_command"].strs.pop(key, None)
     manager = shell.magics_manager
@@ -420,4 +428,4 @@ def unregister(shell: Any) -> None:
         for name in names:
             manager.magics[kind].pop(name, None)
     manager.registry.pop("AvocadoMagics", None)
-    shell.configurables[:] = [c for c in shell.configurables if not isinstance(c, AvocadoMagics)]
+    shell.configurables[:] = [each for each in shell.configurables if each not in ours]

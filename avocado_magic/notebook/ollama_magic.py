@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +23,9 @@ from ..settings import SECRET_VARIABLES, Secret, Settings
 from .answers import FORMATS, Block, Output, cell_run, code_of, stop_quietly
 from .host import in_kernel
 from .namespace import Filled, fill
+from .tracebacks import MOST_TRACEBACK, Tracebacks, told_by
 
-_MOST_TRACEBACK, _MOST_PARALLEL = 20_000, 64
+_MOST_PARALLEL = 64
 # Flags that name a variable, and the system prompt, which is filled in as a prompt is.
 _NAMES = ("system", "key_env", "out", "each", "tools", "schema")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -289,7 +289,7 @@ class _Bar:
 # what went wrong, what it does
 
 
-def fixing(shell: Any, number: str | None) -> str:
+def fixing(shell: Any, tracebacks: Tracebacks, number: str | None) -> str:
     """The prompt for a fix of the last error, or of that of cell `number`. Raises ConfigError where there is none."""
     if number is None:
         error = getattr(sys, "last_value", None)
@@ -297,17 +297,16 @@ def fixing(shell: Any, number: str | None) -> str:
             raise ConfigError("there is no exception to fix", "run the cell that fails first")
         at = _cell_of(shell, error)
         code = shell.user_ns["In"][at] if at else ""
-        return _fix(code, _told(error), _secrets(shell))
+        return _fix(code, told_by(error), _secrets(shell))
     code = _cell(shell, number)
-    known = getattr(shell.history_manager, "exceptions", None) or {}
-    told = "\n".join(map(str, (known.get(int(number)) or {}).get("traceback") or ()))
-    if not told and (error := getattr(sys, "last_value", None)) is not None and _cell_of(shell, error) == int(number):
-        told = _told(error)
+    told = tracebacks.of(int(number))
+    if (
+        told is None
+        and (error := getattr(sys, "last_value", None)) is not None
+        and _cell_of(shell, error) == int(number)
+    ):
+        told = told_by(error)
     return _fix(code, told or "(its traceback is not kept)", _secrets(shell))
-
-
-def _told(error: BaseException) -> str:
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def _cell_of(shell: Any, error: BaseException) -> int | None:
@@ -333,7 +332,7 @@ def _fix(code: str, told: str, secrets: Sequence[str]) -> str:
     from ..errors import redact
 
     code, told = redact(code, secrets), _ANSI.sub("", redact(told, secrets))
-    told = told if len(told) <= _MOST_TRACEBACK else f"…{told[-_MOST_TRACEBACK:]}"
+    told = told if len(told) <= MOST_TRACEBACK else f"…{told[-MOST_TRACEBACK:]}"
     return f"This Python code of a notebook's cell fails. Say briefly why, and give the mended cell whole.\n\n```python\n{code}\n```\n\n{told}"
 
 

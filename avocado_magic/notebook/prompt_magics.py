@@ -9,6 +9,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from ..errors import ConfigError
 from .arguments import parse
+from .tracebacks import Tracebacks
 
 
 def _whom(function: Any) -> Any:
@@ -32,6 +33,7 @@ class PromptMagics:
     """Part of AvocadoMagics."""
 
     shell: Any
+    tracebacks: Tracebacks
 
     @no_var_expand  # ours fills in values, and nothing that a prompt could do with them
     @line_cell_magic
@@ -146,7 +148,7 @@ class PromptMagics:
         from . import ollama_magic
 
         args = parse(self.ollama_fix, line)
-        return self._about_code(ollama_magic.fixing(self.shell, args.number), args, "code")
+        return self._about_code(ollama_magic.fixing(self.shell, self.tracebacks, args.number), args, "code")
 
     @line_magic
     @magic_arguments()

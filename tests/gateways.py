@@ -150,6 +150,39 @@ def embedded_engine(cache: Path, log: Path, *arguments: str) -> Iterator[str]:
             process.wait(15)
 
 
+@contextmanager
+def llama_server(cache: Path, alias: str, *, context: int = 2048, key: str = "", kind: str = "") -> Iterator[str]:
+    """URL of llama.cpp's own server with the demo model under this name; `kind` "embedding" where it is to embed, too."""
+    model = next((cache / "models").glob("*.gguf"))
+    argv = [sys.executable, str(DOUBLES / "llama_server.py"), str(model), "0", alias, str(context), key, kind]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().decode().strip()
+            assert url.startswith("http"), "llama.cpp's server did not start"
+            yield url
+        finally:
+            process.kill()
+
+
+@contextmanager
+def open_gateway(folder: Path, upstream: str, *more: str) -> Iterator[str]:
+    """URL of a gateway without a key, on loopback, in front of an engine that speaks OpenAI's API."""
+    port = free_port()
+    argv = [sys.executable, "-m", "avocado_magic.infer", "--backend", "openai", "--no-auth", "--port", str(port)]
+    with (
+        (folder / "log").open("wb") as out,
+        subprocess.Popen([*argv, "--upstream", upstream, *more], stdout=out, stderr=out) as process,
+    ):
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: answers(f"{url}/healthz"), 30, "the gateway")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(15)
+
+
 def answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=1).ok

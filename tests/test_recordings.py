@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from conftest import RECORDINGS
+from gateways import llama_server, open_gateway
 
 MODEL = "smollm2:135m"
 
@@ -77,6 +79,40 @@ _REQUEST_ID = re.compile(r'"request_id":"req_[0-9a-f]{24}"')
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("exchange", _replayable())
 def test_recordings_are_answered_alike(engine: str, exchange: dict[str, Any]) -> None:
+    _answered_alike(engine, exchange)
+
+
+# What an engine that speaks OpenAI's API is told otherwise than Ollama; each with its reason.
+TRANSLATED = {
+    "show": "OpenAI's API tells nothing of a model's tensors",
+    "show-name-field": "OpenAI's API tells nothing of a model's tensors",
+    "show-full-name": "OpenAI's API tells nothing of a model's tensors",
+    "generate-context": "its numbers are those of another server",
+    "generate-long-prompt-no-truncate": "the engine's own context counts, not num_ctx",
+    "embed-too-long-no-truncate": "the engine's own context counts, not num_ctx",
+}
+
+
+@pytest.fixture(scope="module")
+def translated(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a gateway without a key in front of llama.cpp's own server."""
+    folder = tmp_path_factory.mktemp("translated")
+    with llama_server(model_cache, MODEL, kind="embedding") as upstream, open_gateway(folder, upstream) as url:
+        yield url
+
+
+def _of_ollama() -> list[Any]:
+    found = (exchange for exchange in _replayable() if not exchange.values[0]["request"]["path"].startswith("/v1"))
+    return [exchange for exchange in found if exchange.values[0]["name"] not in TRANSLATED]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("exchange", _of_ollama())
+def test_recordings_are_answered_alike_by_what_speaks_openai(translated: str, exchange: dict[str, Any]) -> None:
+    _answered_alike(translated, exchange)
+
+
+def _answered_alike(engine: str, exchange: dict[str, Any]) -> None:
     asked, wanted = exchange["request"], exchange["response"]
     kept = {k: v for k, v in asked["headers"].items() if k not in ("Content-Length", "Connection", "Transfer-Encoding")}
     if kept.get("Host", "").startswith("127.0.0.1"):

@@ -19,7 +19,12 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 # Options that may be repeated have the name of one of what they add up to.
-_SINGULAR = {"cors_origins": "cors_origin", "aliases": "alias", "fallbacks": "fallback"}
+_SINGULAR = {
+    "cors_origins": "cors_origin",
+    "aliases": "alias",
+    "fallbacks": "fallback",
+    "upstream_capabilities": "upstream_capability",
+}
 # Secrets are in the environment or in files, and presets in a file: never options.
 _NO_OPTIONS = ("api_key", "database", "presets")
 

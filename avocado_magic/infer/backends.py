@@ -1,4 +1,4 @@
-"""What runs the models: an Ollama at a URL, or llama.cpp in this process. Wired here, as the rest is in `app`."""
+"""What runs the models: an engine at a URL, many of them, or llama.cpp in this process. Wired here, as the rest is in `app`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import base_url, cache_dir, lookup
-from .api.dispatch import Handler
+from .api.asgi import Send
+from .api.dispatch import Handler, Request
 from .domain.ports import Engine, ModelInfo
 from .settings import InferSettings
 
@@ -56,6 +57,8 @@ def backend(settings: InferSettings, app: FastAPI) -> Backend:
         return RemoteBackend(settings)
     if settings.backend == "discovery":
         return DiscoveryBackend(settings)
+    if settings.backend == "openai":
+        return OpenAIBackend(settings, app)
     return OllamaBackend(settings) if settings.backend == "ollama" else EmbeddedBackend(settings, app)
 
 
@@ -70,17 +73,18 @@ class OllamaBackend:
         from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.http.client import UNIX, HttpClient
         from .infrastructure.ollama import OllamaInfo
+        from .service.patience import Patient
 
         upstream = settings.upstream
         base = upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream")
         self._client = HttpClient(base, UpstreamError, EngineUnreached)
-        self._relay = Relay(self._client, settings.engine_wait)
-        self.handler: Handler = self._relay
+        self._patient = Patient(self._client, settings.engine_wait)
+        self.handler: Handler = Relay(self._patient)
         self.info = self.engine = OllamaInfo(self._client)
 
     @property
     def reached(self) -> bool | None:
-        return self._relay.reached
+        return self._patient.reached
 
     async def prepare(self) -> None:
         """Nothing: whether the engine is there, the first request tells."""
@@ -90,6 +94,54 @@ class OllamaBackend:
 
     async def close(self) -> None:
         self._client.close()
+
+
+class OpenAIBackend:
+    """An engine at a URL that speaks OpenAI's API: that is passed on, and Ollama's is translated."""
+
+    fragile = False
+    table = None
+
+    def __init__(self, settings: InferSettings, app: FastAPI) -> None:
+        from ..discovery.trust import KeyFile
+        from .api.application import handler_of
+        from .api.dialects import ollama
+        from .api.errors import add_handlers
+        from .api.relay import Relay
+        from .domain.types import Dialect, EngineUnreached, UpstreamError
+        from .infrastructure.openai.server import OpenAIServer
+        from .infrastructure.openai.upstream import OpenAIUpstream
+        from .service.elsewhere import Elsewhere, ServedModels
+        from .service.output import capabilities_of
+        from .service.patience import Patient
+
+        base, file = base_url(settings.upstream, "--upstream"), settings.upstream_key_file
+        key = KeyFile(file, base, settings.trust).key_for(base) if file else None
+        self._upstream = OpenAIUpstream(base, key, UpstreamError, EngineUnreached)
+        self._patient = Patient(self._upstream, settings.engine_wait)
+        server = OpenAIServer(self._patient, capabilities_of, settings.upstream_capabilities)
+        app.include_router(ollama.router(Elsewhere(server)))
+        add_handlers(app)
+        passed_on, translated = Relay(self._patient), handler_of(app)
+
+        async def handler(request: Request, send: Send) -> None:
+            await (translated if request.route.dialect is Dialect.OLLAMA else passed_on)(request, send)
+
+        self.handler: Handler = handler
+        self.info = self.engine = ServedModels(server, ollama.API_VERSION)
+
+    @property
+    def reached(self) -> bool | None:
+        return self._patient.reached
+
+    async def prepare(self) -> None:
+        """Nothing: whether the engine is there, the first request tells."""
+
+    def break_off(self, why: str) -> None:
+        self._upstream.abort(why)
+
+    async def close(self) -> None:
+        self._upstream.close()
 
 
 class RemoteBackend:
@@ -104,6 +156,7 @@ class RemoteBackend:
         from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.ollama import OllamaInfo
         from .infrastructure.remote import Follower, RemoteUpstream, Target
+        from .service.patience import Patient
 
         file, self._discover = settings.upstream_key_file, settings.discover
         given = None if self._discover else base_url(settings.upstream, "--upstream")
@@ -112,13 +165,13 @@ class RemoteBackend:
         if given is not None and self._keys is not None:
             self._upstream.lead_to(Target(given, self._keys.key_for(given)))
         self._follower: Follower | None = None
-        self._relay = Relay(self._upstream, settings.remote_wait, expected=True)
-        self.handler: Handler = self._relay
+        self._patient = Patient(self._upstream, settings.remote_wait, expected=True)
+        self.handler: Handler = Relay(self._patient)
         self.info = self.engine = OllamaInfo(self._upstream)
 
     @property
     def reached(self) -> bool | None:
-        return self._relay.reached
+        return self._patient.reached
 
     async def prepare(self) -> None:
         """Begin to follow what announces itself."""

@@ -27,14 +27,21 @@ class InferSettings(BaseSettings):
         description="Descriptor of a pipe on which the supervisor of this service beats; unwatched, it ends.",
     )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
-    backend: Literal["ollama", "llamacpp", "remote", "discovery"] = Field(
+    backend: Literal["ollama", "llamacpp", "openai", "remote", "discovery"] = Field(
         "ollama",
-        description="ollama (pass through), llamacpp (run the model here), remote (a service elsewhere, with a key) or discovery (all that announce themselves).",
+        description="ollama (pass through), llamacpp (run the model here), openai (an engine that speaks OpenAI: vLLM, SGLang, llama-server, a hosted one), remote (a service elsewhere, with a key) or discovery (all that announce themselves).",
     )
-    upstream: str = Field("http://127.0.0.1:11434", description="URL of the Ollama behind the gateway.")
-
+    upstream: str = Field(
+        "http://127.0.0.1:11434",
+        description="URL of the engine behind the gateway; with its path where OpenAI's routes are not below /v1.",
+    )
     upstream_key_file: Path | None = Field(
-        None, description="File with the key for --upstream, or lines HOST KEY or INSTANCE KEY (remote, discovery)."
+        None,
+        description="File with the key for --upstream, or lines HOST KEY or INSTANCE KEY (openai, remote, discovery).",
+    )
+    upstream_capabilities: list[str] = Field(
+        ["completion", "tools"],
+        description="What a model can do of which the engine says nothing: completion, tools, vision, thinking, insert, embedding; may be repeated (openai backend).",
     )
     discover: bool = Field(
         False,
@@ -148,6 +155,10 @@ class InferSettings(BaseSettings):
         remote = self.backend == "remote"
         if remote and not self.discover and "upstream" not in self.model_fields_set:
             raise ValueError("--backend remote needs --upstream URL, or --discover")
+        if self.backend == "openai" and "upstream" not in self.model_fields_set:
+            raise ValueError("--backend openai needs --upstream URL: where is the engine?")
+        if self.backend == "openai" and self.admin_routes:
+            raise ValueError("--backend openai changes no models: leave --admin-routes away")
         if remote and not self.discover and self.upstream_key_file is None:
             raise ValueError("--backend remote needs --upstream-key-file: which key opens it?")
         if self.backend == "discovery" and self.admin_routes:

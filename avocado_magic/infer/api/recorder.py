@@ -8,9 +8,12 @@ from time import perf_counter
 from ..domain.types import InferError, RequestRecord
 from ..service.limits import Reservation
 from . import wire
+from .dialects.shapes import FRAME
 from .dialects.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
 from .routes import Route
 
+# What ends an event of a stream, as engines in Python may write it.
+_FRAME_CRLF = b"\r\n\r\n"
 # The counts stand in the last bytes of an answer; before them only a stream's closing frame.
 _TAIL = 2048
 # But those of an answer in one piece, and of some streams, in an object that has much else in it.
@@ -62,13 +65,16 @@ class Recorder:
         """Its head is here: its content type, and whether it is a stream."""
         self._in_pieces = in_pieces
         if in_pieces and kind.startswith(wire.SSE.encode()):
-            self._mark = self._route.shape.mark if self._route.shape is not None else b"\n\n"
+            self._mark = self._route.shape.mark if self._route.shape is not None else FRAME
         if not in_pieces or self._inside:
             self._tail_size = _WHOLE_TAIL
 
     def add(self, body: bytes) -> None:
         size = self._tail_size
-        self._pieces += body.count(self._mark)
+        found = body.count(self._mark)
+        if not found and self._mark is FRAME:
+            found = body.count(_FRAME_CRLF)
+        self._pieces += found
         self._size += len(body)
         self._tail = body[-size:] if len(body) >= size else (self._tail + body)[-size:]
 

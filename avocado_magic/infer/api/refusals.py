@@ -17,6 +17,7 @@ _STATUS: Mapping[Refusal, int] = {
     Refusal.FAILED: 500,
     Refusal.UNSUPPORTED: 501,
     Refusal.BUSY: 503,
+    Refusal.UNREACHED: 502,
 }
 
 

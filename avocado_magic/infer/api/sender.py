@@ -66,6 +66,9 @@ class UsageFilter:
 
     # /v1/completions has an empty one in every frame as well (recording 195-v1-completions-stream).
     _EMPTY = re.compile(rb',"usage":\{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0\}')
+    # Engines write JSON with spaces or without, and lines with either end.
+    _USAGE, _NO_CHOICE = re.compile(rb'"usage"\s*:\s*\{'), re.compile(rb'"choices"\s*:\s*\[\s*\]')
+    _END = re.compile(rb"(\r?\n\r?\n)")
     _LARGEST = 64 * 1024  # a frame beyond this is no usage
 
     __slots__ = ("_rest",)
@@ -75,11 +78,11 @@ class UsageFilter:
 
     def __call__(self, body: bytes, *, ends: bool) -> bytes:
         """`body` without the frame that tells the usage; what is no whole frame yet waits for the next bytes."""
-        *frames, self._rest = (self._rest + body).split(b"\n\n")
+        *parts, self._rest = self._END.split(self._rest + body)
         out = b"".join(
-            self._EMPTY.sub(b"", frame) + b"\n\n"
-            for frame in frames
-            if not (b'"usage":{' in frame and b'"choices":[]' in frame)
+            self._EMPTY.sub(b"", frame) + end
+            for frame, end in zip(parts[::2], parts[1::2], strict=True)
+            if not (self._USAGE.search(frame) and self._NO_CHOICE.search(frame))
         )
         if ends or len(self._rest) > self._LARGEST:
             out, self._rest = out + self._rest, b""

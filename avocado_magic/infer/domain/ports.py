@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from .chat import Message
+from .chat import ChatRequest, Chunk, Embeddings, EmbedRequest, GenerateRequest, Message
 from .keys import ApiKey
-from .types import Embedding, Loaded, Model, ModelDetails, Piece, RequestRecord, UsageRow
+from .types import Embedding, Loaded, Model, ModelDetails, Piece, RequestRecord, UsageRow, Vectors
 
 
 class Keys(Protocol):
@@ -185,3 +185,61 @@ class TextEngine(Protocol):
         ...
 
     async def unload(self, model: Model) -> None: ...
+
+
+class ChatServer(Protocol):
+    """An engine that is asked in messages, and makes prompts of them itself.
+
+    `options`, `format` and `think` of what it is asked have been checked. Raises PromptTooLong, before anything else is said,
+    for what its context does not hold, and InferError.
+    """
+
+    async def models(self) -> Sequence[Model] | None:
+        """The models there are; None where the engine does not answer."""
+        ...
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        """The next turn of a conversation. Closing the generator stops the work."""
+        ...
+
+    def complete(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """What follows on the prompt, as the model reads it."""
+        ...
+
+    async def embed(self, model: str, texts: Sequence[str], dimensions: int) -> Vectors:
+        """Vectors of `texts`, of `dimensions` numbers where that is not 0."""
+        ...
+
+
+Cut = Callable[[str], None]
+
+
+class UseCases(Protocol):
+    """What Ollama's API asks for, whatever runs the models. `unsupported` is the sentence for what there is not.
+
+    Generators raise before their first chunk for what is refused; `cut` is told, before that, where the prompt was cut.
+    """
+
+    unsupported: str
+
+    async def models(self) -> Sequence[Model]: ...
+
+    async def loaded(self) -> Sequence[Loaded]: ...
+
+    async def shown(self, name: str) -> Model:
+        """The model of this name. Raises InferError 404."""
+        ...
+
+    def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Fetch a model, yielding Ollama's progress objects; InferError if it cannot be had."""
+        ...
+
+    def generate(self, request: GenerateRequest, cut: Cut | None = None) -> AsyncGenerator[Chunk, None]: ...
+
+    def chat(self, request: ChatRequest, cut: Cut | None = None) -> AsyncGenerator[Chunk, None]: ...
+
+    async def embed(self, request: EmbedRequest) -> Embeddings: ...
+
+    async def embedding(self, request: EmbedRequest) -> list[float]:
+        """The raw vector of a text, as the older route has it; empty for an empty one."""
+        ...

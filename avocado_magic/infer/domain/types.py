@@ -20,6 +20,7 @@ class Refusal(Enum):
     FAILED = "the engine failed"
     UNSUPPORTED = "this engine does not do that"
     BUSY = "the queue is full"
+    UNREACHED = "nobody answers where the engine should be"
 
 
 class InferError(Exception):
@@ -67,7 +68,10 @@ class Dialect(Enum):
 
 @dataclass(frozen=True)
 class Model:
-    """A model the engine can run. Sizes in bytes."""
+    """A model the engine can run. Sizes in bytes; numbers are 0 where they are not known.
+
+    `certain`: it can do nothing but its `capabilities`. `loaded`: an engine elsewhere says that it has it in memory.
+    """
 
     name: str
     path: str
@@ -84,6 +88,9 @@ class Model:
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...] = field(repr=False)
     license: str = field(default="", repr=False)
     capabilities: tuple[str, ...] = ("completion",)
+    format: str = "gguf"
+    certain: bool = True
+    loaded: bool = False
 
     def of_architecture(self, key: str) -> int:
         """A whole number of the architecture's metadata; 0 where there is none."""
@@ -127,6 +134,14 @@ class Piece:
 @dataclass(frozen=True)
 class Embedding:
     vector: tuple[float, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Raw vectors, in the order of their texts, and the tokens these had; 0 where that is not told."""
+
+    vectors: list[list[float]]
     tokens: int
 
 

@@ -6,6 +6,7 @@ import json
 import secrets
 import string
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..domain.chat import Chunk, ToolCall
@@ -160,6 +161,55 @@ class OutputParser:
     def _take(self, count: int) -> str:
         taken, self._text = self._text[:count], self._text[count:]
         return taken
+
+
+class InlineThoughts:
+    """Takes what a model thinks out of its text, from an engine that leaves it there: between the tags, at the beginning.
+
+    Thoughts that are not `wanted` are left out, whoever told them apart.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._parser: OutputParser | None = None
+        self._began = False
+        self._text = ""
+        self._logprobs: tuple[Mapping[str, Any], ...] = ()
+
+    def feed(self, chunk: Chunk) -> Iterator[Chunk]:
+        """What is certain after `chunk`."""
+        parts = list(self._split(chunk))
+        if chunk.logprobs:
+            self._logprobs += chunk.logprobs
+        for part in parts:
+            if part.thinking and not self._wanted:
+                part = replace(part, thinking="")
+            if self._logprobs and not part.reason:
+                part, self._logprobs = replace(part, logprobs=self._logprobs), ()
+            if part != Chunk():
+                yield part
+
+    def _split(self, chunk: Chunk) -> Iterator[Chunk]:
+        bare = replace(chunk, logprobs=())
+        if self._parser is not None:
+            yield from self._parser.feed(chunk.content)
+            if chunk.reason or chunk.calls:
+                yield from self._parser.end()
+                yield replace(bare, content="")
+        elif self._began:
+            yield bare
+        else:
+            self._text += chunk.content
+            begun = self._text.lstrip()
+            if begun.startswith(THINK):
+                self._parser = OutputParser("", "", tools=False, think=True)
+                yield from self._split(replace(chunk, content=self._text, logprobs=()))
+            elif not THINK.startswith(begun) or chunk.reason or chunk.calls or (chunk.thinking and not begun):
+                self._began = bool(begun)
+                text, self._text = self._text, ""
+                if chunk.reason and text:
+                    yield Chunk(text)
+                yield bare if chunk.reason else replace(bare, content=text)
 
 
 def _tail_of(text: str, tag: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ...model_names import same_model
 from ..domain.keys import ApiKey
 from ..domain.ports import Engine, ModelInfo
 from ..domain.requests import SMALL, ModelRequest
@@ -104,7 +105,11 @@ class ModelRouter:
 
     async def suggestion(self, name: str, key: ApiKey) -> str:
         """The end of a sentence that names what `name` may have meant; empty where nothing is near."""
-        known = [other for other in (*await self.info.names(), *self.preset_names()) if key.may_use(other)]
+        known = [
+            other
+            for other in (*await self.info.names(), *self.preset_names())
+            if key.may_use(other) and not same_model(other, name)
+        ]
         near = nearest(name, known)
         return f"; did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
 

@@ -25,6 +25,8 @@ _INTS = (
     "top_k",
     "repeat_last_n",
 )
+# The schema that `format` "json" stands for.
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _INT32 = (-(2**31), 2**31 - 1)
 _LONGEST = 292 * 365 * 86400.0
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -82,15 +84,15 @@ def output_format(value: Any) -> dict[str, Any] | None:
     if value is None or value == "":
         return None
     if value == "json":
-        return {"type": "object"}
+        return dict(ANY_OBJECT)
     if isinstance(value, dict):
         return value
     shown = json.dumps(json.dumps(value))
     raise InferError(Refusal.FAILED, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
 
 
-def check_images(images: Sequence[str], model: str) -> None:
-    """Refuse images: this engine reads none. Bad base64 is refused in Go's words first."""
+def check_base64(images: Sequence[str]) -> None:
+    """Refuse images in bad base64, in Go's words. Raises InferError 400."""
     for image in images:
         try:
             base64.b64decode(image, validate=True)
@@ -99,8 +101,17 @@ def check_images(images: Sequence[str], model: str) -> None:
             raise InferError(
                 Refusal.INVALID, f"illegal base64 data at input byte {bad.start() if bad else len(image)}"
             ) from None
+
+
+def no_images(model: str) -> InferError:
+    return InferError(Refusal.INVALID, f'"{model}" does not support images')
+
+
+def check_images(images: Sequence[str], model: str) -> None:
+    """Refuse images: this engine reads none."""
+    check_base64(images)
     if images:
-        raise InferError(Refusal.INVALID, f'"{model}" does not support images')
+        raise no_images(model)
 
 
 def think(value: Any, model: Model, name: str) -> bool | None:

@@ -21,7 +21,9 @@ def listed(
     for preset in presets:
         base = by_name.get(preset.model) or by_name.get(f"{preset.model}:latest")
         entries.append(_preset_entry(dialect, preset.full_name, base, now()))
-    return {**answer, member: [entry for entry in entries if key.may_use(str(entry.get(name_of)))]}
+    # llama.cpp's server tells the same models once more, under Ollama's member.
+    said = {name: value for name, value in answer.items() if name not in ("models", "data")}
+    return {**said, member: [entry for entry in entries if key.may_use(str(entry.get(name_of)))]}
 
 
 def _preset_entry(dialect: Dialect, name: str, base: Mapping[str, Any] | None, now: str) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The Ollama API of the llama.cpp backend: HTTP to use cases and back, shapes as the recordings have them."""
+"""The Ollama API over whatever runs the models: HTTP to use cases and back, shapes as the recordings have them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from ....model_names import ModelName
 from ...domain.chat import ChatRequest, Chunk, EmbedRequest, GenerateRequest, Message, TextRequest, ToolCall, collect
+from ...domain.ports import UseCases
 from ...domain.types import Dialect, InferError, Model, Refusal, RequestError
-from ...service.inference import Inference
 from ...service.validation import kind_of
 from .. import wire
 from ..streams import Objects, cut_of, decoded, json_response, streamed
@@ -23,7 +23,7 @@ _RUN = ("options", "keep_alive", "truncate", "think", "format", "shift", "logpro
 API_VERSION = "0.33.0"
 
 
-def router(inference: Inference) -> APIRouter:
+def router(inference: UseCases) -> APIRouter:
     """Routes of /api and / over `inference`."""
     api = APIRouter()
 
@@ -49,7 +49,7 @@ def router(inference: Inference) -> APIRouter:
                         "details": _details(m, sizes=True),
                         "capabilities": list(m.capabilities),
                     }
-                    for m in inference.models()
+                    for m in await inference.models()
                 ]
             }
         )
@@ -69,7 +69,7 @@ def router(inference: Inference) -> APIRouter:
                         "size_vram": entry.size_vram,
                         "context_length": entry.context_length,
                     }
-                    for entry in inference.loaded()
+                    for entry in await inference.loaded()
                 ]
             }
         )
@@ -80,7 +80,7 @@ def router(inference: Inference) -> APIRouter:
         name = body.get("model") or body.get("name") or ""
         if not name:
             raise InferError(Refusal.INVALID, "model is required")
-        return json_response(_shown(inference.find(name, full=True)))
+        return json_response(_shown(await inference.shown(name)))
 
     @api.post("/api/generate")
     async def generate(request: Request) -> Response:
@@ -123,14 +123,13 @@ def router(inference: Inference) -> APIRouter:
             pass
         return json_response({"status": "success"}, kind=wire.JSON_BARE)
 
+    async def not_supported() -> Response:
+        raise InferError(Refusal.UNSUPPORTED, inference.unsupported)
+
     for path in ("push", "create", "copy", "blobs/{digest}"):
-        api.add_api_route(f"/api/{path}", _not_supported, methods=["POST", "HEAD"])
-    api.add_api_route("/api/delete", _not_supported, methods=["DELETE"])
+        api.add_api_route(f"/api/{path}", not_supported, methods=["POST", "HEAD"])
+    api.add_api_route("/api/delete", not_supported, methods=["DELETE"])
     return api
-
-
-async def _not_supported() -> Response:
-    raise InferError(Refusal.UNSUPPORTED, "not supported by the embedded engine")
 
 
 async def _dicts(progress: Any) -> Objects:
@@ -291,7 +290,7 @@ def _details(model: Model, sizes: bool = False) -> dict[str, Any]:
     lengths = {"context_length": model.context_length, "embedding_length": model.embedding_length} if sizes else {}
     return {
         "parent_model": "",
-        "format": "gguf",
+        "format": model.format,
         "family": model.architecture,
         "families": [model.architecture],
         "parameter_size": model.parameter_size,

@@ -9,6 +9,8 @@ from . import presets, structs
 from .go_json import Struct, decode
 from .presets import PresetShape
 
+# What ends an event of a stream.
+FRAME = b"\n\n"
 # A larger body is refused in words of our own: to say what exactly is wrong with it would take too long.
 _EXPLAINED = 256 * 1024
 
@@ -28,7 +30,7 @@ class Shape:
     empty: str = "missing request body"
     limit: str = ""
     preset: PresetShape | None = None
-    mark: bytes = b"\n\n"
+    mark: bytes = FRAME
     text: str = ""
     counts_inside: bool = False
     usage_on_request: bool = False

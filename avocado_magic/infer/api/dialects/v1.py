@@ -25,11 +25,11 @@ def router(inference: Inference) -> APIRouter:
 
     @api.get("/v1/models")
     async def models() -> Response:
-        return _json({"object": "list", "data": [_listed(model) for model in inference.models()]})
+        return _json({"object": "list", "data": [_listed(model) for model in await inference.models()]})
 
     @api.get("/v1/models/{name}")
     async def model(name: str) -> Response:
-        return _json(_listed(inference.find(name, full=True)))
+        return _json(_listed(await inference.shown(name)))
 
     @api.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -53,7 +53,7 @@ def router(inference: Inference) -> APIRouter:
 
     @api.post("/v1/audio/transcriptions")
     async def transcriptions() -> Response:
-        raise InferError(Refusal.UNSUPPORTED, "not supported by the embedded engine")
+        raise InferError(Refusal.UNSUPPORTED, inference.unsupported)
 
     @api.post("/v1/responses")
     async def create_response(request: Request) -> Response:

@@ -274,7 +274,8 @@ class Response:
 
 
 class HttpClient:
-    """Exchanges with one origin. `base` is a URL without a path, or ``unix:`` and the path of a socket.
+    """Exchanges with one origin. `base` is a URL, whose path goes before that of each request, or ``unix:`` and the path of a
+    socket.
 
     A connection that was idle for `idle_seconds` is not used again: the other end may be about to close it. What goes wrong
     with the other end is raised as `failure`, with one sentence; that no connection could be made as `unreached`.
@@ -297,6 +298,7 @@ class HttpClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         name = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = f"{name}:{self.port}".encode()
+        self._prefix = parts.path.rstrip("/")
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._max_idle = max_idle
@@ -315,7 +317,7 @@ class HttpClient:
         `body` is bytes, or an asynchronous iterator over them, of `length` bytes where that is known.
         """
         verb = method.encode()
-        head = [verb, b" ", path.encode(), b" HTTP/1.1\r\nHost: ", self.authority, b"\r\n"]
+        head = [verb, b" ", (self._prefix + path).encode(), b" HTTP/1.1\r\nHost: ", self.authority, b"\r\n"]
         for name, value in headers:
             head += (name, b": ", value, b"\r\n")
         whole = isinstance(body, (bytes, bytearray))

@@ -1,0 +1,56 @@
+"""The way to an engine that speaks OpenAI's API: where its routes are, and the key that opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..http.client import HttpClient, Response
+
+# Where OpenAI's routes are below a host, unless a URL names another place.
+ROOT = "/v1"
+
+
+class OpenAIUpstream:
+    """Upstream: paths begin with `ROOT`, whatever the engine has there. Those that do not are asked of the host itself.
+
+    `base` is as OpenAI's own clients are given it, with the path below which the routes are, or a host alone. A key that is
+    refused is the gateway's, so no client is told that its own is wrong: that is `failure`.
+    """
+
+    def __init__(self, base: str, key: str | None, failure: type[Exception], unreached: type[Exception]) -> None:
+        parts = urlsplit(base)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        self._routes = HttpClient(base if parts.path else origin + ROOT, failure, unreached)
+        self._host = HttpClient(origin, failure, unreached)
+        self._key = [(b"authorization", b"Bearer " + key.encode())] if key else []
+        self._failure = failure
+        self._name = parts.netloc
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: Any = b"",
+        length: bytes | None = None,
+    ) -> Response:
+        below = path.startswith(f"{ROOT}/")
+        client = self._routes if below else self._host
+        answer = await client.request(method, path.removeprefix(ROOT), [*headers, *self._key], body, length)
+        if answer.status == 401:
+            answer.close()
+            given = "refuses the gateway's key" if self._key else "asks for a key"
+            raise self._failure(f"the engine at {self._name} {given}: see --upstream-key-file")
+        return answer
+
+    async def connects(self) -> bool:
+        return await self._routes.connects()
+
+    def abort(self, why: str) -> None:
+        self._routes.abort(why)
+
+    def close(self) -> None:
+        self._routes.close()
+        self._host.close()

@@ -143,6 +143,8 @@ def validate(s: Settings) -> Settings:
         raise ConfigError(f"{changes['gateway_config']} cannot be read", "give --gateway-config a TOML file")
     if s.public_url:
         changes |= {"public_url": base_url(s.public_url, "--public-url"), "tunnel": "none"}
+    if s.upstream:
+        changes["upstream"] = base_url(s.upstream, "--upstream")
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):
         raise ConfigError("the API key is not usable", "AVOCADO_API_KEY takes 16 to 512 visible ASCII characters")
     return Settings(**{**vars(s), **changes})

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-ENGINES = ("auto", "ollama", "embedded")
+ENGINES = ("auto", "ollama", "embedded", "vllm", "openai")
 TUNNELS = ("auto", "ngrok", "cloudflared", "none")
 DEFAULT_PORT = 11435
 
@@ -114,7 +114,13 @@ class Settings:
         "AVOCADO_ENGINE",
         metavar="ENGINE",
         choices=ENGINES,
-        unset="auto is a running Ollama, an installed one, the embedded engine where it knows the model, a fresh Ollama",
+        unset="auto is what runs at --upstream, a running Ollama, an installed one, the embedded engine where it knows the model, a fresh Ollama",
+    )
+    upstream: str | None = _option(
+        None,
+        "an engine elsewhere that speaks OpenAI's API: vLLM, SGLang, LM Studio, llama-server, a hosted one",
+        "AVOCADO_UPSTREAM",
+        metavar="URL",
     )
     tunnel: str = _option(
         "auto",
@@ -274,6 +280,9 @@ class Settings:
         False, "let admin keys pull, push, create, copy and delete models", "AVOCADO_ADMIN_ROUTES", on="--admin-routes"
     )
     ngrok_token: Secret | None = _option(None, "ngrok authtoken", "NGROK_AUTHTOKEN", "NGROK_AUTH_TOKEN", secret=True)
+    upstream_key: Secret | None = _option(
+        None, "key of the engine at --upstream, where it asks for one", "AVOCADO_UPSTREAM_KEY", kind=Secret, secret=True
+    )
     discovery_secret: Secret | None = _option(
         None,
         "secret by which messages are signed, shared with consumers: whoever can verify can also sign",
@@ -311,7 +320,7 @@ class Settings:
 
     def secrets(self) -> tuple[str, ...]:
         """The values that must never be shown, a broker password on its own among them."""
-        given = (self.ngrok_token, self.broker_url, self.api_key, self.discovery_secret)
+        given = (self.ngrok_token, self.broker_url, self.api_key, self.discovery_secret, self.upstream_key)
         values = [value.reveal() for value in given if value]
         # Not urlsplit: a malformed URL must still give its password up to be hidden.
         urls = re.split(r"[,\s]+(?=amqps?://)", self.broker_url.reveal()) if self.broker_url else []

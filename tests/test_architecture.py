@@ -33,6 +33,7 @@ MAY: dict[str, set[str]] = {
     "api_keys": {"files", "errors", "timestamps"},
     "discovery": {"background", "back_off", "config", "errors", "timestamps"},
     "parts": {
+        "gpus",
         "sizes",
         "back_off",
         "sessions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ DRAIN_SECONDS = 1.5
 
 
 class Gateway(InferPart):
-    """Runs ``avocado-infer --backend ollama`` on a port of 127.0.0.1: 0 for a free one, None for 11435 or the next free one,
+    """Runs ``avocado-infer``, told by `behind` which engine it is in front of, on a port of 127.0.0.1: 0 for a free one, None for 11435 or the next free one,
     unless the way from outside is `fixed`.
 
     The port is taken once, here, and handed to the gateway alone: while that restarts, who connects waits, and no
@@ -35,7 +35,7 @@ class Gateway(InferPart):
         self,
         port: int | None,
         fixed: bool,
-        upstream: str,
+        behind: Sequence[str],
         key_file: Path,
         settings: Settings,
         log: Path,
@@ -55,7 +55,7 @@ class Gateway(InferPart):
             else []
         )
         self._settings = settings
-        self._upstream = upstream
+        self._behind = behind
         self._key_file = key_file
         self.log = log
         if before is not None:
@@ -83,8 +83,7 @@ class Gateway(InferPart):
         folder = self._key_file.parent
         options = [
             *("--fd", str(self._listening.fileno())),
-            *("--backend", "ollama"),
-            *("--upstream", self._upstream),
+            *self._behind,
             *("--api-key-file", str(self._key_file)),
             *("--keys-file", str(keys_file(folder))),
             *("--state-dir", str(folder)),

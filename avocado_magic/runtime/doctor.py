@@ -26,6 +26,7 @@ from ..hosts import host
 from ..parts import memory
 from ..parts.engine import embedded
 from ..parts.engine.ollama import find_ollama, running_ollama
+from ..parts.engine.openai import find_vllm
 from ..parts.ports import holder, is_free
 from ..parts.tunnel import ngrok
 from ..parts.tunnel.install import find_cloudflared
@@ -170,6 +171,12 @@ def _embedded(settings: Settings) -> Check:
     return Check("embedded engine", Outcome.OK, f"xllamacpp {metadata.version('xllamacpp')}")
 
 
+def _vllm(settings: Settings) -> Check:
+    program = find_vllm()
+    said = str(program) if program else "not installed; --engine vllm needs it, and a GPU"
+    return Check("vllm", Outcome.OK, said)
+
+
 def _tunnel(settings: Settings) -> Check:
     program, cloudflared = ngrok.find_agent(), find_cloudflared()
     has = ngrok.has_credentials(settings)
@@ -231,6 +238,7 @@ _LOOKS: Mapping[str, Look] = {
     "ports": _ports,
     "ollama": _ollama,
     "embedded engine": _embedded,
+    "vllm": _vllm,
     "tunnel": _tunnel,
     "network": _network,
     "broker": _broker,

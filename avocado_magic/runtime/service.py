@@ -41,6 +41,7 @@ PROVE_SECONDS, PROVE_OWN_SECONDS = 90.0, 30.0
 _HEAL_SECONDS = 600.0
 _ASKED = (
     "engine",
+    "upstream",
     "tunnel",
     "public_url",
     "port",

@@ -99,7 +99,7 @@ def make_parts(service: Service, before: Mapping[str, Running] | None = None) ->
     gateway = Gateway(
         settings.port,
         settings.public_url is not None,
-        engine.url,
+        engine.behind,
         key_file,
         settings,
         log("gateway"),

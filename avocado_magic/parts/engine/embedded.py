@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,10 @@ class Embedded(InferPart):
         self.version = metadata.version("xllamacpp")
         ensure_models(self.api, [model_name(model) for model in self._given], context, self.models_folder)
         self.where, self.needs = placement(self.api)
+
+    @property
+    def behind(self) -> Sequence[str]:
+        return ("--backend", "ollama", "--upstream", self.url)
 
     @property
     def models_folder(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -159,6 +159,10 @@ class Ollama(ProcessPart):
             return self.api.version() is not None
 
         context.wait_until(answers, "starting Ollama", self.name, self.log, ANSWER_SECONDS)
+
+    @property
+    def behind(self) -> Sequence[str]:
+        return ("--backend", "ollama", "--upstream", self.url)
 
     @property
     def models_folder(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""The file of named API keys: made, listed and revoked here, read by the gateway at every request.
+"""Named API keys: made, listed and revoked here, read by the gateway at every request.
 
 A key is 256 random bits, so its plain SHA-256 cannot be searched for; nothing but that hash is kept.
 """
@@ -9,11 +9,12 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import AvocadoError, ConfigError
 from .files import replace_file
@@ -49,6 +50,35 @@ class KeyEntry:
         return self.expires_at is not None and parsed(self.expires_at) <= utc_now()
 
 
+class KeyBook(Protocol):
+    """Where keys are kept."""
+
+    def entries(self) -> Sequence[KeyEntry]:
+        """The keys there are. Raises ConfigError where they cannot be read."""
+        ...
+
+    def changed(self) -> AbstractContextManager[list[KeyEntry]]:
+        """The keys, to be changed while nobody else changes them, and kept so at the end."""
+        ...
+
+
+class KeyFile:
+    """KeyBook in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def entries(self) -> Sequence[KeyEntry]:
+        return entries(self._path)
+
+    @contextmanager
+    def changed(self) -> Iterator[list[KeyEntry]]:
+        with _locked(self._path):
+            kept = list(entries(self._path))
+            yield kept
+            _write(self._path, kept)
+
+
 def keys_file(folder: Path) -> Path:
     """Where a service whose folder this is keeps its named keys."""
     return folder / "keys.json"
@@ -75,7 +105,7 @@ def entries(path: Path) -> Sequence[KeyEntry]:
     return parse(text, path)
 
 
-def parse(text: str, path: Path) -> Sequence[KeyEntry]:
+def parse(text: str, path: Path | str) -> Sequence[KeyEntry]:
     """The keys that `text`, the content of `path`, holds. Raises ConfigError saying what is wrong with it."""
     try:
         listed = json.loads(text)
@@ -93,7 +123,7 @@ def parse(text: str, path: Path) -> Sequence[KeyEntry]:
     return found
 
 
-def _entry(item: Any, number: int, path: Path) -> KeyEntry:
+def _entry(item: Any, number: int, path: Path | str) -> KeyEntry:
     """One key of the file. What is not known is left out: a newer version may have written it."""
     if not isinstance(item, dict):
         raise _damaged(path, f"key {number} is no object")
@@ -107,7 +137,7 @@ def _entry(item: Any, number: int, path: Path) -> KeyEntry:
     return KeyEntry(**{**values, "models": tuple(values.get("models", ()))})
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
+def _damaged(path: Path | str, why: str) -> ConfigError:
     return ConfigError(f"{path} is no file of keys: {why}", "mend it, or move it away and create the keys again")
 
 
@@ -139,7 +169,7 @@ _MEMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def create(
-    path: Path,
+    book: Path | KeyBook,
     name: str,
     *,
     role: str = "inference",
@@ -175,25 +205,27 @@ def create(
         expires_at=_expiry(expires),
         created_at=written(utc_now()),
     )
-    with _locked(path):
-        kept = entries(path)
+    with _book(book).changed() as kept:
         if any(other.name == name for other in kept):
             raise ConfigError(
                 f"there is a key {name!r} already", f"revoke it first, or choose another name than {name}"
             )
-        _write(path, [*kept, entry])
+        kept.append(entry)
     return entry, key
 
 
-def revoke(path: Path, name: str) -> None:
+def _book(where: Path | KeyBook) -> KeyBook:
+    return KeyFile(where) if isinstance(where, Path) else where
+
+
+def revoke(book: Path | KeyBook, name: str) -> None:
     """Take the key `name` away; it opens nothing from now on. Raises ConfigError where there is none."""
-    with _locked(path):
-        kept = entries(path)
+    with _book(book).changed() as kept:
         left = [entry for entry in kept if entry.name != name]
         if len(left) == len(kept):
             names = ", ".join(entry.name for entry in kept) or "none"
             raise ConfigError(f"there is no key {name!r}", f"the keys are: {names}")
-        _write(path, left)
+        kept[:] = left
 
 
 def table(found: Sequence[KeyEntry]) -> str:

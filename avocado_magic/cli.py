@@ -589,6 +589,11 @@ KeysFile = Annotated[
     typer.Option("--keys-file", help="The keys of an avocado-infer that runs alone, instead of a service's."),
 ]
 
+InDatabase = Annotated[
+    bool,
+    typer.Option("--in-database", help="The keys that gateways share in PostgreSQL, at AVOCADO_INFER_DATABASE."),
+]
+
 
 @keys.command("create")
 def key_create(
@@ -603,12 +608,13 @@ def key_create(
     expires: Annotated[str | None, typer.Option(help="30m, 12h, 7d, 4w, or a day as in 2027-01-31.")] = None,
     name: Name = None,
     keys_file: KeysFile = None,
+    in_database: InDatabase = False,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is kept."""
     with _one_sentence():
         entry, key = api_keys.create(
-            _keys_file(name, keys_file), key_name, role=role, models=[m.strip() for m in models.split(",") if m.strip()],
+            _key_book(name, keys_file, in_database), key_name, role=role, models=[m.strip() for m in models.split(",") if m.strip()],
             requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day, parallel=parallel, expires=expires,
         )  # fmt: skip
     print(json.dumps({**entry.public(), "key": key}, indent=2) if as_json else key)
@@ -617,10 +623,12 @@ def key_create(
 
 
 @keys.command("list")
-def key_list(name: Name = None, keys_file: KeysFile = None, as_json: Json = False) -> None:
+def key_list(
+    name: Name = None, keys_file: KeysFile = None, in_database: InDatabase = False, as_json: Json = False
+) -> None:
     """List the keys, without what opens anything."""
     with _one_sentence():
-        found = api_keys.entries(_keys_file(name, keys_file))
+        found = _key_book(name, keys_file, in_database).entries()
     print(json.dumps([entry.public() for entry in found], indent=2) if as_json else api_keys.table(found))
 
 
@@ -629,15 +637,25 @@ def key_revoke(
     key_name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is called.")],
     name: Name = None,
     keys_file: KeysFile = None,
+    in_database: InDatabase = False,
 ) -> None:
     """Take a key away; it opens nothing from now on."""
     with _one_sentence():
-        api_keys.revoke(_keys_file(name, keys_file), key_name)
+        api_keys.revoke(_key_book(name, keys_file, in_database), key_name)
     print(f"the key {key_name!r} is revoked")
 
 
-def _keys_file(name: str | None, given: Path | None) -> Path:
-    return given if given is not None else client.keys_file(service_name(name))
+def _key_book(name: str | None, given: Path | None, in_database: bool) -> api_keys.KeyBook:
+    if in_database:
+        from .shared_keys import SharedKeys
+
+        url = os.environ.get("AVOCADO_INFER_DATABASE", "")
+        if not url:
+            raise ConfigError(
+                "--in-database needs AVOCADO_INFER_DATABASE", "set it to postgresql://user:password@host/name"
+            )
+        return SharedKeys(url)
+    return api_keys.KeyFile(given if given is not None else client.keys_file(service_name(name)))
 
 
 def _version(value: bool) -> None:

@@ -197,3 +197,18 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A real PostgreSQL; tests that use it are skipped where there is none."""
+    import postgres as own
+
+    if own.programs() is None:
+        pytest.skip("postgresql is not installed")
+    server = own.Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

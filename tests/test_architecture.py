@@ -31,6 +31,7 @@ MAY: dict[str, set[str]] = {
     "files": set(),
     "process": {"settings", "files"},
     "api_keys": {"files", "errors", "timestamps"},
+    "shared_keys": {"api_keys", "errors"},
     "discovery": {"background", "back_off", "config", "errors", "timestamps"},
     "parts": {
         "gpus",
@@ -110,6 +111,7 @@ MAY: dict[str, set[str]] = {
         "discovery",
         "errors",
         "api_keys",
+        "shared_keys",
     },
     "infer/settings": set(),
     "infer/watched": set(),
@@ -123,6 +125,7 @@ MAY: dict[str, set[str]] = {
         "config",
     },
     "infer/app": {
+        "shared_keys",
         "version",
         "process",
         "infer/backends",

@@ -17,11 +17,12 @@ from avocado_magic.infer.api.dialects.body import read
 from avocado_magic.infer.api.dialects.tokens import tokens_in
 from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
+from avocado_magic.infer.domain.limits import OverLimit
 from avocado_magic.infer.domain.types import Dialect, InferError, Refusal, RequestRecord, StoreError, UsageRow
 from avocado_magic.infer.infrastructure.http.connection import Limits
 from avocado_magic.infer.infrastructure.http.server import HttpServer
 from avocado_magic.infer.service.admission import Admission, Busy
-from avocado_magic.infer.service.limits import Limiter, OverLimit
+from avocado_magic.infer.service.limits import Limiter
 from avocado_magic.infer.service.usage import UsageBook
 from avocado_magic.infer.settings import InferSettings
 
@@ -30,23 +31,23 @@ def test_requests_per_minute_slide() -> None:
     now = [0.0]
     limiter = Limiter(lambda key: 0, clock=lambda: now[0])
     key = ApiKey("k", Role.INFERENCE, requests_per_minute=2)
-    limiter.enter(key, runs=False)
+    asyncio.run(limiter.enter(key, runs=False))
     now[0] = 20
-    limiter.enter(key, runs=False)
+    asyncio.run(limiter.enter(key, runs=False))
     with pytest.raises(OverLimit) as over:
-        limiter.enter(key, runs=False)
+        asyncio.run(limiter.enter(key, runs=False))
     assert over.value.retry_after == 40
     now[0] = 60.1
-    limiter.enter(key, runs=False)
+    asyncio.run(limiter.enter(key, runs=False))
 
 
 def test_tokens_of_a_day_end_at_midnight_utc() -> None:
     evening = datetime(2026, 1, 1, 23, 0, 0, tzinfo=timezone.utc)
     limiter = Limiter(lambda key: 10, now=lambda: evening)
     key = ApiKey("k", Role.INFERENCE, tokens_per_day=10)
-    limiter.enter(key, runs=False)
+    asyncio.run(limiter.enter(key, runs=False))
     with pytest.raises(OverLimit) as over:
-        limiter.enter(key, runs=True)
+        asyncio.run(limiter.enter(key, runs=True))
     assert (over.value.retry_after, over.value.limit) == (3600, "tokens")
 
 

@@ -30,11 +30,11 @@ from .api.dispatch import Dispatch
 from .api.gate import Gate, Services
 from .api.metadata import add_docs
 from .api.metadata import router as metadata_router
-from .domain.ports import Keys, UsageStore
+from .domain.ports import Keys, Limits, UsageStore
 from .domain.presets import Preset
 from .domain.selector import Rules, Selector
 from .infrastructure.gpu import gpus
-from .infrastructure.storage.keys import KeyFiles
+from .infrastructure.storage.keys import AllKeys, DatabaseKeys, KeyFiles
 from .infrastructure.storage.sqlite import SqliteUsageStore
 from .infrastructure.telemetry.logs import RequestLog, configure
 from .infrastructure.telemetry.metrics import Metrics
@@ -50,6 +50,8 @@ from .watched import Watched
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from .infrastructure.storage.postgres import Cluster
 
 logger = logging.getLogger("avocado_magic.infer")
 _SQLITE = "sqlite:///"
@@ -72,9 +74,11 @@ def create_app(settings: InferSettings) -> GatewayApp:
     backend = backends.backend(settings, app)
     remote = settings.backend in ("remote", "discovery")
     admin_routes = settings.admin_routes or settings.admin_key_file is not None
-    access = AccessPolicy(_keys(settings), admin_routes=admin_routes, elsewhere=remote)
-    usage = UsageBook(None if access.open_to_all else _usage_store(settings))
-    limiter, admission = Limiter(usage.tokens_today), Admission(settings.max_parallel, settings.max_queue)
+    cluster, shared_keys = _cluster(settings)
+    access = AccessPolicy(_keys(settings, shared_keys), admin_routes=admin_routes, elsewhere=remote)
+    usage = UsageBook(None if access.open_to_all else _usage_store(settings), shared=cluster is not None)
+    limiter: Limits = cluster or Limiter(usage.tokens_today)
+    admission = Admission(settings.max_parallel, settings.max_queue)
     cache = _answer_cache(settings)
     fragile = backend.engine if backend.fragile and not settings.allow_fragile_schemas else None
     models = ModelRouter(Selector(_rules(settings)), backend.info, fragile)
@@ -90,13 +94,19 @@ def create_app(settings: InferSettings) -> GatewayApp:
         }
 
     metrics = Metrics(state)
+    if cluster is not None:
+        cluster.counts = metrics.counts
+
+    async def rendered() -> tuple[bytes, str]:
+        return metrics.render(await cluster.counted_by_others() if cluster is not None else ())
+
     services = Services(
         access,
         limiter,
         Dispatch(backend.handler, models, admission, limiter, cache),
         backend.engine,
         Cors([*settings.cors_origins, *([] if remote else _ollama_origins())], local=access.open_to_all),
-        metrics.render,
+        rendered,
         [metrics, usage, request_log],
     )
     gate = Gate(services, app, settings.max_body, settings.first_byte_timeout, settings.sse_comments)
@@ -111,7 +121,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
         counts = (admission.running, admission.waiting, metrics.answered, metrics.tokens)
         return f"{gate.activity()} {' '.join(map(str, counts))}"
 
-    gateway = GatewayApp(gate, backend, usage, request_log, _announcement(settings), activity)
+    gateway = GatewayApp(gate, backend, usage, request_log, _announcement(settings), activity, cluster, shared_keys)
     return gateway
 
 
@@ -126,6 +136,8 @@ class GatewayApp:
         request_log: RequestLog,
         announcement: Any,
         activity: Callable[[], str],
+        cluster: Cluster | None = None,
+        shared_keys: DatabaseKeys | None = None,
     ) -> None:
         """`activity` is what a supervisor is told at each beat, as `parts.infer.Activity` reads it."""
         self.gate = gate
@@ -134,9 +146,15 @@ class GatewayApp:
         self._usage = usage
         self._request_log = request_log
         self._announcement = announcement
+        self._cluster = cluster
+        self._shared_keys = shared_keys
 
     async def start(self) -> None:
         """Have what must be there before the first request: today's usage, the model that was asked for."""
+        if self._shared_keys is not None:
+            await asyncio.to_thread(self._shared_keys.start)
+        if self._cluster is not None:
+            await self._cluster.start()
         await self._usage.start()
         await self._backend.prepare()
         if self._announcement:
@@ -155,14 +173,30 @@ class GatewayApp:
             await asyncio.to_thread(self._announcement.stop)
         await self._usage.close()
         await self._backend.close()
+        if self._cluster is not None:
+            await self._cluster.close()
+        if self._shared_keys is not None:
+            self._shared_keys.close()
         self._request_log.flush()
 
 
-def _keys(settings: InferSettings) -> Keys | None:
+def _keys(settings: InferSettings, shared: DatabaseKeys | None) -> Keys | None:
     if settings.no_auth:
         return None
     given = settings.api_key.get_secret_value() if settings.api_key else None
-    return KeyFiles(settings.api_key_file, settings.admin_key_file, settings.keys_file, given)
+    own = KeyFiles(settings.api_key_file, settings.admin_key_file, settings.keys_file, given)
+    return own if shared is None else AllKeys(own, shared)
+
+
+def _cluster(settings: InferSettings) -> tuple[Cluster | None, DatabaseKeys | None]:
+    """What is shared with other gateways. Raises ConfigError for a database that is none for it."""
+    if not settings.cluster or settings.database is None:
+        return None, None
+    from ..shared_keys import SharedKeys
+    from .infrastructure.storage.postgres import Cluster
+
+    url = settings.database.get_secret_value()
+    return Cluster(url), DatabaseKeys(SharedKeys(url).look)
 
 
 def _ollama_origins() -> list[str]:

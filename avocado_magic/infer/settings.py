@@ -124,6 +124,11 @@ class InferSettings(BaseSettings):
     state_dir: Path | None = Field(None, description="Folder for usage.db; Avocado's own by default.")
     database: SecretStr | None = Field(None, description="SQLAlchemy URL for usage (environment or file only).")
 
+    cluster: bool = Field(
+        False,
+        description="Share keys (avocado key --in-database), limits, usage and metrics with all gateways at the same database, a PostgreSQL.",
+    )
+
     # seen from outside
     service_state: Path | None = Field(None, description="state.json of the service this gateway is part of.")
     service_name: str = Field("avocado-infer", description="Name of this gateway in /avocado/v1/service.")
@@ -143,7 +148,11 @@ class InferSettings(BaseSettings):
     def _together(self) -> InferSettings:
         if self.fd is not None and self.socket is not None:
             raise ValueError("--fd and --socket exclude each other")
-        keyed = self.api_key or self.api_key_file or self.keys_file
+        keyed = self.api_key or self.api_key_file or self.keys_file or self.cluster
+        if self.cluster and self.database is None:
+            raise ValueError(
+                "--cluster needs a database: set AVOCADO_INFER_DATABASE to postgresql://user:password@host/name"
+            )
         if self.no_auth and keyed:
             raise ValueError("--no-auth and a key exclude each other")
         if self.no_auth and self.fd is not None:
@@ -151,7 +160,7 @@ class InferSettings(BaseSettings):
         if self.no_auth and self.socket is None and self.host not in _LOOPBACK:
             raise ValueError(f"--no-auth on {self.host} would let the whole network in: use 127.0.0.1")
         if not self.no_auth and not keyed:
-            raise ValueError("give --api-key-file FILE or --keys-file FILE, or --no-auth on loopback")
+            raise ValueError("give --api-key-file FILE or --keys-file FILE, or --cluster, or --no-auth on loopback")
         remote = self.backend == "remote"
         if remote and not self.discover and "upstream" not in self.model_fields_set:
             raise ValueError("--backend remote needs --upstream URL, or --discover")

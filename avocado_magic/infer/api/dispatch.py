@@ -6,17 +6,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
 
 from ...model_names import LONGEST_NAME
 from ..domain.keys import ApiKey
+from ..domain.limits import Ticket, cut_short
+from ..domain.ports import Limits
 from ..domain.presets import Preset
 from ..domain.requests import SMALL
 from ..domain.types import Dialect, RequestRecord
 from ..service.admission import Admission
 from ..service.cache import ResponseCache
-from ..service.limits import Limiter
 from ..service.selection import ModelRouter, Selection
 from . import wire
 from .answers import answer, with_suggestion
@@ -52,7 +54,11 @@ class Request:
     body: Any
     record: RequestRecord
     scope: Scope
-    key: ApiKey
+    ticket: Ticket
+
+    @property
+    def key(self) -> ApiKey:
+        return self.ticket.key
 
 
 Handler = Callable[[Request, Send], Awaitable[None]]
@@ -66,7 +72,7 @@ class Dispatch:
         handler: Handler,
         models: ModelRouter,
         admission: Admission,
-        limiter: Limiter,
+        limiter: Limits,
         cache: ResponseCache[CachedResponse] | None,
     ) -> None:
         self._handle = handler
@@ -187,8 +193,10 @@ class Dispatch:
         if size > SMALL and not route.form:
             estimate = await asyncio.to_thread(prompt_tokens, body, size)
             recorder.estimate = lambda: estimate
-        recorder.reservation = await limiter.reserve(key, recorder.estimate() if recorder.estimate else 0, wanted)
-        recorder.grow = lambda held: None if limiter.grow(held) else limiter.spent(key)
+        recorder.reservation = await limiter.reserve(
+            request.ticket, recorder.estimate() if recorder.estimate else 0, wanted
+        )
+        recorder.grow = lambda held: None if limiter.grow(held) else cut_short(key, datetime.now(timezone.utc))
         if route.shape is None or not route.shape.usage_on_request or body.get("stream") is not True:
             return chosen
         options = body.get("stream_options")

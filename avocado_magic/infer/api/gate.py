@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from ..domain.keys import ApiKey
-from ..domain.ports import Engine, Observer
+from ..domain.limits import OverLimit
+from ..domain.ports import Engine, Limits, Observer
 from ..domain.types import InferError, RequestRecord, UpstreamError
 from ..service.access import AccessPolicy, Denied
 from ..service.admission import Busy
-from ..service.limits import Limiter, OverLimit
 from . import wire
 from .answers import answer, answer_error
 from .asgi import App, Receive, Scope, Send
@@ -45,11 +45,11 @@ class Services:
     """What the gate asks."""
 
     access: AccessPolicy
-    limiter: Limiter
+    limiter: Limits
     dispatch: Dispatch
     engine: Engine
     cors: Cors
-    metrics: Callable[[], tuple[bytes, str]]
+    metrics: Callable[[], Awaitable[tuple[bytes, str]]]
     observers: Sequence[Observer] = field(default_factory=list)
 
 
@@ -161,7 +161,7 @@ class Gate:
                 for observer in self._services.observers:
                     observer.record(record)
             if recorder is not None and recorder.reservation is not None:
-                self._services.limiter.release(recorder.reservation)
+                self._services.limiter.release(recorder.reservation, record.prompt_tokens + record.completion_tokens)
 
     async def _handle(self, scope: Scope, path: str, receive: Receive, out: ResponseSender) -> None:
         services, record, method = self._services, out.record, scope["method"]
@@ -197,11 +197,11 @@ class Gate:
         if not services.access.open_to_all:
             out.in_flight.follow(services.access, key, route)
         if route.serves is Serves.GATE:
-            body, kind = services.metrics()
+            body, kind = await services.metrics()
             await answer(out.send, 200, kind, body)
         elif route.serves is Serves.OWN:
             if route.rated:
-                services.limiter.enter(key, runs=False)
+                await services.limiter.enter(key, runs=False)
             await self._app({**scope, "query_string": b"", "avocado.key": key}, receive, out.send)
         else:
             await self._to_engine(scope, headers, route, key, receive, out)
@@ -229,16 +229,16 @@ class Gate:
             )
         if route.runs:
             out.recorder = Recorder(record, route)
-        services.limiter.enter(key, runs=route.runs)
+        ticket = await services.limiter.enter(key, runs=route.runs)
         held = 0
         try:
             if route.uploads and method == "POST":
-                request = Request(method, record.path, route, headers, pieces(receive), record, scope, key)
+                request = Request(method, record.path, route, headers, pieces(receive), record, scope, ticket)
                 await services.dispatch.upload(request, out)
                 return
             body = await self._bodies.read(key.id, headers, receive)
             held = len(body)
-            request = Request(method, record.path, route, headers, body, record, scope, key)
+            request = Request(method, record.path, route, headers, body, record, scope, ticket)
             del body
             if CANCELS in (scope.get("extensions") or {}):
                 await services.dispatch.ask(request, out)
@@ -247,7 +247,7 @@ class Gate:
                     await services.dispatch.ask(request, out)
         finally:
             self._bodies.drop(key.id, held)
-            services.limiter.leave(key, runs=route.runs)
+            services.limiter.leave(ticket)
 
 
 async def _refuse(refusal: InferError, path: str, out: ResponseSender) -> None:

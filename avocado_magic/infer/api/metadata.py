@@ -151,11 +151,11 @@ def router(about: About, fleet: Callable[[], Mapping[str, Any]] | None = None) -
 
     @api.get("/limits")
     async def limits(request: Request) -> LimitsAnswer:
-        return LimitsAnswer(**about.limits(_key(request)))
+        return LimitsAnswer(**await about.limits(_key(request)))
 
     @api.get("/usage")
     async def usage(request: Request) -> UsageAnswer:
-        return UsageAnswer(**about.usage(_key(request)))
+        return UsageAnswer(**await about.usage(_key(request)))
 
     @api.get("/fleet", response_model=FleetAnswer, responses={404: {"description": "this gateway is no fleet"}})
     async def of_fleet() -> Response:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
+from ..domain.limits import Reservation
 from ..domain.types import InferError, RequestRecord
-from ..service.limits import Reservation
 from . import wire
 from .dialects.shapes import FRAME
 from .dialects.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from .chat import ChatRequest, Chunk, Embeddings, EmbedRequest, GenerateRequest, Message
 from .keys import ApiKey
+from .limits import Reservation, Ticket
 from .types import Embedding, Loaded, Model, ModelDetails, Piece, RequestRecord, UsageRow, Vectors
 
 
@@ -27,6 +28,41 @@ class Observer(Protocol):
     """Is told of every request when it has been answered. Must be quick, and must not fail."""
 
     def record(self, record: RequestRecord) -> None: ...
+
+
+class Limits(Protocol):
+    """Lets requests of keys with limits pass, or raises OverLimit."""
+
+    async def enter(self, key: ApiKey, *, runs: bool) -> Ticket:
+        """Take one request. Raises OverLimit; otherwise `leave` must follow when it is done.
+
+        Tokens and parallel requests are looked at for what `runs` the model, requests for everything.
+        """
+        ...
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give back what a request that runs the model held."""
+        ...
+
+    async def reserve(self, ticket: Ticket, prompt: int, wanted: int | None) -> Reservation | None:
+        """Set tokens of today aside for a request of a key with tokens per day; None for another key.
+
+        Without a limit of its own (`wanted`) a request gets all that is left, so that such requests of a key run one
+        after another. Raises OverLimit; otherwise `release` must follow when its tokens have been counted.
+        """
+        ...
+
+    def grow(self, held: Reservation) -> bool:
+        """Set more aside for an answer that is longer than its reservation; False where nothing is left."""
+        ...
+
+    def release(self, held: Reservation, used: int) -> None:
+        """Give a reservation back; its request took so many tokens, which the usage has counted by now."""
+        ...
+
+    async def left(self, key: ApiKey) -> Mapping[str, Any]:
+        """What the key may still take; None where there is no limit."""
+        ...
 
 
 class UsageStore(Protocol):

@@ -10,9 +10,8 @@ from typing import Any
 
 from ...timestamps import written
 from ..domain.keys import ApiKey, Role
-from ..domain.ports import Engine, ModelInfo
+from ..domain.ports import Engine, Limits, ModelInfo
 from ..domain.selector import Selector
-from .limits import Limiter
 from .usage import UsageBook
 
 _GPU_SECONDS = 10.0
@@ -31,7 +30,7 @@ class About:
         engine: Engine,
         info: ModelInfo,
         selector: Selector,
-        limiter: Limiter,
+        limiter: Limits,
         usage: UsageBook,
         admin_routes: bool,
     ) -> None:
@@ -80,7 +79,7 @@ class About:
             found.append({**(base or empty), "name": preset.full_name, "preset_of": preset.model})
         return {"models": [model for model in found if key.may_use(model["name"])]}
 
-    def limits(self, key: ApiKey) -> dict[str, Any]:
+    async def limits(self, key: ApiKey) -> dict[str, Any]:
         return {
             "key": key.name,
             "role": key.role.value,
@@ -90,11 +89,11 @@ class About:
             "tokens_per_day": key.tokens_per_day,
             "parallel": key.parallel,
             "expires_at": written(key.expires_at) if key.expires_at else None,
-            "left": self._limiter.left(key),
+            "left": await self._limiter.left(key),
         }
 
-    def usage(self, key: ApiKey) -> dict[str, Any]:
-        rows = self._usage.today(key.id)
+    async def usage(self, key: ApiKey) -> dict[str, Any]:
+        rows = await self._usage.today(key.id)
         return {
             "key": key.name,
             "day": self._usage.day,

@@ -24,10 +24,15 @@ _Counts = list[int]  # requests, prompt, completion and estimated tokens
 
 
 class UsageBook:
-    """Observer that counts. `store` None keeps the counts for as long as the process lives."""
+    """Observer that counts. `store` None keeps the counts for as long as the process lives; what is `shared` is counted by
+    other gateways, too.
+    """
 
-    def __init__(self, store: UsageStore | None, today: Callable[[], str] = lambda: utc_day(time.time())) -> None:
+    def __init__(
+        self, store: UsageStore | None, today: Callable[[], str] = lambda: utc_day(time.time()), *, shared: bool = False
+    ) -> None:
         self._store = store
+        self._shared = shared
         self._today = today
         self._pending: dict[_Key, _Counts] = {}
         self._day = ""
@@ -80,9 +85,16 @@ class UsageBook:
         self._roll()
         return self._tokens.get(key, 0)
 
-    def today(self, key: str) -> Sequence[UsageRow]:
+    async def today(self, key: str) -> Sequence[UsageRow]:
         """What the key with this id has used since midnight UTC, by model."""
         self._roll()
+        if self._shared and self._store is not None:
+            await self.flush()
+            try:
+                found = await asyncio.to_thread(self._store.since, self._day)
+                return sorted((row for row in found if row.key == key), key=lambda row: row.model)
+            except StoreError as error:
+                logger.error("usage cannot be read, this gateway's own is told: %s", error)
         rows = (UsageRow(name, model, self._day, *counts) for (name, model), counts in self._of_day.items())
         return sorted((row for row in rows if row.key == key), key=lambda row: row.model)
 

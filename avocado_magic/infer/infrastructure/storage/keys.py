@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ....api_keys import entries
-from ....errors import ConfigError
+from ....api_keys import KeyEntry, entries
+from ....errors import AvocadoError, ConfigError
 from ....model_names import ModelName
 from ....timestamps import parsed
 from ...domain.keys import ApiKey, Role
+from ...domain.ports import Keys
 
 logger = logging.getLogger(__name__)
+# The keys in a database are looked at so often; where it does not give them for longer, they open nothing: seconds.
+_LOOK_SECONDS, _BELIEVED_SECONDS = 0.5, 60.0
 _Stamp = tuple[int, int, int]
 
 
@@ -78,19 +83,23 @@ class _NamedKeys(_File):
             self.read(path)
 
     def read(self, path: Path) -> Mapping[bytes, ApiKey]:
-        return {
-            bytes.fromhex(entry.sha256): ApiKey(
-                entry.name,
-                Role(entry.role),
-                _names(entry.models),
-                entry.requests_per_minute,
-                entry.tokens_per_day,
-                entry.parallel,
-                parsed(entry.expires_at) if entry.expires_at else None,
-                bytes.fromhex(entry.sha256),
-            )
-            for entry in entries(path)
-        }
+        return _by_hash(entries(path))
+
+
+def _by_hash(found: Iterable[KeyEntry]) -> Mapping[bytes, ApiKey]:
+    return {
+        bytes.fromhex(entry.sha256): ApiKey(
+            entry.name,
+            Role(entry.role),
+            _names(entry.models),
+            entry.requests_per_minute,
+            entry.tokens_per_day,
+            entry.parallel,
+            parsed(entry.expires_at) if entry.expires_at else None,
+            bytes.fromhex(entry.sha256),
+        )
+        for entry in found
+    }
 
 
 def _names(models: tuple[str, ...]) -> frozenset[ModelName] | None:
@@ -135,3 +144,55 @@ class KeyFiles:
             if found is not None:
                 return found
         return self._given.get(digest)
+
+
+class DatabaseKeys:
+    """Keys that gateways share. `look` gives them, from a thread of our own; the first look is `start`'s."""
+
+    def __init__(self, look: Callable[[], Sequence[KeyEntry]]) -> None:
+        self._look = look
+        self._keys: Mapping[bytes, ApiKey] = {}
+        self._seen = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="avocado-keys", daemon=True)
+
+    def start(self) -> None:
+        """Look, and go on looking. Raises AvocadoError where there is no way to the keys."""
+        self._keys, self._seen = _by_hash(self._look()), time.monotonic()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def _work(self) -> None:
+        failing = False
+        while not self._ended.wait(_LOOK_SECONDS):
+            try:
+                self._keys, self._seen = _by_hash(self._look()), time.monotonic()
+            except AvocadoError as error:
+                if not failing:
+                    logger.error("%s; the keys open nothing from %d s on", error.message, _BELIEVED_SECONDS)
+                failing = True
+                if time.monotonic() - self._seen > _BELIEVED_SECONDS:
+                    self._keys = {}
+                continue
+            failing = False
+
+    def find(self, secret: bytes) -> ApiKey | None:
+        return self._keys.get(hashlib.sha256(secret).digest())
+
+    def again(self, key: ApiKey) -> ApiKey | None:
+        return self._keys.get(key.digest)
+
+
+class AllKeys:
+    """Keys from several places; the first that knows one counts."""
+
+    def __init__(self, *places: Keys) -> None:
+        self._places = places
+
+    def find(self, secret: bytes) -> ApiKey | None:
+        return next((key for place in self._places if (key := place.find(secret)) is not None), None)
+
+    def again(self, key: ApiKey) -> ApiKey | None:
+        return next((found for place in self._places if (found := place.again(key)) is not None), None)

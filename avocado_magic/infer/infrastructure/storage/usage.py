@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +26,11 @@ class SqlUsageStore:
             raise ValueError("this database needs SQLAlchemy: pip install 'avocado-magic[database]'") from None
 
         self._sql = sql
+        scheme, sign, rest = url.partition("://")
+        if scheme in ("postgresql", "postgres") and importlib.util.find_spec("psycopg") is not None:
+            scheme = "postgresql+psycopg"  # SQLAlchemy would take an older driver
         try:
-            self._engine = sql.create_engine(url, pool_pre_ping=True, hide_parameters=True)
+            self._engine = sql.create_engine(f"{scheme}{sign}{rest}", pool_pre_ping=True, hide_parameters=True)
         except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError):
             raise ValueError(
                 "the database is no SQLAlchemy URL: write it as in sqlite:////path or postgresql://…"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -35,6 +36,11 @@ class _Histogram:
         self.buckets[bisect_left(_SECONDS, seconds)] += 1
         self.sum += seconds
 
+    def add(self, buckets: Sequence[int], seconds: float) -> None:
+        """Count what another one has counted."""
+        self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, buckets, strict=True)]
+        self.sum += seconds
+
     def cumulated(self) -> Sequence[tuple[str, float]]:
         total, out = 0, []
         for bound, count in zip((*map(str, _SECONDS), "+Inf"), self.buckets, strict=True):
@@ -56,6 +62,7 @@ class Metrics:
         self._limits: dict[str, int] = defaultdict(int)
         self._models: set[str] = set()
         self.answered = self.tokens = 0  # requests that ran, and the tokens of their answers
+        self._beside: list[Mapping[str, float]] = []  # the moment of other gateways
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -82,9 +89,42 @@ class Metrics:
             self._tokens[model, "prompt"] += record.prompt_tokens
             self._tokens[model, "completion"] += record.completion_tokens
 
-    def render(self) -> tuple[bytes, str]:
-        """The page, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def render(self, others: Sequence[tuple[Mapping[str, Any], bool]] = ()) -> tuple[bytes, str]:
+        """The page, and its content type. `others` have counted as well: their `counts`, and whether they still run."""
+        whole = self
+        if others:
+            whole = Metrics(self._state)
+            whole._add(self.counts(), alive=False)
+            for counts, alive in others:
+                whole._add(counts, alive=alive)
+        return generate_latest(whole._registry), CONTENT_TYPE_LATEST
+
+    def counts(self) -> dict[str, Any]:
+        """Everything that was counted, as JSON has it, for `render` of another gateway."""
+        return {
+            "requests": [[*which, count] for which, count in self._requests.items()],
+            "latency": {route: [h.buckets, h.sum] for route, h in self._latency.items()},
+            "first": {route: [h.buckets, h.sum] for route, h in self._first.items()},
+            "queued": [self._queued.buckets, self._queued.sum],
+            "tokens": [[*which, count] for which, count in self._tokens.items()],
+            "limits": dict(self._limits),
+            "state": self._state(),
+        }
+
+    def _add(self, counts: Mapping[str, Any], *, alive: bool) -> None:
+        for route, method, status, outcome, count in counts.get("requests", ()):
+            self._requests[route, method, status, outcome] += count
+        for name, family in (("latency", self._latency), ("first", self._first)):
+            for route, (buckets, seconds) in counts.get(name, {}).items():
+                family[route].add(buckets, seconds)
+        if "queued" in counts:
+            self._queued.add(*counts["queued"])
+        for model, kind, count in counts.get("tokens", ()):
+            self._tokens[model, kind] += count
+        for limit, count in counts.get("limits", {}).items():
+            self._limits[limit] += count
+        if alive:
+            self._beside.append(counts.get("state", {}))
 
     def collect(self) -> Iterator[Metric]:
         """For prometheus_client: the families of this moment."""
@@ -108,6 +148,7 @@ class Metrics:
             limits.add_metric((limit,), count)
         yield limits
         for name, value in self._state().items():
+            value += sum(float(state.get(name, 0)) for state in self._beside)
             yield GaugeMetricFamily(f"avocado_{name}", name.replace("_", " ").capitalize(), value)
 
 

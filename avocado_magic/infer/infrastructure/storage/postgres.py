@@ -1,0 +1,302 @@
+"""What the gateways of a cluster know in common, in PostgreSQL: limits of keys, and what each of them has counted.
+
+One round trip for a request of a key with limits, none for another key; the database's clock counts for all. Tables and functions
+are made by whoever comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import Any
+
+from ....shared_keys import conninfo, driver
+from ...domain.keys import ApiKey
+from ...domain.limits import (
+    MAX_WAITING,
+    STEP,
+    WINDOW,
+    Reservation,
+    Ticket,
+    all_held,
+    rest,
+    spent,
+    too_many,
+    too_many_at_once,
+)
+from ...domain.types import InferError, Refusal
+
+logger = logging.getLogger(__name__)
+# A gateway says that it lives every so many seconds; what one holds that has been silent for longer is given back.
+BEAT_SECONDS, SILENT_SECONDS = 3.0, 12.0
+# How long a request waits for the database, and between two looks for tokens that others hold: seconds.
+_PATIENCE, _AGAIN_SECONDS = 5.0, 0.1
+_CONNECTIONS = 8
+_LOCK = 0x61766F64
+_FORGOTTEN = "7 days"  # after which nobody remembers the counts of a gateway that ended
+
+_SCHEMA = f"""
+SELECT pg_advisory_xact_lock({_LOCK});
+CREATE TABLE IF NOT EXISTS avocado_gateways (
+    id uuid PRIMARY KEY, seen timestamptz NOT NULL DEFAULT now(), counts jsonb);
+CREATE TABLE IF NOT EXISTS avocado_taken (
+    id bigserial PRIMARY KEY, key text NOT NULL, gateway uuid NOT NULL, at timestamptz NOT NULL,
+    running boolean NOT NULL, held bigint NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS avocado_taken_of_key ON avocado_taken (key, at);
+CREATE TABLE IF NOT EXISTS avocado_tokens (
+    key text NOT NULL, day date NOT NULL, tokens bigint NOT NULL, PRIMARY KEY (key, day));
+
+-- What a key holds: requests that run, the tokens that are set aside for them, and those that were used today.
+CREATE OR REPLACE FUNCTION avocado_holds(k text, OUT running bigint, OUT held bigint, OUT used bigint, OUT recent bigint,
+    OUT again double precision) LANGUAGE sql AS $$
+    SELECT count(*) FILTER (WHERE t.running AND g.seen > now() - interval '{SILENT_SECONDS} s'),
+           coalesce(sum(t.held) FILTER (WHERE g.seen > now() - interval '{SILENT_SECONDS} s'), 0),
+           coalesce((SELECT d.tokens FROM avocado_tokens d WHERE d.key = k AND d.day = (now() AT TIME ZONE 'utc')::date), 0),
+           count(*) FILTER (WHERE t.at > now() - interval '{WINDOW} s'),
+           extract(epoch FROM min(t.at) FILTER (WHERE t.at > now() - interval '{WINDOW} s') + interval '{WINDOW} s' - now())
+    FROM avocado_taken t LEFT JOIN avocado_gateways g ON g.id = t.gateway WHERE t.key = k
+$$;
+
+-- Let a request of a key pass: its number, or which limit it met and the seconds or tokens that say more.
+CREATE OR REPLACE FUNCTION avocado_enter(k text, who uuid, does_run boolean, most_at_once int, most_tokens bigint,
+    most_a_minute int, OUT number bigint, OUT met text, OUT more double precision) LANGUAGE plpgsql AS $$
+DECLARE has record;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(k, {_LOCK}));
+    DELETE FROM avocado_taken t WHERE t.key = k AND t.at <= now() - interval '{WINDOW} s' AND NOT (
+        (t.running OR t.held > 0) AND EXISTS (
+            SELECT 1 FROM avocado_gateways g WHERE g.id = t.gateway AND g.seen > now() - interval '{SILENT_SECONDS} s'));
+    SELECT * INTO has FROM avocado_holds(k);
+    IF does_run AND has.running >= most_at_once THEN met := 'parallel'; RETURN; END IF;
+    IF does_run AND has.used >= most_tokens THEN met := 'tokens'; more := has.used; RETURN; END IF;
+    IF has.recent >= most_a_minute THEN met := 'requests'; more := has.again; RETURN; END IF;
+    INSERT INTO avocado_taken (key, gateway, at, running) VALUES (k, who, now(), does_run) RETURNING id INTO number;
+END $$;
+
+-- Set tokens aside for a request: how many it has now, or none where others hold what is left; and what was used.
+CREATE OR REPLACE FUNCTION avocado_reserve(k text, n bigint, most_tokens bigint, wanted bigint, at_least_more bigint,
+    OUT got bigint, OUT used_today bigint) LANGUAGE plpgsql AS $$
+DECLARE has record; mine bigint; need bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(k, {_LOCK}));
+    SELECT * INTO has FROM avocado_holds(k);
+    SELECT held INTO mine FROM avocado_taken WHERE id = n;
+    used_today := has.used;
+    IF at_least_more > 0 THEN  -- it has some, and needs more
+        need := mine + least(at_least_more, most_tokens - has.used - has.held);
+        IF need <= mine THEN RETURN; END IF;
+    ELSE
+        need := CASE WHEN wanted IS NULL THEN most_tokens - has.used ELSE least(most_tokens - has.used, wanted) END;
+        IF need <= 0 OR need > most_tokens - has.used - has.held THEN RETURN; END IF;
+    END IF;
+    UPDATE avocado_taken SET held = need WHERE id = n;
+    got := need;
+END $$;
+"""
+_LEAVE = "UPDATE avocado_taken SET running = false WHERE id = %s"
+_RELEASE = """WITH freed AS (UPDATE avocado_taken SET held = 0 WHERE id = %s)
+    INSERT INTO avocado_tokens VALUES (%s, (now() AT TIME ZONE 'utc')::date, %s)
+    ON CONFLICT (key, day) DO UPDATE SET tokens = avocado_tokens.tokens + excluded.tokens"""
+_BEAT = """INSERT INTO avocado_gateways VALUES (%s, now(), %s)
+    ON CONFLICT (id) DO UPDATE SET seen = now(), counts = excluded.counts"""
+_OTHERS = f"""SELECT counts, seen > now() - interval '{SILENT_SECONDS} s' FROM avocado_gateways
+    WHERE id <> %s AND counts IS NOT NULL"""
+_FORGET = (
+    f"DELETE FROM avocado_gateways WHERE seen < now() - interval '{_FORGOTTEN}'",
+    f"DELETE FROM avocado_taken WHERE at < now() - interval '{_FORGOTTEN}'",
+    f"DELETE FROM avocado_tokens WHERE day < (now() - interval '{_FORGOTTEN}')::date",
+)
+_Work = tuple[str, Sequence[Any]]
+
+
+class Cluster:
+    """The database of a cluster, as one of its gateways uses it: Limits, and what the others have counted.
+
+    `url` is PostgreSQL's; ConfigError for another, or where the driver is missing. `counts` is what this gateway tells the others.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._psycopg = driver()
+        self._conninfo = conninfo(url)
+        self.counts: Callable[[], Mapping[str, Any]] = dict
+        self._me = str(uuid.uuid4())
+        self._pool: Any = None
+        self._done: asyncio.Queue[_Work | None] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._growing: set[asyncio.Task[None]] = set()
+        self._waiting: dict[str, int] = {}
+
+    async def start(self) -> None:
+        """Have tables, and say that this gateway is there. InferError where the database does not answer."""
+        from psycopg_pool import AsyncConnectionPool
+
+        logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+        self._pool = AsyncConnectionPool(
+            self._conninfo, min_size=1, max_size=_CONNECTIONS, open=False, timeout=_PATIENCE, reconnect_timeout=0,
+            kwargs={"autocommit": True, "connect_timeout": int(_PATIENCE)},
+        )  # fmt: skip
+        await self._pool.open()
+        async with self._connection() as connection:
+            async with connection.transaction():
+                await connection.execute(_SCHEMA)
+            for statement in _FORGET:
+                await connection.execute(statement)
+        await self._beat()
+        self._tasks = [asyncio.create_task(self._beats()), asyncio.create_task(self._settle())]
+
+    async def close(self) -> None:
+        """Write down what is left to be written, and take leave."""
+        for task in self._tasks[:1]:
+            task.cancel()
+        self._done.put_nowait(None)
+        if self._tasks:
+            await asyncio.wait(self._tasks[1:], timeout=_PATIENCE)
+        try:
+            await self._beat()
+        except InferError as error:
+            logger.error("the last counts could not be kept: %s", error.message)
+        if self._pool is not None:
+            await self._pool.close()
+
+    # Limits
+
+    async def enter(self, key: ApiKey, *, runs: bool) -> Ticket:
+        if key.requests_per_minute is None and key.tokens_per_day is None and key.parallel is None:
+            return Ticket(key, runs=runs)
+        number, met, more = await self._row(
+            "SELECT * FROM avocado_enter(%s, %s, %s, %s, %s, %s)",
+            [key.id, self._me, runs, key.parallel, key.tokens_per_day, key.requests_per_minute],
+        )
+        if met == "parallel":
+            raise too_many_at_once(key)
+        if met == "tokens":
+            raise spent(key, int(more), _now())
+        if met == "requests":
+            raise too_many(key, float(more))
+        return Ticket(key, runs=runs, number=int(number))
+
+    def leave(self, ticket: Ticket) -> None:
+        if ticket.number and ticket.runs:
+            self._done.put_nowait((_LEAVE, [ticket.number]))
+
+    async def reserve(self, ticket: Ticket, prompt: int, wanted: int | None) -> Reservation | None:
+        key = ticket.key
+        if key.tokens_per_day is None:
+            return None
+        if self._waiting.get(key.id, 0) >= MAX_WAITING:
+            raise all_held()
+        self._waiting[key.id] = self._waiting.get(key.id, 0) + 1
+        try:
+            while True:
+                got, used = await self._row(
+                    "SELECT * FROM avocado_reserve(%s, %s, %s, %s, 0)",
+                    [key.id, ticket.number, key.tokens_per_day, None if wanted is None else prompt + wanted],
+                )
+                if got is not None:
+                    return Reservation(ticket, prompt, wanted, int(got))
+                if used >= key.tokens_per_day:
+                    raise spent(key, used, _now())
+                await asyncio.sleep(_AGAIN_SECONDS)
+        finally:
+            self._waiting[key.id] -= 1
+            if not self._waiting[key.id]:
+                del self._waiting[key.id]
+
+    def grow(self, held: Reservation) -> bool:
+        """As `Limits.grow`; the answer goes on while the database is asked, by one step at most."""
+        if held.asking:
+            return held.more
+        held.asking = True
+        task = asyncio.create_task(self._grow(held))
+        self._growing.add(task)
+        task.add_done_callback(self._growing.discard)
+        return True
+
+    async def _grow(self, held: Reservation) -> None:
+        key = held.ticket.key
+        try:
+            got, _ = await self._row(
+                "SELECT * FROM avocado_reserve(%s, %s, %s, 0, %s)",
+                [key.id, held.ticket.number, key.tokens_per_day, STEP],
+            )
+        except InferError:
+            got = None
+        held.more = got is not None
+        if got is not None:
+            held.tokens, held.asking = int(got), False
+
+    def release(self, held: Reservation, used: int) -> None:
+        self._done.put_nowait((_RELEASE, [held.ticket.number, held.ticket.key.id, used]))
+
+    async def left(self, key: ApiKey) -> Mapping[str, Any]:
+        running, _, used, recent, _ = await self._row("SELECT * FROM avocado_holds(%s)", [key.id])
+        return {
+            "requests_this_minute": rest(key.requests_per_minute, recent),
+            "tokens_today": rest(key.tokens_per_day, used),
+            "parallel": rest(key.parallel, running),
+        }
+
+    # what gateways count
+
+    async def counted_by_others(self) -> Sequence[tuple[Mapping[str, Any], bool]]:
+        """What each other gateway has counted, and whether it still runs. Raises InferError."""
+        async with self._connection() as connection:
+            return [
+                (counts, alive) for counts, alive in await (await connection.execute(_OTHERS, [self._me])).fetchall()
+            ]
+
+    async def _beat(self) -> None:
+        async with self._connection() as connection:
+            await connection.execute(_BEAT, [self._me, json.dumps(self.counts())])
+
+    async def _beats(self) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            try:
+                await self._beat()
+            except InferError as error:
+                if not failing:
+                    logger.error("%s; it is tried again", error.message)
+                failing = True
+                continue
+            if failing:
+                logger.info("the database answers again")
+            failing = False
+
+    async def _settle(self) -> None:
+        """Write down what is given back, in the order it came; what the database does not take is tried again."""
+        while (work := await self._done.get()) is not None:
+            while True:
+                try:
+                    async with self._connection() as connection:
+                        await connection.execute(*work)
+                    break
+                except InferError:
+                    await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _row(self, statement: str, values: Sequence[Any]) -> Any:
+        async with self._connection() as connection:
+            return await (await connection.execute(statement, values)).fetchone()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """A connection. InferError 503 where there is none, or what is done with it fails: what cannot be counted may not pass."""
+        from psycopg_pool import PoolTimeout
+
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except (self._psycopg.Error, PoolTimeout, OSError) as error:
+            # The text of an error may quote values of ours, never the password.
+            said = f"the database of the limits does not answer ({type(error).__name__})"
+            raise InferError(Refusal.BUSY, said) from None
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -242,7 +242,7 @@ def test_a_users_mistake_reaches_the_reply(kernel: Kernel) -> None:
     """papermill shows what the reply has, not what was printed."""
     kernel.run("%load_ext avocado_magic")
     for line, words in {
-        "%avocado_up --engine vllm": "unknown engine 'vllm'",
+        "%avocado_up --engine tgi": "unknown engine 'tgi'",
         "%avocado_up --tunel none": "did you mean --tunnel?",
         "%avocado_logs -n many": "is not a number of lines",
         "%avocado_status --name ../x": "is not a service name",
@@ -404,7 +404,7 @@ def test_output_that_cannot_hold_every_letter(home: Path, ollama: Path, environm
             ["status"],
             ["events"],
             ["status", "--name", "none"],
-            ["up", "--engine", "vllm"],
+            ["up", "--engine", "tgi"],
             ["doctor"],
             ["logs"],
         ):
@@ -412,8 +412,8 @@ def test_output_that_cannot_hold_every_letter(home: Path, ollama: Path, environm
             assert "Traceback" not in ran.stderr, ran.stderr
         assert "avocado default: ready" in avocado("status", **with_home).stdout
         assert (
-            "unknown engine 'vllm' - choose"
-            in avocado("up", "--engine", "vllm", **{**with_home, "PYTHONIOENCODING": "ascii"}).stderr
+            "unknown engine 'tgi' - choose"
+            in avocado("up", "--engine", "tgi", **{**with_home, "PYTHONIOENCODING": "ascii"}).stderr
         )
     finally:
         assert "stopped" in avocado("down", AVOCADO_HOME=str(other)).stdout

@@ -184,7 +184,7 @@ def test_ctrl_c_during_up_leaves_nothing(ollama: Path, kernel: Kernel, monkeypat
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("%avocado_up --engine vllm", "unknown engine 'vllm'"),
+        ("%avocado_up --engine tgi", "unknown engine 'tgi'"),
         ("%avocado_up --enjin x", "unrecognized arguments: --enjin"),
         ("%avocado_up --port eighty", "--port is 'eighty'"),
         ("%avocado_up {nothing_of_that_name}", "was not filled in"),
@@ -221,7 +221,7 @@ def test_traits_stand_between_flags_and_environment(ollama: Path, kernel: Kernel
     assert client.status("from-trait").state == "ready"
     kernel.run("%avocado_up --name from-flag")
     assert client.status("from-flag").state == "ready"
-    bad = kernel.run("%config AvocadoMagics.engine = 'vllm'")
+    bad = kernel.run("%config AvocadoMagics.engine = 'tgi'")
     assert "must be one of auto, ollama, embedded" in bad.printed + bad.error
 
 

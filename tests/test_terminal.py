@@ -86,7 +86,7 @@ def test_status_of_nothing(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["up", "--engine", "vllm"], "unknown engine 'vllm'"),
+        (["up", "--engine", "tgi"], "unknown engine 'tgi'"),
         (["up", "--bogus"], "--bogus"),
         (["up", "--owner-pid", "x"], "owner-pid"),
         (["up", "--port", "70000"], "port 70000 does not exist"),
@@ -186,7 +186,7 @@ def test_secrets_of_the_environment_are_in_nothing_that_is_written(home: Path, o
 def test_magics_in_a_terminal(ollama: Path, tmp_path: Path) -> None:
     script = (
         "%load_ext avocado_magic\n%avocado_up llama3\n%avocado_status\n"
-        "%ollama Say hello\n%avocado_logs engine -n 2\n%avocado_down\n%avocado_up --engine vllm\nexit\n"
+        "%ollama Say hello\n%avocado_logs engine -n 2\n%avocado_down\n%avocado_up --engine tgi\nexit\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "IPython", "--simple-prompt", "--no-banner", "--colors=NoColor", "--no-confirm-exit"],
@@ -199,7 +199,7 @@ def test_magics_in_a_terminal(ollama: Path, tmp_path: Path) -> None:
     assert "<llama3, 5 tokens" in said
     assert "Listening on" in said
     assert "avocado default: stopped" in said
-    assert "unknown engine 'vllm'" in said
+    assert "unknown engine 'tgi'" in said
     assert "Traceback" not in said
 
 

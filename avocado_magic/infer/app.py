@@ -58,8 +58,11 @@ _SQLITE = "sqlite:///"
 _LONGEST_SOCKET = 100
 
 
-def create_app(settings: InferSettings) -> GatewayApp:
-    """The gateway as an ASGI application. Raises ValueError or OSError for settings that cannot be used."""
+def create_app(settings: InferSettings, behind: backends.Backend | None = None) -> GatewayApp:
+    """The gateway as an ASGI application, in front of what is `behind` it, or of what `settings` name.
+
+    Raises ValueError or OSError for settings that cannot be used.
+    """
     from fastapi import FastAPI
 
     gateway: GatewayApp
@@ -71,7 +74,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
         await gateway.close()
 
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    backend = backends.backend(settings, app)
+    backend = behind or backends.backend(settings, app)
     remote = settings.backend in ("remote", "discovery")
     admin_routes = settings.admin_routes or settings.admin_key_file is not None
     cluster, shared_keys = _cluster(settings)
@@ -121,7 +124,7 @@ def create_app(settings: InferSettings) -> GatewayApp:
         counts = (admission.running, admission.waiting, metrics.answered, metrics.tokens)
         return f"{gate.activity()} {' '.join(map(str, counts))}"
 
-    gateway = GatewayApp(gate, backend, usage, request_log, _announcement(settings), activity, cluster, shared_keys)
+    gateway = GatewayApp(gate, backend, usage, request_log, announcement(settings), activity, cluster, shared_keys)
     return gateway
 
 
@@ -259,7 +262,8 @@ def _service(settings: InferSettings) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _announcement(settings: InferSettings) -> Any:
+def announcement(settings: InferSettings) -> Any:
+    """What announces the gateway, as `settings` have it; None where nothing does. Raises ValueError."""
     if not settings.announce:
         return None
     from .infrastructure.announce import OwnAnnouncement

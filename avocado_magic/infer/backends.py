@@ -15,6 +15,9 @@ from .settings import InferSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from .infrastructure.ollama import OllamaInfo
+    from .service.patience import Patient
+
 
 class Backend(Protocol):
     """How the models are asked, what is known of them, and how the work is begun and ended.
@@ -57,6 +60,8 @@ def backend(settings: InferSettings, app: FastAPI) -> Backend:
         return RemoteBackend(settings)
     if settings.backend == "discovery":
         return DiscoveryBackend(settings)
+    if settings.backend == "ray":
+        return RayBackend(None, settings.ray_app)
     if settings.backend == "openai":
         return OpenAIBackend(settings, app)
     return OllamaBackend(settings) if settings.backend == "ollama" else EmbeddedBackend(settings, app)
@@ -254,6 +259,52 @@ class DiscoveryBackend:
         if self._members is not None:
             await asyncio.to_thread(self._members.close)
         await self._fleet.close()
+
+
+class RayBackend:
+    """Deployments of Ray Serve, one for each model: Serve places, scales, checks and restarts them."""
+
+    fragile = False  # their own gateways see to that
+    reached = True
+    table = None
+
+    def __init__(self, handles: Mapping[str, Any] | None, application: str = "") -> None:
+        """`handles` of the deployments, by the names of their models, made to stream; where this process is none of the
+        cluster's, they are those of the `application` that runs there.
+        """
+        from .api.by_model import ByModel
+        from .infrastructure.serve import InfoByModel
+
+        self._application = application
+        self._ways: dict[str, Patient] = {}
+        self._infos: dict[str, OllamaInfo] = {}
+        self.handler: Handler = ByModel(self._ways)
+        self.info = self.engine = InfoByModel(self._infos)
+        if handles is not None:
+            self._lead_to(handles)
+
+    def _lead_to(self, handles: Mapping[str, Any]) -> None:
+        from .domain.types import EngineUnreached, UpstreamError
+        from .infrastructure.ollama import OllamaInfo
+        from .infrastructure.serve import HandleUpstream
+        from .service.patience import Patient
+
+        for model, handle in handles.items():
+            self._ways[model] = Patient(HandleUpstream(handle, UpstreamError, EngineUnreached), 0.0)
+            self._infos[model] = OllamaInfo(self._ways[model])
+
+    async def prepare(self) -> None:
+        """Find the deployments. ValueError where there are none."""
+        if self._application:
+            from .infrastructure.serve import handles_of
+
+            self._lead_to(await asyncio.to_thread(handles_of, self._application))
+
+    def break_off(self, why: str) -> None:
+        """Nothing: what is answered is ended by the gateway, which leaves the replicas."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class EmbeddedBackend:

@@ -27,9 +27,9 @@ class InferSettings(BaseSettings):
         description="Descriptor of a pipe on which the supervisor of this service beats; unwatched, it ends.",
     )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
-    backend: Literal["ollama", "llamacpp", "openai", "remote", "discovery"] = Field(
+    backend: Literal["ollama", "llamacpp", "openai", "remote", "discovery", "ray"] = Field(
         "ollama",
-        description="ollama (pass through), llamacpp (run the model here), openai (an engine that speaks OpenAI: vLLM, SGLang, llama-server, a hosted one), remote (a service elsewhere, with a key) or discovery (all that announce themselves).",
+        description="ollama (pass through), llamacpp (run the model here), openai (an engine that speaks OpenAI: vLLM, SGLang, llama-server, a hosted one), remote (a service elsewhere, with a key) discovery (all that announce themselves) or ray (the deployments of a Ray Serve application).",
     )
     upstream: str = Field(
         "http://127.0.0.1:11434",
@@ -39,6 +39,7 @@ class InferSettings(BaseSettings):
         None,
         description="File with the key for --upstream, or lines HOST KEY or INSTANCE KEY (openai, remote, discovery).",
     )
+    ray_app: str = Field("avocado", description="Name of the Ray Serve application (ray backend).")
     upstream_capabilities: list[str] = Field(
         ["completion", "tools"],
         description="What a model can do of which the engine says nothing: completion, tools, vision, thinking, insert, embedding; may be repeated (openai backend).",
@@ -177,6 +178,21 @@ class InferSettings(BaseSettings):
         if self.announce and not self.public_url:
             raise ValueError("--announce needs --public-url: what should be announced?")
         return self
+
+
+class OwnSettings(InferSettings):
+    """Settings that are given, all of them: neither environment nor file adds to them."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 def load(flags: Mapping[str, Any], config: Path | None) -> InferSettings:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..domain.ports import Upstream, UpstreamAnswer
-from ..domain.types import Dialect, ModelDetails, UpstreamError
+from ..domain.types import ModelDetails, UpstreamError
 from ..service.fleet import Fleet, Known, Member
 from . import wire
-from .answers import answer, answer_error
+from .answers import answer_error
 from .asgi import Send
 from .dialects.body import read
 from .dispatch import Request
+from .lists import MergedLists
 from .refusals import Headers
 from .relay import FORWARDED, RETURNED, Relay
 
@@ -27,7 +28,6 @@ _NAME = "avocado-fleet-"
 _DEEPEST = 2
 # What an instance answers that is about to end, is full or is not what it was: another one may do better.
 _ELSEWHERE = frozenset((401, 502, 503, 504))
-_LISTS_SECONDS = 5.0
 _RETRY: Headers = ((b"retry-after", b"5"),)
 # Where the beginning of a conversation stands, by the member of a request's body.
 _BEGINNINGS = ("messages", "input")
@@ -77,10 +77,19 @@ class FleetHandler:
         self._probe = probe
         self._ways: dict[Member, Any] = {}
         self._probes: dict[Member, asyncio.Task[None]] = {}
+        self._lists = MergedLists(self._asked_for_lists, [(_VIA, self.name.encode())])
 
     @property
     def reached(self) -> bool | None:
         return any(not member.out for member in self.fleet) if len(self.fleet) else None
+
+    def _asked_for_lists(self) -> list[Upstream]:
+        """One member for each set of models: two that serve the same say the same."""
+        said: dict[tuple[str, ...], Upstream] = {}
+        for member, way in self._ways.items():
+            if not member.out:
+                said.setdefault(tuple(sorted(member.known.models)), way)
+        return list(said.values())
 
     # members
 
@@ -128,7 +137,7 @@ class FleetHandler:
             await answer_error(send, request.route.dialect, 508, said)
             return
         if request.route.lists:
-            await self._list(request, send)
+            await self._lists(request, send)
         elif request.route.access.name == "ADMIN" or request.route.uploads:
             said = "a fleet changes no models: do that at an instance"
             await answer_error(send, request.route.dialect, 403, said)
@@ -207,39 +216,6 @@ class FleetHandler:
             member.open -= 1
             if reply is not None:
                 reply.close()
-
-    # lists
-
-    async def _list(self, request: Request, send: Send) -> None:
-        """The models of all members, each once."""
-        member_of = "data" if request.route.dialect is Dialect.OPENAI else "models"
-        name_of = "id" if request.route.dialect is Dialect.OPENAI else "name"
-        looks = [self._listed(way, request) for member, way in list(self._ways.items()) if not member.out]
-        found: dict[str, Any] = {}
-        for value in await asyncio.gather(*looks):
-            for entry in value.get(member_of) or ():
-                if isinstance(entry, dict) and isinstance(entry.get(name_of), str):
-                    found.setdefault(entry[name_of], entry)
-        whole: dict[str, Any] = {member_of: list(found.values())}
-        if request.route.dialect is Dialect.OPENAI:
-            whole = {"object": "list", **whole}
-        await answer(send, 200, wire.JSON, wire.encode(whole), head=request.method == "HEAD")
-
-    async def _listed(self, way: Any, request: Request) -> Mapping[str, Any]:
-        try:
-            reply = await asyncio.wait_for(
-                way.request("GET", request.path, [(_VIA, self.name.encode())]), _LISTS_SECONDS
-            )
-            try:
-                parts = []
-                while chunk := await asyncio.wait_for(reply.read(), _LISTS_SECONDS):
-                    parts.append(chunk)
-            finally:
-                reply.close()
-            value = wire.decode(b"".join(parts)) if reply.status == 200 else {}
-        except (UpstreamError, asyncio.TimeoutError, UnicodeError):
-            return {}
-        return value if isinstance(value, dict) else {}
 
     # what is known, as ModelInfo and Engine
 

@@ -1,0 +1,48 @@
+"""Several engines behind one gateway, each for a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...model_names import same_model
+from ..service.patience import Patient
+from .answers import answer_error
+from .asgi import Send
+from .dispatch import Request
+from .lists import MergedLists
+from .relay import Relay
+from .routes import Access, model_in
+
+
+class ByModel:
+    """Answers a request with what the engine of its model answers.
+
+    `ways` are the engines of this moment, by the names of their models.
+    """
+
+    def __init__(self, ways: Mapping[str, Patient]) -> None:
+        self._ways = ways
+        self._lists = MergedLists(ways.values)
+
+    async def __call__(self, request: Request, send: Send) -> None:
+        route, dialect = request.route, request.route.dialect
+        if route.lists:
+            await self._lists(request, send)
+            return
+        if route.access is Access.ADMIN:
+            said = "a cluster changes no models: that is done in its configuration"
+            await answer_error(send, dialect, 501, said)
+            return
+        named = route.names_model or route.one_model
+        model = model_in(request.path) if route.one_model else request.record.model
+        way = self._way(model) if named else next(iter(self._ways.values()), None)
+        if way is None:
+            served = ", ".join(self._ways) or "nothing"
+            said = f"model '{model}' not found: this cluster serves {served}" if model else "model is required"
+            await answer_error(send, dialect, 404 if model else 400, said)
+            return
+        await Relay(way)(request, send)
+
+    def _way(self, model: str) -> Patient | None:
+        found = self._ways.get(model)
+        return found or next((way for name, way in self._ways.items() if same_model(name, model)), None)

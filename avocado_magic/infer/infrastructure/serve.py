@@ -1,0 +1,166 @@
+"""Engines as deployments of Ray Serve: the way to one over its handle, which picks a replica and queues."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...model_names import same_model
+from ..domain.ports import ModelInfo
+from ..domain.types import ModelDetails
+
+# A replica may be lost while it answers nothing yet: another one is asked then, so often at most, for one request may be
+# what ends them; and no longer than so many seconds.
+_TRIES, _PATIENCE = 4, 60.0
+_BETWEEN = 0.1
+
+
+class HandleAnswer:
+    """UpstreamAnswer: what a replica yields, its status and headers first, then pieces of the body."""
+
+    def __init__(self, pieces: Any, status: int, headers: list[tuple[bytes, bytes]], failure: type[Exception]) -> None:
+        self._pieces = pieces
+        self._failure = failure
+        self._left = False
+        self.status = status
+        self.headers = headers
+
+    @property
+    def begun(self) -> bool:
+        return False  # what has come is not known before it is asked for
+
+    @property
+    def ended(self) -> bool:
+        return False
+
+    async def read(self) -> bytes:
+        import ray.exceptions
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            return bytes(await self._pieces.__anext__())
+        except StopAsyncIteration:
+            self._left = True
+            return b""
+        except (ray.exceptions.RayError, RayServeException) as error:
+            self._left = True
+            raise self._failure(f"the replica that answered is gone ({_kind(error)})") from None
+
+    def done(self) -> None:
+        self._left = True
+
+    def close(self) -> None:
+        if not self._left:
+            self._left = True
+            self._pieces.cancel()
+
+
+class HandleUpstream:
+    """Upstream over the handle of a deployment whose replicas have a method ``ask``.
+
+    Who is queued for a replica that ends is given another one by Serve; who was with one that ended before it answered, by us.
+    """
+
+    def __init__(self, handle: Any, failure: type[Exception], unreached: type[Exception]) -> None:
+        self._handle = handle
+        self._failure, self._unreached = failure, unreached
+        self._open: set[Any] = set()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: Any = b"",
+        length: bytes | None = None,
+    ) -> HandleAnswer:
+        import ray.exceptions
+        from ray.serve.exceptions import BackPressureError, RayServeException
+
+        until, lost = time.monotonic() + _PATIENCE, 0
+        while True:
+            pieces = self._handle.ask.remote(method, path, list(headers), bytes(body))
+            try:
+                status, fields = await pieces.__anext__()
+                return HandleAnswer(pieces, status, fields, self._failure)
+            except asyncio.CancelledError:
+                pieces.cancel()
+                raise
+            except BackPressureError:
+                raise self._unreached("all replicas are busy, and enough requests wait for them") from None
+            except StopAsyncIteration:
+                raise self._failure("the replica answered nothing") from None
+            except ray.exceptions.RayActorError as error:
+                lost += 1
+                if lost >= _TRIES or time.monotonic() >= until:
+                    raise self._unreached(f"{lost} replicas ended with this request ({_kind(error)})") from None
+            except (ray.exceptions.RayError, RayServeException) as error:
+                raise self._failure(f"the replica failed ({_kind(error)})") from None
+            await asyncio.sleep(_BETWEEN)
+
+    async def connects(self) -> bool:
+        """Serve knows; who asks is queued."""
+        return True
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__.partition("(")[0]
+
+
+class InfoByModel:
+    """ModelInfo and Engine over engines that have one model each."""
+
+    def __init__(self, infos: Mapping[str, Any]) -> None:
+        """`infos` are ModelInfo and Engine of each, by the name of its model."""
+        self._infos = infos
+
+    async def names(self) -> Sequence[str]:
+        return list(self._infos)
+
+    async def capabilities(self, model: str) -> frozenset[str] | None:
+        info: ModelInfo | None = next((info for name, info in self._infos.items() if same_model(name, model)), None)
+        return await info.capabilities(model) if info is not None else None
+
+    async def details(self) -> Sequence[ModelDetails]:
+        found = await asyncio.gather(*(info.details() for info in self._infos.values()))
+        named = zip(self._infos, found, strict=True)
+        return [detail for name, details in named for detail in details if same_model(detail.name, name)]
+
+    async def version(self) -> str | None:
+        """That of the first engine that says one."""
+        for looked in asyncio.as_completed([info.version() for info in self._infos.values()]):
+            version = await looked
+            if version is not None:
+                return str(version)
+        return None
+
+
+def streaming(handle: Any, model: str = "") -> Any:
+    """`handle` as `HandleUpstream` takes it; with the `model` that is meant where several share its deployment."""
+    more = {"multiplexed_model_id": model} if model else {}
+    return handle.options(stream=True, **more)
+
+
+def handles_of(application: str) -> Mapping[str, Any]:
+    """The handles of the models of an application of Serve, on the cluster that runs here. ValueError where there is none.
+
+    Blocks, and is not for a thread with an event loop.
+    """
+    try:
+        import ray
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+    except ImportError:
+        raise ValueError("Ray is not installed: pip install 'avocado-magic[ray]'") from None
+    try:
+        ray.init(address="auto", namespace="serve", log_to_driver=False, configure_logging=False)
+        table = serve.get_app_handle(application).models.remote().result(timeout_s=_PATIENCE)
+    except (ConnectionError, RayServeException, ray.exceptions.RayError, TimeoutError) as error:
+        said = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"there is no application {application!r} of Ray Serve here: {said}") from None
+    return {
+        model: streaming(serve.get_deployment_handle(deployment, application), model if shared else "")
+        for model, (deployment, shared) in table.items()
+    }

@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo lab unit test fuzz faults soak lint tables debian clean
+.PHONY: help demo lab unit test suite at-lowest on-ray fuzz faults soak lint tables debian clean
 
 help:
 	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
 	@echo "make lab    open it in JupyterLab"
 	@echo "make unit   run the tests that need no broker, no browser and no model: seconds"
 	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
+	@echo "make suite the tests alone; make at-lowest and make on-ray: the jobs after it, at the lowest versions and on a Ray cluster"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make fuzz MINUTES=5 SEED=1  attack the gateway's server for as long as asked"
 	@echo "make faults break a running service in every way we know, and write what each cost: tests/faults/README.md"
@@ -38,13 +39,14 @@ demo: $(VENV)/.demo
 lab: $(VENV)/.demo
 	$(BIN)/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) examples/quickstart.ipynb
 
-# The tests drive a real broker and a real browser. As root on a Debian they are installed; elsewhere
+# The tests drive a real broker, a real database and a real browser. As root on a Debian they are installed; elsewhere
 # the tests that need them are skipped, and pytest says which and why.
 debian:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  missing=""; \
 	  command -v rabbitmq-server >/dev/null || [ -x /usr/sbin/rabbitmq-server ] || missing="$$missing rabbitmq-server"; \
 	  command -v chromium >/dev/null || missing="$$missing chromium"; \
+	  ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing="$$missing nginx-light"; \
 	  command -v openssl >/dev/null || missing="$$missing openssl"; \
 	  if [ -n "$$missing" ]; then \
@@ -80,9 +82,24 @@ unit: $(VENV)/.test
 	{ [ -z "$$npm" ] || wait $$npm; }
 	@touch $@
 
-test: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done
+# Ray and what comes with it must not decide with what versions the rest is tested, either.
+.venv-ray/.done: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[ray,embedded]' pytest pytest-timeout
+	ln -sfn ../$(VENV)/avocado-test-cache .venv-ray/avocado-test-cache
+	@touch $@
+
+test: suite at-lowest on-ray
+
+suite: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done .venv-ray/.done
 	$(BIN)/python tests/once_more.py --numprocesses 4 --dist loadfile
+
+# Both wait for the suite, which needs the machine for itself.
+at-lowest: suite
 	PYTHON=$(PYTHON) sh tests/lowest.sh
+
+on-ray: suite
+	.venv-ray/bin/python tests/once_more.py tests/test_ray.py
 
 MINUTES ?= 5
 SEED ?= 1
@@ -96,4 +113,4 @@ soak: $(VENV)/.test
 	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES) --seed $(SEED)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-clients
+	rm -rf $(VENV) .venv-lowest .venv-clients .venv-ray

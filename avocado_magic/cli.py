@@ -580,6 +580,51 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("ray-config")
+def ray_config(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models to serve, names or *.gguf files.")],
+    engine: Annotated[str, typer.Option(help="embedded, ollama, vllm, or openai for one elsewhere.")] = "embedded",
+    upstream: Annotated[str | None, typer.Option(metavar="URL", help="The engine elsewhere.")] = None,
+    replicas: Annotated[str, typer.Option(metavar="N or MIN:MAX", help="Engines of each model.")] = "1",
+    ingress: Annotated[int, typer.Option(min=1, help="Gateways; more than one need --shared.")] = 1,
+    cpus: Annotated[float | None, typer.Option(min=0, help="Cores of each engine.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each engine; 0.5 is half of one.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of each engine, as in 8GiB.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Requests an engine works at side by side.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a request, prompt and answer.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Small models share engines, loaded when asked for.")] = False,
+    keys_file: Annotated[Path | None, typer.Option(help="File of keys, the same on each node.")] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Keys, limits and usage in PostgreSQL, at AVOCADO_INFER_DATABASE.")
+    ] = False,
+    public_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Announce this address of the ingress over RABBITMQ_URL.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the ingress on 127.0.0.1.")] = 8000,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, in place of this terminal.")
+    ] = None,
+) -> None:
+    """Write what `serve deploy` takes: the gateway and its models on a Ray cluster."""
+    from .runtime.ray_config import config
+
+    command = ["avocado", *sys.argv[1:]]
+    with _one_sentence():
+        made = config(
+            models, command=command, file=str(output or "avocado.yaml"), engine=engine, upstream=upstream, replicas=replicas,
+            ingress=ingress, cpus=cpus, gpus=gpus, memory=memory, parallel=parallel, context=context, small=small,
+            keys_file=keys_file, shared=shared, public_url=public_url, port=port,
+        )  # fmt: skip
+        if output is None:
+            print(made, end="")
+            return
+        try:
+            output.write_text(made, "utf-8")
+        except OSError as error:
+            raise ConfigError(f"{output} cannot be written: {error.strerror}", "choose another --output") from None
+    print(f"avocado: wrote {output}; its first lines say how it is used", file=sys.stderr)
+
+
 keys = typer.Typer(
     help="Named API keys of a service: a change counts at once.", no_args_is_help=True, context_settings=_HELP
 )

@@ -13,11 +13,14 @@ from pathlib import Path
 
 MOST = 6
 _SIDE_BY_SIDE = ("--numprocesses", "--dist")
-FAILED = Path(".pytest_cache/v/cache/lastfailed")
+# Each environment has a cache of its own: two of them may run side by side.
+CACHE = Path(sys.prefix) / "pytest-cache"
+FAILED = CACHE / "v" / "cache" / "lastfailed"
 
 
 def main(arguments: list[str]) -> int:
     FAILED.unlink(missing_ok=True)
+    arguments = ["-o", f"cache_dir={CACHE}", *arguments]
     ended = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
     if ended != 1 or not FAILED.exists():
         return ended

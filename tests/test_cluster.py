@@ -216,3 +216,42 @@ def test_keys_change_while_many_are_made(book: SharedKeys) -> None:
     for thread in threads:
         thread.join()
     assert {f"many-{n}" for n in range(8)} <= {entry.name for entry in book.entries()}
+
+
+def _ray_config(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "avocado_magic.cli", "ray-config", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30)
+
+
+RAY_CONFIG = [
+    (["smollm2:135m"], "whose keys open it?"),
+    (["llama3", "--shared"], "the embedded engine does not know the model 'llama3'"),
+    (["llama3", "--shared", "--engine", "tgi"], "unknown engine 'tgi'"),
+    (["m", "--shared", "--engine", "openai"], "--upstream is the URL of an engine that runs elsewhere"),
+    (["m", "--shared", "--engine", "vllm", "--small"], "small models run in the embedded engine"),
+    (["m", "--shared", "--engine", "vllm", "--replicas", "4:1"], "'4:1' is no number of replicas"),
+    (["m", "--shared", "--engine", "vllm", "--memory", "much"], "'much' is no size"),
+    (["m", "--keys-file", "k", "--engine", "vllm", "--ingress", "2"], "more than one ingress share their keys"),
+    (["m", "--shared", "--engine", "vllm", "--public-url", "here"], "--public-url is not an http or https URL"),
+    (["m", "--shared", "--engine", "vllm", "-o", "/nowhere/x"], "/nowhere/x cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), RAY_CONFIG)
+def test_a_configuration_that_cannot_be_is_one_sentence(arguments: list[str], words: str) -> None:
+    done = _ray_config(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_configuration_says_what_was_asked(tmp_path: Path) -> None:
+    done = _ray_config("Qwen/Qwen3-8B", "--engine", "vllm", "--gpus", "0.5", "--memory", "8GiB", "--replicas", "0:3", "--shared",
+                       "--public-url", "https://llm.example.org", "-o", str(tmp_path / "serve.yaml"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip(" -") for line in (tmp_path / "serve.yaml").read_text().splitlines()]
+    for wanted in ('name: "Qwen/Qwen3-8B"', 'engine: "vllm"', "gpus: 0.5", "memory: 8589934592", "min_replicas: 0", "max_replicas: 3",
+                   "cluster: true", "announce: true", 'public_url: "https://llm.example.org"', 'host: "127.0.0.1"'):  # fmt: skip
+        assert wanted in lines
+    assert any("RAY_AUTH_MODE=token" in line for line in lines)

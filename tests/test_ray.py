@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -404,3 +406,39 @@ def test_a_cluster_that_asks_nobody_for_a_token_is_refused(monkeypatch: pytest.M
     ):
         app(args)
     assert app({**args, "open_cluster": True})
+
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "cluster"
+
+
+def test_the_example_of_a_cluster_runs(cluster: Door, ray: RayCluster) -> None:
+    config = (EXAMPLE / "serve.yaml").read_text("utf-8")
+    ray.deploy(config.replace("port: 8000", f"port: {ray.port}"))
+    key = cluster.key("example")
+    body = {"model": "smollm2:135m", "prompt": "hi", "stream": False, "options": {"num_predict": 3}}
+    assert cluster.post("/api/generate", body, key).json()["eval_count"] == 3
+
+
+def test_the_example_is_what_ray_config_writes(tmp_path: Path) -> None:
+    text = (EXAMPLE / "serve.yaml").read_text("utf-8")
+    made = re.match(r"# Made by `avocado (.*)`", text)
+    assert made
+    argv = [sys.executable, "-m", "avocado_magic.cli", *shlex.split(made[1])]
+    subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True)
+    written = (tmp_path / "serve.yaml").read_text("utf-8")
+    assert written.splitlines()[1:] == text.splitlines()[1:]
+    assert "RAY_AUTH_MODE=token" in text
+    assert "--dashboard-host 127.0.0.1" in text
+
+
+def test_the_compose_file_opens_one_door() -> None:
+    import yaml
+
+    whole = yaml.safe_load((EXAMPLE / "compose.yaml").read_text("utf-8"))
+    published = [port for service in whole["services"].values() for port in service.get("ports", [])]
+    assert published == ["127.0.0.1:11435:11435"]
+    for service in (whole["services"][name] for name in ("head", "deploy", "gateway")):
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["network_mode"] == "service:postgres"
+    config = yaml.safe_load((EXAMPLE / "serve.yaml").read_text("utf-8"))
+    assert config["http_options"]["host"] == "127.0.0.1"

@@ -160,15 +160,15 @@ class Engine:
 
     async def _prepare(self, path: str, body: Mapping[str, Any], well: Sequence[int] = (200,)) -> int:
         async with aclosing(self.ask("POST", path, (), json.dumps(body).encode())) as answer:
-            status, _ = await anext(answer)
-            said = b"".join([piece async for piece in answer])
+            status, _, begin = await anext(answer)
+            said = begin + b"".join([piece async for piece in answer])
         if status not in well:
             words = said[:300].decode("utf-8", "replace")
             raise RuntimeError(f"{self._spec.name} cannot be served: {words}")
         return int(status)
 
     def ask(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncGenerator[Any, None]:
-        """The answer: its status and headers, then its body in pieces. Ending it early stops the engine's work."""
+        """The answer: its status, headers and beginning, then the rest in pieces. Ending it early stops the engine's work."""
         assert self._gateway is not None
         return drive(self._gateway.gate, method, path, headers, body)
 

@@ -17,7 +17,8 @@ _AHEAD = 64
 async def drive(
     app: App, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes
 ) -> AsyncGenerator[Any, None]:
-    """What `app` answers: first its status and headers, then its body, as many pieces together as there are.
+    """What `app` answers: first its status, its headers and the beginning of its body, then the rest, as many pieces together
+    as there are. What is answered in one piece comes as one.
 
     Closing the generator tells the application that its client has left. Raises what the application raises.
     """
@@ -43,20 +44,26 @@ async def drive(
                 messages.put_nowait(None)
 
     task = asyncio.get_running_loop().create_task(work())
+    head: tuple[Any, ...] | None = None
     try:
         while True:
             message = messages.get_nowait() if not messages.empty() else None if task.done() else await messages.get()
             if message is None:
                 break
             if message["type"] == "http.response.start":
-                yield message["status"], [(bytes(name), bytes(value)) for name, value in message["headers"]]
+                head = (message["status"], [(bytes(name), bytes(value)) for name, value in message["headers"]])
                 continue
-            pieces = [message.get("body", b"")]
-            while not messages.empty() and (more := messages.get_nowait()) is not None:
-                pieces.append(more.get("body", b""))
-            if whole := b"".join(pieces):
+            pieces, more = [message.get("body", b"")], message.get("more_body", False)
+            while more and not messages.empty() and (following := messages.get_nowait()) is not None:
+                pieces.append(following.get("body", b""))
+                more = following.get("more_body", False)
+            whole = b"".join(pieces)
+            if head is not None:
+                yield (*head, whole)
+                head = None
+            elif whole:
                 yield whole
-            if message.get("more_body") is False:
+            if not more:
                 break
         await task
     finally:

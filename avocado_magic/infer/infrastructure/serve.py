@@ -18,9 +18,12 @@ _BETWEEN = 0.1
 
 
 class HandleAnswer:
-    """UpstreamAnswer: what a replica yields, its status and headers first, then pieces of the body."""
+    """UpstreamAnswer: what a replica yields, its status, headers and the `begin` of the body, then the rest in pieces."""
 
-    def __init__(self, pieces: Any, status: int, headers: list[tuple[bytes, bytes]], failure: type[Exception]) -> None:
+    def __init__(
+        self, pieces: Any, status: int, headers: list[tuple[bytes, bytes]], begin: bytes, failure: type[Exception]
+    ) -> None:
+        self._begin = begin
         self._pieces = pieces
         self._failure = failure
         self._left = False
@@ -29,22 +32,26 @@ class HandleAnswer:
 
     @property
     def begun(self) -> bool:
-        return False  # what has come is not known before it is asked for
+        return bool(self._begin)
 
     @property
     def ended(self) -> bool:
         return False
 
     async def read(self) -> bytes:
+        import grpc
         import ray.exceptions
         from ray.serve.exceptions import RayServeException
 
+        if self._begin:
+            begin, self._begin = self._begin, b""
+            return begin
         try:
             return bytes(await self._pieces.__anext__())
         except StopAsyncIteration:
             self._left = True
             return b""
-        except (ray.exceptions.RayError, RayServeException) as error:
+        except (ray.exceptions.RayError, RayServeException, grpc.RpcError) as error:
             self._left = True
             raise self._failure(f"the replica that answered is gone ({_kind(error)})") from None
 
@@ -76,6 +83,7 @@ class HandleUpstream:
         body: Any = b"",
         length: bytes | None = None,
     ) -> HandleAnswer:
+        import grpc
         import ray.exceptions
         from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -83,8 +91,8 @@ class HandleUpstream:
         while True:
             pieces = self._handle.ask.remote(method, path, list(headers), bytes(body))
             try:
-                status, fields = await pieces.__anext__()
-                return HandleAnswer(pieces, status, fields, self._failure)
+                status, fields, begin = await pieces.__anext__()
+                return HandleAnswer(pieces, status, fields, begin, self._failure)
             except asyncio.CancelledError:
                 pieces.cancel()
                 raise
@@ -92,7 +100,7 @@ class HandleUpstream:
                 raise self._unreached("all replicas are busy, and enough requests wait for them") from None
             except StopAsyncIteration:
                 raise self._failure("the replica answered nothing") from None
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, grpc.RpcError) as error:
                 lost += 1
                 if lost >= _TRIES or time.monotonic() >= until:
                     raise self._unreached(f"{lost} replicas ended with this request ({_kind(error)})") from None
@@ -138,9 +146,12 @@ class InfoByModel:
 
 
 def streaming(handle: Any, model: str = "") -> Any:
-    """`handle` as `HandleUpstream` takes it; with the `model` that is meant where several share its deployment."""
+    """`handle` as `HandleUpstream` takes it; with the `model` that is meant where several share its deployment.
+
+    Pieces come over gRPC and not through Ray's object store, which takes twice as long for each (2.60, tests/benchmarks/cluster.py).
+    """
     more = {"multiplexed_model_id": model} if model else {}
-    return handle.options(stream=True, **more)
+    return handle.options(stream=True, _by_reference=False, **more)
 
 
 def handles_of(application: str) -> Mapping[str, Any]:

@@ -432,7 +432,7 @@ def test_the_example_is_what_ray_config_writes(tmp_path: Path) -> None:
 
 
 def test_the_compose_file_opens_one_door() -> None:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     whole = yaml.safe_load((EXAMPLE / "compose.yaml").read_text("utf-8"))
     published = [port for service in whole["services"].values() for port in service.get("ports", [])]

@@ -87,6 +87,7 @@ MAY: dict[str, set[str]] = {
     },
     "command": {"cli"},
     "cli": {
+        "shared_keys",
         "asking",
         "client_env",
         "settings",
@@ -114,6 +115,17 @@ MAY: dict[str, set[str]] = {
         "shared_keys",
     },
     "infer/settings": set(),
+    "infer/engines": set(),
+    "infer/ray": {
+        "config",
+        "model_names",
+        "infer/api",
+        "infer/app",
+        "infer/backends",
+        "infer/engines",
+        "infer/infrastructure",
+        "infer/settings",
+    },
     "infer/watched": set(),
     "infer/backends": {
         "discovery",

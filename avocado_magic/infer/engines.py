@@ -26,13 +26,14 @@ class EngineProcess:
     """``ollama serve`` or ``vllm serve``. `context` in tokens, `parallel` requests side by side, where they are given."""
 
     def __init__(
-        self, kind: str, model: str, context: int | None, parallel: int | None, options: Sequence[str] = ()
+        self, kind: str, model: str, context: int | None, parallel: int | None, options: Sequence[str], health: str
     ) -> None:
-        """FileNotFoundError where the program is not installed."""
+        """`health` is the path at which it answers when it is up. FileNotFoundError where the program is not installed."""
         program = shutil.which(kind)
         if program is None:
             raise FileNotFoundError(f"{kind} is not installed on this node")
         self.kind = kind
+        self._health = health
         self._folder = Path(tempfile.mkdtemp(prefix="avocado-engine-"))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -84,11 +85,10 @@ class EngineProcess:
             raise RuntimeError(f"{self.kind} serve ended with status {code}: {self._last_words()}")
 
     def _answers(self) -> bool:
-        path = "/api/version" if self.kind == "ollama" else "/health"
         try:
             # Not through a proxy of the environment's: it is on this machine.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(self.url + path, timeout=2) as answer:
+            with opener.open(self.url + self._health, timeout=2) as answer:
                 return int(answer.status) == 200
         except (OSError, ValueError):
             return False

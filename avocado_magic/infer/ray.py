@@ -7,7 +7,6 @@ them by what they have to do, checks, restarts and updates them; nothing of that
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -28,12 +27,15 @@ from .api.in_process import drive
 from .app import GatewayApp, announcement, create_app
 from .backends import RayBackend
 from .engines import EngineProcess
+from .infrastructure.ollama import VERSION_PATH, have_in_memory
 from .infrastructure.serve import streaming
 from .settings import InferSettings, OwnSettings, load
 
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 # By which Ray is told that nobody may do anything without its token (docs.ray.io, "Token authentication").
 _TOKEN_MODE = ("RAY_AUTH_MODE", "token")
+# Where an engine says that it is up; vLLM when its model is loaded.
+_HEALTH_PATHS = {"ollama": VERSION_PATH, "vllm": "/health"}
 _HEALTH_SECONDS, _DRAIN_SECONDS = 2.0, 30.0
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -130,18 +132,16 @@ class Engine:
         """Return when the model is in memory. Raises where it cannot be, which Serve tells."""
         spec = self._spec
         if spec.engine in ("ollama", "vllm") and spec.upstream is None:
-            self._process = EngineProcess(spec.engine, spec.name, spec.context, spec.parallel, spec.options)
+            self._process = EngineProcess(
+                spec.engine, spec.name, spec.context, spec.parallel, spec.options, _HEALTH_PATHS[spec.engine]
+            )
             self._process.start()  # from the thread that stays
             await asyncio.to_thread(self._process.wait)
         self._gateway = create_app(self._settings())
         await self._gateway.start()
-        model = spec.served_as
-        if spec.engine == "ollama" and await self._prepare("/api/show", {"model": model}, well=(200, 404)) == 404:
-            await self._prepare("/api/pull", {"model": model, "stream": False})
-        if spec.engine in ("embedded", "ollama"):
-            await self._prepare("/api/generate", {"model": model, "stream": False}, well=(200, 400))
-        else:
-            await self._prepare("/api/show", {"model": model})
+        await have_in_memory(
+            self._told, spec.served_as, fetches=spec.engine == "ollama", loads=spec.engine in ("embedded", "ollama")
+        )
 
     def _settings(self) -> InferSettings:
         spec, process = self._spec, self._process
@@ -158,14 +158,11 @@ class Engine:
         key_file = process.key_file if process else spec.upstream_key_file
         return OwnSettings(backend="openai", upstream=upstream, upstream_key_file=key_file, **alone)
 
-    async def _prepare(self, path: str, body: Mapping[str, Any], well: Sequence[int] = (200,)) -> int:
-        async with aclosing(self.ask("POST", path, (), json.dumps(body).encode())) as answer:
+    async def _told(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a request."""
+        async with aclosing(self.ask("POST", path, (), body)) as answer:
             status, _, begin = await anext(answer)
-            said = begin + b"".join([piece async for piece in answer])
-        if status not in well:
-            words = said[:300].decode("utf-8", "replace")
-            raise RuntimeError(f"{self._spec.name} cannot be served: {words}")
-        return int(status)
+            return status, begin + b"".join([piece async for piece in answer])
 
     def ask(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncGenerator[Any, None]:
         """The answer: its status, headers and beginning, then the rest in pieces. Ending it early stops the engine's work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ..domain.ports import Upstream
@@ -111,6 +111,24 @@ class OllamaInfo:
         except (UpstreamError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
+
+
+Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]
+
+
+async def have_in_memory(ask: Ask, model: str, *, fetches: bool, loads: bool) -> None:
+    """Have `model` at an engine: fetched where it is missing and that `fetches`, in memory where it `loads` on request.
+
+    `ask` sends a body to a path, and gives status and body of the answer. Raises RuntimeError in the engine's words.
+    """
+    named: dict[str, Any] = {"model": model, "stream": False}
+    status, said = await ask("/api/show", json.dumps({"model": model}).encode())
+    if status == 404 and fetches:
+        status, said = await ask("/api/pull", json.dumps(named).encode())
+    if status == 200 and loads:
+        status, said = await ask("/api/generate", json.dumps(named).encode())
+    if status != 200 and b"does not support generate" not in said:  # an embedding model is loaded by its first request
+        raise RuntimeError(f"{model} cannot be served: {said[:300].decode('utf-8', 'replace')}")
 
 
 def _entries(answer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

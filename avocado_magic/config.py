@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -143,6 +144,10 @@ def validate(s: Settings) -> Settings:
         raise ConfigError(f"{changes['gateway_config']} cannot be read", "give --gateway-config a TOML file")
     if s.public_url:
         changes |= {"public_url": base_url(s.public_url, "--public-url"), "tunnel": "none"}
+    try:
+        shlex.split(s.vllm_args or "")
+    except ValueError:
+        raise ConfigError("AVOCADO_VLLM_ARGS has a quote that does not end", "write it as in a shell") from None
     if s.upstream:
         changes["upstream"] = base_url(s.upstream, "--upstream")
     if s.api_key and not re.fullmatch(r"[\x21-\x7e]{16,512}", s.api_key.reveal()):

@@ -244,6 +244,11 @@ class Settings:
         most=1024,
         unset="the cores that may be used by default",
     )
+    vllm_args: str | None = _option(
+        None,
+        "further arguments of `vllm serve`, as in `--enable-auto-tool-choice --tool-call-parser hermes`",
+        "AVOCADO_VLLM_ARGS",
+    )
     ollama_host: str = _option(
         "127.0.0.1:11434",
         "where an Ollama of yours listens; one that answers there is used, never stopped",

@@ -15,16 +15,28 @@ from .errors import AvocadoError, ConfigError
 _LOCK = 0x61766F63
 _TABLE = "CREATE TABLE IF NOT EXISTS avocado_keys (name text PRIMARY KEY, entry jsonb NOT NULL)"
 _SECONDS = 5
+# A connection that does not get through is given up: milliseconds, and seconds.
+_GIVEN_UP = {"options": "-c statement_timeout=5000", "tcp_user_timeout": 10_000, "keepalives_idle": 10}
 
 
 def conninfo(url: str) -> str:
-    """What the driver takes, of a URL as SQLAlchemy or the driver writes it. ConfigError for another database."""
+    """What the driver takes, of a URL as SQLAlchemy or the driver writes it. ConfigError for another database, or no URL."""
     scheme, sign, rest = url.partition("://")
     if not sign or scheme.partition("+")[0] not in ("postgresql", "postgres"):
         raise ConfigError(
             "what gateways share is kept in PostgreSQL", "write the database as in postgresql://user:password@host/name"
         )
-    return f"postgresql://{rest}"
+    taken = f"postgresql://{rest}"
+    try:
+        driver().conninfo.conninfo_to_dict(taken)
+    except driver().Error:
+        taken = ""  # what the driver says of it quotes the password
+    if not taken or rest.count("@") > 1:
+        raise ConfigError(
+            "the URL of the database cannot be read",
+            "in its password, write %40 for @, %2F for /, %25 for % and %20 for a space",
+        )
+    return taken
 
 
 def driver() -> Any:
@@ -53,7 +65,7 @@ class SharedKeys:
         """As `entries`, for who looks again and again: over a connection that is kept. For one thread."""
         if self._kept is None or self._kept.closed:
             with self._said():
-                self._kept = self._psycopg.connect(self._conninfo, connect_timeout=_SECONDS)
+                self._kept = self._psycopg.connect(self._conninfo, connect_timeout=_SECONDS, **_GIVEN_UP)
                 with self._kept.transaction():
                     return _prepared(self._kept)
         with self._said(), self._kept.transaction():

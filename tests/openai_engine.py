@@ -27,6 +27,7 @@ class Answer:
 class OpenAIEngine:
     port: int = 0
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "object": "model", "owned_by": "vllm"}])
+    listed: Any = None  # in place of the list of models
     answers: list[Answer] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -63,7 +64,7 @@ def openai_engine() -> Iterator[OpenAIEngine]:
         def do_GET(self) -> None:
             engine.paths.append(self.path)
             if self.path.endswith("/models"):
-                self._whole(200, {"object": "list", "data": engine.models})
+                self._whole(200, engine.listed or {"object": "list", "data": engine.models})
             else:
                 self._whole(404, {"error": {"message": "not found"}})
 

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,11 +298,32 @@ def test_calls_come_whole_however_they_were_cut(engine: OpenAIEngine, url: str) 
     ]
 
 
-def test_a_call_with_arguments_that_are_none_is_an_error(engine: OpenAIEngine, url: str) -> None:
-    engine.answers.append(Answer([_call(0, name="a", arguments="{oh"), delta(finish_reason="tool_calls")]))
-    answer = ask(url, "/api/chat", messages=[{"role": "user", "content": "x"}])
-    assert answer.status_code == 500
-    assert answer.json() == {"error": "the engine calls 'a' with arguments that are no JSON object"}
+def test_a_call_that_is_none_is_text(engine: OpenAIEngine, url: str) -> None:
+    engine.answers.append(
+        Answer([delta(content="so: "), _call(0, name="a", arguments="{oh"), delta(finish_reason="tool_calls")])
+    )
+    assert said(url)["message"] == {"role": "assistant", "content": "so: {oh"}
+
+
+def test_a_call_that_was_cut_is_left_out(engine: OpenAIEngine, url: str) -> None:
+    engine.answers.append(Answer([_call(0, name="a", arguments='{"x": "lo'), delta(finish_reason="length")]))
+    answer = said(url)
+    assert answer["done_reason"] == "length"
+    assert "tool_calls" not in answer["message"]
+
+
+def test_calls_are_told_apart_by_their_ids_as_well(engine: OpenAIEngine, url: str) -> None:
+    one, two = (
+        delta(tool_calls=[{"index": 0, "id": each, "function": {"name": each, "arguments": f'{{"n": "{each}"}}'}}])
+        for each in ("a", "b")
+    )
+    as_object = delta(tool_calls={"id": "c", "function": {"name": "c", "arguments": {"n": "c"}}})
+    engine.answers.append(Answer([one, two, as_object, delta(finish_reason="tool_calls")]))
+    assert [c["function"]["arguments"] for c in said(url)["message"]["tool_calls"]] == [
+        {"n": "a"},
+        {"n": "b"},
+        {"n": "c"},
+    ]
 
 
 THOUGHTS = [
@@ -353,9 +375,26 @@ def test_other_numbers_are_refused(numbers: list[int]) -> None:
             recall(context)
 
 
-def test_a_conversation_that_unpacks_to_much_is_refused() -> None:
+def packed(turns: Any) -> list[int]:
+    """As `keep` writes them, without its bounds."""
+    text = zlib.compress(json.dumps(turns).encode())
+    return [
+        (1 << 25) + len(text),
+        *(int.from_bytes(text[at : at + 3].ljust(3, b"\0"), "big") for at in range(0, len(text), 3)),
+    ]
+
+
+@pytest.mark.parametrize("turns", [[["user", "a" * (2 << 20)]], [["", ""]] * 100_000, [["user"]], {"a": 1}, [1], 7])
+def test_a_conversation_that_unpacks_to_much_or_to_none_is_refused(turns: Any) -> None:
     with pytest.raises(InferError, match="context is not what"):
-        recall(keep([Message("user", "a" * (5 << 20))]))
+        recall(packed(turns))
+
+
+def test_of_a_long_conversation_the_newest_turns_are_kept() -> None:
+    turns = [Message("user", f"{number} {'x' * 1000}") for number in range(400)]
+    kept = recall(keep(turns))
+    assert kept == turns[-len(kept) :]
+    assert 20 < len(kept) < 400
 
 
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
@@ -386,7 +425,30 @@ REFUSED = {
         400,
     ),
     "openai-param": ({"error": {"message": "Unknown parameter", "param": "top_k", "code": "unknown_parameter"}}, 400),
-    "pydantic": ({"detail": [{"loc": ["body", "top_k"], "msg": "top_k: Extra inputs are not permitted"}]}, 422),
+    "pydantic": (
+        {"detail": [{"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]},
+        422,
+    ),
+    "mistral": (
+        {
+            "object": "error",
+            "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "top_k"], "msg": "Extra"}]},
+        },
+        422,
+    ),
+    "groq": ({"error": {"message": "property 'top_k' is unsupported", "type": "invalid_request_error"}}, 400),
+    "gemini": (
+        [
+            {
+                "error": {
+                    "code": 400,
+                    "message": 'Invalid JSON payload received. Unknown name "top_k": Cannot find field.',
+                }
+            }
+        ],
+        400,
+    ),
+    "xai": ({"error": "Argument not supported on this model: topK"}, 400),
 }
 
 
@@ -416,6 +478,108 @@ def test_a_value_that_is_refused_is_left_out_of_that_request_alone(engine: OpenA
     assert ["temperature" in asked for asked in engine.asked] == [True, False, True]
 
 
+def test_what_a_client_sends_switches_nothing_off_for_others(engine: OpenAIEngine, url: str) -> None:
+    echoed = "Input should be 'function' [input: 'unrecognized temperature is not supported']"
+    refused = {"error": {"message": echoed, "type": "BadRequestError", "param": None, "code": 400}}
+    for _ in range(2):
+        engine.answers.append(Answer(whole=refused, status=400))
+        answer = ask(url, "/api/chat", messages=[{"role": "user", "content": "x"}], options={"temperature": 0.1})
+        assert (answer.status_code, answer.json()["error"]) == (400, echoed)
+    assert all("temperature" in asked for asked in engine.asked)
+
+
+def test_a_schema_is_never_left_out(engine: OpenAIEngine, url: str) -> None:
+    words = "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
+    engine.answers += [Answer(whole={"error": {"message": words, "param": "response_format"}}, status=400)] * 3
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    refused = ask(url, "/api/chat", messages=[{"role": "user", "content": "x"}], format=schema)
+    assert (refused.status_code, refused.json()["error"]) == (400, words)
+    assert [asked["response_format"]["json_schema"]["strict"] for asked in engine.asked] == [True, False]
+
+
+def test_json_is_asked_for_as_a_schema_where_there_is_no_other_way(engine: OpenAIEngine, url: str) -> None:
+    engine.answers.append(Answer(whole={"error": "'response_format.type' must be 'json_schema' or 'text'"}, status=400))
+    assert said(url, format="json")["message"]["content"] == "ok"
+    assert engine.asked[1]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_room_for_more_than_there_is_shortens_no_conversation(engine: OpenAIEngine, url: str) -> None:
+    words = "'max_tokens' is too large: 8192. This model's maximum context length is 4096 tokens and your request has 20 input tokens"
+    engine.answers.append(Answer(whole={"error": {"message": words, "code": 400}}, status=400))
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert said(url, messages=messages, options={"num_predict": 8192})["message"]["content"] == "ok"
+    assert len(engine.asked[1]["messages"]) == 3
+    assert "max_tokens" not in engine.asked[1]
+
+
+def test_an_error_that_comes_in_a_stream_is_read_as_one(engine: OpenAIEngine, url: str) -> None:
+    words = "The input (9000 tokens) is longer than the model's context length (4096 tokens)."
+    engine.answers.append(Answer([{"error": {"message": words, "code": 400}}]))
+    messages = [{"role": role, "content": "x" * 20} for role in ("user", "assistant", "user", "assistant", "user")]
+    answer = ask(url, "/api/chat", messages=messages)
+    assert answer.status_code == 200
+    assert answer.headers["X-Avocado-Prompt-Cut"].startswith("kept 1 of 5 messages")
+    assert [m["role"] for m in engine.asked[1]["messages"]] == ["user"], "it begins with a user's turn"
+
+
+def test_thoughts_of_earlier_turns_are_left_out_where_they_are_refused(engine: OpenAIEngine, url: str) -> None:
+    refused = {
+        "error": {
+            "message": "'messages.1' : property 'reasoning_content' is unsupported",
+            "type": "invalid_request_error",
+        }
+    }
+    engine.answers.append(Answer(whole=refused, status=400))
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "thinking": "hm"},
+        {"role": "user", "content": "c"},
+    ]
+    assert said(url, messages=messages)["message"]["content"] == "ok"
+    assert ["reasoning_content" in asked["messages"][1] for asked in engine.asked] == [True, False]
+
+
+def test_many_texts_are_embedded_in_parts_and_a_long_one_is_looked_for(engine: OpenAIEngine, url: str) -> None:
+    def vectors(count: int) -> Answer:
+        data = [{"index": n, "embedding": [3.0, 4.0]} for n in range(count)]
+        return Answer(whole={"data": data, "usage": {"prompt_tokens": count}})
+
+    engine.answers += [vectors(64), vectors(36)]
+    answer = ask(url, "/api/embed", input=["x"] * 100).json()
+    assert answer["embeddings"] == [[0.6, 0.8]] * 100
+    assert answer["prompt_eval_count"] == 100
+    too_long = Answer(
+        whole={"error": {"message": "input (900 tokens) is too large to process", "code": 500}}, status=500
+    )
+    engine.answers += [too_long, vectors(1), too_long, vectors(1)]
+    assert len(ask(url, "/api/embed", input=["short", "long " * 500]).json()["embeddings"]) == 2
+    assert len(engine.asked) == 6
+    refused = ask(url, "/api/embed", input=["x"] * 10_001)
+    assert (refused.status_code, refused.json()["error"]) == (
+        400,
+        "a request may have 10000 texts, and this one has 10001",
+    )
+
+
+def test_what_is_off_is_not_sent(engine: OpenAIEngine, url: str) -> None:
+    said(url, options={"top_k": 0, "stop": [], "num_predict": -1})
+    assert not {"top_k", "stop", "max_tokens"} & set(engine.asked[0])
+
+
+@pytest.mark.parametrize("whole", [[{"id": "m"}], {"object": "list", "data": [{"id": "m"}]}])
+def test_a_list_may_have_either_shape(tmp_path: Path, whole: Any) -> None:
+    with openai_engine() as own, open_gateway(tmp_path, own.url) as url:
+        own.listed = whole
+        assert [model["name"] for model in requests.get(f"{url}/api/tags", timeout=10).json()["models"]] == ["m"]
+        own.answers.append(chat("yes"))
+        assert said(url, model="unlisted")["message"]["content"] == "yes", "the engine may know more than it lists"
+        assert ask(url, "/api/show", model="unlisted").status_code == 404
+
+
 def test_a_limit_has_another_name_with_newer_models(engine: OpenAIEngine, url: str) -> None:
     words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
     engine.answers.append(
@@ -431,6 +595,13 @@ ERRORS = [
     (400, {"object": "error", "message": "old vLLM", "code": 400}, 400, "old vLLM"),
     (422, {"error": "TGI says no", "error_type": "validation"}, 400, "TGI says no"),
     (404, {"error": {"message": "The model `m` does not exist."}}, 404, "model 'm' not found"),
+    (
+        404,
+        {"error": {"message": "No endpoints found that support tool use."}},
+        501,
+        "No endpoints found that support tool use.",
+    ),
+    (404, {"detail": "Not Found"}, 501, "the engine has no /v1/chat/completions"),
     (429, {"error": {"message": "slow down"}}, 429, "the engine has had enough for now: slow down"),
     (500, {"error": {"message": "CUDA out of memory"}}, 500, "CUDA out of memory"),
     (503, {"error": {"message": "Loading model"}}, 503, "Loading model"),

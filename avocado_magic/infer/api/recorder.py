@@ -83,6 +83,8 @@ class Recorder:
         held = self.reservation
         while held is not None and held.prompt + self._pieces - _FRAMES > held.tokens and self.grow is not None:
             refusal = self.grow(held)
+            if refusal is None and held.asking:
+                return None  # it goes on while that is found out
             if refusal is not None:
                 return None if any(tokens_in(self._tail, self._route.dialect) or ()) else refusal
         return None

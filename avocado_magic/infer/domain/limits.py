@@ -27,25 +27,27 @@ class OverLimit(InferError):
 class Ticket:
     """One request of a key that was let pass; `number` is what it is known by where that is shared."""
 
-    __slots__ = ("key", "number", "runs")
+    __slots__ = ("key", "number", "reserved", "runs")
 
     def __init__(self, key: ApiKey, *, runs: bool, number: int = 0) -> None:
         self.key = key
         self.runs = runs
         self.number = number
+        self.reserved = False  # a Reservation was handed out for it
 
 
 class Reservation:
     """Tokens of a key's day that are set aside for one request: its prompt (estimated) and its answer."""
 
-    __slots__ = ("asking", "more", "prompt", "ticket", "tokens", "wanted")
+    __slots__ = ("asking", "exhausted", "prompt", "ticket", "tokens", "wanted")
 
     def __init__(self, ticket: Ticket, prompt: int, wanted: int | None, tokens: int) -> None:
         self.ticket = ticket
         self.prompt = prompt
         self.wanted = wanted  # the longest answer that was asked for; None where the request does not say
         self.tokens = tokens
-        self.asking = self.more = False  # whether more is being set aside, or could not be: where that takes a while
+        # Where it takes a while: whether more is being set aside at this moment, and whether there was no more.
+        self.asking = self.exhausted = False
 
 
 def too_many_at_once(key: ApiKey) -> OverLimit:

@@ -53,7 +53,10 @@ class Limits(Protocol):
         ...
 
     def grow(self, held: Reservation) -> bool:
-        """Set more aside for an answer that is longer than its reservation; False where nothing is left."""
+        """Set more aside for an answer that is longer than its reservation; False where nothing is left.
+
+        Where that takes a while the reservation says that it is `asking`, and the answer goes on.
+        """
         ...
 
     def release(self, held: Reservation, used: int) -> None:

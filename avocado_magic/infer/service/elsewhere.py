@@ -21,6 +21,8 @@ from .kept_turns import keep, recall
 from .output import InlineThoughts
 
 Asked = TypeVar("Asked", bound=TextRequest)
+# Texts of one request that are embedded.
+_MOST_TEXTS = 10_000
 # A prompt that the context does not hold is made shorter so many times, each time by half.
 _TRIES = 12
 _NEVER = timedelta(days=365 * 292)  # when what an engine holds in memory for good is unloaded, as Ollama shows it
@@ -48,15 +50,27 @@ class Elsewhere:
         return await self._find(name, full=True)
 
     async def _find(self, name: str, *, pull_hint: bool = False, full: bool = False) -> Model:
-        """The model of this name, as the engine spells it. Raises InferError 404."""
-        models = await self.models()
-        exact = next((model for model in models if model.name == name), None)
-        found = exact or next((model for model in models if same_model(model.name, name)), None) if name else None
+        """The listed model of this name, as the engine spells it. Raises InferError 404."""
+        found = _named(await self.models(), name)
         if found is None:
-            if name and ModelName.parse(name) is None:
-                raise InferError(Refusal.INVALID, "invalid model name")
-            raise not_found(name, pull_hint=pull_hint, full=full)
+            raise self._missing(name, pull_hint=pull_hint, full=full)
         return found
+
+    async def _asked(self, name: str, *, pull_hint: bool = False) -> Model:
+        """As `_find`, but an engine that may know more models than it lists is left to say that it does not know this one."""
+        models = await self.models()
+        found = _named(models, name)
+        if found is not None:
+            return found
+        if not name or not models or any(model.certain for model in models):
+            raise self._missing(name, pull_hint=pull_hint)
+        return replace(models[0], name=name, path=name, capabilities=(), context_length=0)
+
+    @staticmethod
+    def _missing(name: str, *, pull_hint: bool = False, full: bool = False) -> InferError:
+        if name and ModelName.parse(name) is None:
+            return InferError(Refusal.INVALID, "invalid model name")
+        return not_found(name, pull_hint=pull_hint, full=full)
 
     async def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:
         """What is there need not be fetched, and nothing else can be."""
@@ -71,16 +85,18 @@ class Elsewhere:
     async def generate(self, request: GenerateRequest, cut: Cut | None = None) -> AsyncGenerator[Chunk, None]:
         """The answer to a prompt."""
         check.keep_alive(request.keep_alive)
-        model = await self._find(request.model)
+        model = await self._asked(request.model)
         check_raw(request)
         if request.suffix and "insert" not in model.capabilities:
             raise no_insert(request.model)
         asked = await self._checked(request, model, request.images)
-        earlier = recall(request.context)
         if not request.prompt:
             yield _nothing(request)
             return
-        turns = [*earlier, *([Message("system", request.system)] if request.system else [])]
+        earlier = await asyncio.to_thread(recall, request.context) if request.context else []
+        if request.system:  # which templates take at the beginning alone
+            earlier = [Message("system", request.system), *(turn for turn in earlier if turn.role != "system")]
+        turns = [*earlier]
         turns.append(Message("user", request.prompt, images=list(request.images)))
         if request.raw or request.suffix or request.template:
             text = filled(request) if request.template else request.prompt
@@ -104,7 +120,7 @@ class Elsewhere:
         if not request.model:
             raise InferError(Refusal.INVALID, "model is required")
         check.keep_alive(request.keep_alive)
-        model = await self._find(request.model)
+        model = await self._asked(request.model)
         if request.tools and model.certain and "tools" not in model.capabilities:
             raise InferError(Refusal.INVALID, f"{full_name(request.model)} does not support tools")
         asked = await self._checked(request, model, [image for turn in request.messages for image in turn.images])
@@ -119,6 +135,8 @@ class Elsewhere:
         """Vectors of a text or of several. Raises InferError 400 for an input that is neither."""
         begin = time.perf_counter_ns()
         texts = texts_of(request)
+        if len(texts) > _MOST_TEXTS:
+            raise InferError(Refusal.INVALID, f"a request may have {_MOST_TEXTS} texts, and this one has {len(texts)}")
         model = await self._embedding_model(request)
         if "" in texts:
             raise InferError(Refusal.FAILED, NO_INPUT)
@@ -136,17 +154,20 @@ class Elsewhere:
     async def _embedding_model(self, request: EmbedRequest) -> str:
         check.options(request.options)
         check.keep_alive(request.keep_alive)
-        return (await self._find(request.model, pull_hint=True)).name
+        return (await self._asked(request.model, pull_hint=True)).name
 
     async def _embedded(self, model: str, texts: Sequence[str], request: EmbedRequest) -> Vectors:
-        """Vectors of `texts`; where one is too long and may be cut, of its beginning."""
+        """Vectors of `texts`; where one is too long and may be cut, of its beginning. It is looked for by halves."""
         try:
             return await self._server.embed(model, texts, request.dimensions)
         except PromptTooLong:
             if not request.truncate:
                 raise
-        made = [await self._embedded_cut(model, text, request.dimensions) for text in texts]
-        return Vectors([one.vectors[0] for one in made], sum(one.tokens for one in made))
+        if len(texts) == 1:
+            return await self._embedded_cut(model, texts[0], request.dimensions)
+        half = len(texts) // 2
+        made = [await self._embedded(model, part, request) for part in (texts[:half], texts[half:])]
+        return Vectors([vector for one in made for vector in one.vectors], sum(one.tokens for one in made))
 
     async def _embedded_cut(self, model: str, text: str, dimensions: int) -> Vectors:
         for _ in range(_TRIES):
@@ -215,6 +236,11 @@ class Elsewhere:
                     cut(f"kept {len(request.prompt)} of {len(whole)} characters: the engine's context holds no more")
 
 
+def _named(models: Sequence[Model], name: str) -> Model | None:
+    exact = next((model for model in models if model.name == name), None)
+    return exact or next((model for model in models if name and same_model(model.name, name)), None)
+
+
 def _nothing(request: TextRequest) -> Chunk:
     """The answer to a request that would load or unload a model: the engine keeps its own in memory as it likes."""
     return Chunk(reason="unload" if check.keep_alive(request.keep_alive) == 0 else "load")
@@ -228,7 +254,7 @@ def _shortened(messages: Sequence[Message]) -> Sequence[Message] | None:
     system = [turn for turn in messages if turn.role == "system"]
     turns = [turn for turn in messages if turn.role != "system"]
     kept = turns[-(len(turns) // 2) :] if len(turns) > 1 else turns
-    while len(kept) > 1 and kept[0].role == "tool":  # an answer to a call that is not there any more
+    while len(kept) > 1 and kept[0].role != "user":  # an answer to what is not there any more
         kept = kept[1:]
     if len(kept) == len(turns):
         if not kept or len(kept[-1].content) < 2:

@@ -15,12 +15,15 @@ from ..domain.types import InferError, Refusal
 # The first number, which no vocabulary has; the rest are bytes, three in each.
 _MARK = 1 << 25
 _WIDTH = 3
-# What a client sends is made larger by so much at most, in bytes.
-_LARGEST = 4 << 20
+# What a client sends is made no larger than this, in bytes and in turns.
+_LARGEST, _MOST_TURNS = 1 << 20, 256
 
 
 def keep(turns: Sequence[Message]) -> tuple[int, ...]:
-    """The texts of `turns` as numbers."""
+    """The texts of `turns` as numbers, of the newest of them where they are many."""
+    turns = turns[-_MOST_TURNS:]
+    while len(turns) > 1 and sum(6 * len(turn.content) for turn in turns) > _LARGEST // 2:
+        turns = turns[1:]
     text = json.dumps([[turn.role, turn.content] for turn in turns], ensure_ascii=False).encode("utf-8", "replace")
     packed = zlib.compress(text)
     pieces = (packed[at : at + _WIDTH].ljust(_WIDTH, b"\0") for at in range(0, len(packed), _WIDTH))
@@ -40,7 +43,10 @@ def recall(context: Sequence[int]) -> list[Message]:
         text = unpacking.decompress(packed, _LARGEST)
         if unpacking.unconsumed_tail or not unpacking.eof:
             raise ValueError
-        return [Message(str(role), str(content)) for role, content in json.loads(text)]
+        turns = json.loads(text)
+        if len(turns) > _MOST_TURNS:
+            raise ValueError
+        return [Message(str(role), str(content)) for role, content in turns]
     except (ValueError, TypeError, OverflowError, RecursionError, zlib.error):
         said = "context is not what this gateway gave with an earlier answer: send the conversation as messages"
         raise InferError(Refusal.INVALID, said) from None

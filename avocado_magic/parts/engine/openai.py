@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 import sys
 import threading
@@ -32,6 +33,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _VLLM_KEY = "VLLM_API_KEY"
 # However much a log moves, a model that is not there after so many seconds will not be.
 _LONGEST_LOAD = 2 * 3600.0
+# One that is not on this machine counts its requests: it is asked so often whether it is well, in seconds.
+_AWAY_SECONDS = 30.0
 _KEY_FILE = "upstream_key"
 
 
@@ -77,7 +80,8 @@ class OpenAIApi(EngineApi):
         with self._session() as session:
             answer = session.get(f"{self._routes}/models", timeout=timeout)
             answer.raise_for_status()
-            return [str(entry["id"]) for entry in answer.json()["data"]]
+            found = answer.json()
+            return [str(entry["id"]) for entry in (found if isinstance(found, list) else found["data"])]
 
     def loaded(self) -> list[LoadedModel]:
         """The models in memory, how much they take is not told; none where that is not known."""
@@ -116,7 +120,7 @@ def check_elsewhere(settings: Settings) -> str:
     parts = urlsplit(url)
     if settings.upstream_key and parts.scheme != "https" and not is_local(url):
         raise ConfigError(f"no key is sent to {url}: it is not https", "have it served over https")
-    _check_not_ours(settings, "an engine elsewhere")
+    _check_not_told(settings, "an engine elsewhere")
     return url
 
 
@@ -126,7 +130,9 @@ def check_vllm(settings: Settings) -> Path:
         raise ConfigError("vLLM serves the model that is named", "name one, as in {up Qwen/Qwen3-0.6B --engine vllm}")
     if settings.more_models:
         raise ConfigError("vLLM serves one model", "name one alone, and start another service for the other: --name")
-    _check_not_ours(settings, "vLLM", "context", "parallel")
+    if any(map(is_gguf, settings.models)):
+        raise ConfigError("a *.gguf file is for the embedded engine", "leave --engine away, or use --engine embedded")
+    _check_not_told(settings, "vLLM", "context", "parallel")
     program = find_vllm()
     if program is None:
         raise ConfigError("vLLM is not installed", "pip install vllm where this Python is, or use another --engine")
@@ -147,10 +153,8 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in _LOOPBACK
 
 
-def _check_not_ours(settings: Settings, what: str, *but: str) -> None:
+def _check_not_told(settings: Settings, what: str, *but: str) -> None:
     """ConfigError for settings that `what` cannot be told."""
-    if any(map(is_gguf, settings.models)):
-        raise ConfigError("a *.gguf file is for the embedded engine", "leave --engine away, or use --engine embedded")
     for name in ("context", "keep_alive", "parallel", "gpu_layers", "threads"):
         if name not in but and getattr(settings, name) is not None:
             flag = f"--{name.replace('_', '-')}"
@@ -186,6 +190,7 @@ class Elsewhere(ProcessPart):
         self.version: str | None = before.about.get("version") if before else None
         self.model = settings.model
         self.where, self.needs = "elsewhere", 0
+        self._well_until = 0.0  # time.monotonic() until which it need not be asked again
 
     @property
     def behind(self) -> Sequence[str]:
@@ -215,7 +220,13 @@ class Elsewhere(ProcessPart):
         return model
 
     def check(self) -> str | None:
-        return None if self.api.version(CHECK_SECONDS) else f"the engine at {self.url} stopped answering"
+        now = time.monotonic()
+        if not is_local(self.url) and now < self._well_until:
+            return None
+        if self.api.version(CHECK_SECONDS) is None:
+            return f"the engine at {self.url} stopped answering"
+        self._well_until = now + _AWAY_SECONDS
+        return None
 
     def ended(self) -> str | None:
         return None
@@ -267,6 +278,7 @@ class Vllm(ProcessPart):
             argv += ["--max-model-len", str(settings.context)]
         if settings.parallel is not None:
             argv += ["--max-num-seqs", str(settings.parallel)]
+        argv += shlex.split(settings.vllm_args or "")
         context.report(f"loading {model}")
         self._launch(argv, {_VLLM_KEY: self._key})
         written, until = 0, time.monotonic() + _LONGEST_LOAD

@@ -62,7 +62,20 @@ def _weight(value: Any) -> int:
 
 
 def longest_answer(body: Body, member: str) -> int | None:
-    """The tokens that a request allows its answer in `member`, the one that its route reads; None where it says nothing."""
+    """The tokens that a request allows its answer in `member`, the one that its route reads; None where it says nothing.
+
+    OpenAI's newer member counts as well where an engine may read it: the larger of the two.
+    """
+    if member == _OLDER:
+        found = [most for name in (_OLDER, _NEWER) if (most := _limit(body, name)) is not None]
+        return max(found, default=None)
+    return _limit(body, member)
+
+
+_OLDER, _NEWER = "max_tokens", "max_completion_tokens"
+
+
+def _limit(body: Body, member: str) -> int | None:
     outer, _, inner = member.partition(".")
     value = body.get(outer)
     if inner:

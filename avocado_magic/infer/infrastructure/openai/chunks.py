@@ -15,6 +15,15 @@ _THOUGHTS = ("reasoning_content", "reasoning")
 _MILLISECOND = 1_000_000  # nanoseconds
 # More calls, or longer ones, are no answer's.
 _MOST_CALLS, _LONGEST_CALL = 128, 1 << 20
+_SENTENCE = 2000  # characters of an error
+
+
+class ErrorFrame(Exception):
+    """A frame that says that the engine failed; `answer` is all of it."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        super().__init__("an error in a stream")
+        self.answer = answer
 
 
 class AnswerReader:
@@ -31,7 +40,8 @@ class AnswerReader:
         self._reason: str | None = None
         self._usage: Mapping[str, Any] = {}
         self._timings: Mapping[str, Any] = {}
-        self._calls: dict[int, dict[str, str]] = {}
+        self._calls: list[dict[str, str]] = []
+        self._index = -1  # of the last of them
         self._told = 0  # calls that were handed out
 
     def began(self, now: int) -> None:
@@ -39,8 +49,9 @@ class AnswerReader:
         self._head = now
 
     def feed(self, frame: Mapping[str, Any], now: int) -> Iterator[Chunk]:
-        """What a frame of a stream, or an answer in one piece, says. Raises InferError where it is an error."""
-        _refuse(frame)
+        """What a frame of a stream, or an answer in one piece, says. Raises ErrorFrame where it is an error."""
+        if frame.get("error") or frame.get("object") == "error":
+            raise ErrorFrame(frame)
         self._last = now
         if isinstance(frame.get("usage"), dict):
             self._usage = frame["usage"]
@@ -66,43 +77,46 @@ class AnswerReader:
         """What is left when the answer has ended, and its last chunk. InferError for one that is not `whole` and gave no reason."""
         if self._reason is None and not whole:
             raise InferError(Refusal.FAILED, "the engine's answer broke off")
-        yield from self._finished_calls(len(self._calls))
+        yield from self._finished_calls()
         yield Chunk(reason=self._reason or "stop", counts=self._counts(now))
 
-    def _called(self, calls: Any) -> Iterator[Chunk]:
-        """Calls come in pieces, told apart by their index: one is whole when the next one begins, or at the end."""
-        for number, call in enumerate(calls if isinstance(calls, list) else ()):
+    def _called(self, given: Any) -> Iterator[Chunk]:
+        """Calls come in pieces, told apart by their index, or by an id and a name that begin another: one is whole then."""
+        for number, call in enumerate([given] if isinstance(given, dict) else given if isinstance(given, list) else ()):
             if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
                 continue
-            index = call.get("index")
-            index = index if isinstance(index, int) else number
-            if index not in self._calls:
+            function, identity = call["function"], str(call.get("id") or "")
+            told = call.get("index")
+            index = told if isinstance(told, int) else number
+            kept = self._calls[-1] if self._calls else None
+            other = kept is not None and identity and function.get("name") and kept["id"] and identity != kept["id"]
+            if kept is None or index != self._index or other:
                 if len(self._calls) >= _MOST_CALLS:
                     raise InferError(Refusal.FAILED, f"the engine calls more than {_MOST_CALLS} tools")
-                yield from self._finished_calls(len(self._calls))
-                self._calls[index] = {"id": "", "name": "", "arguments": ""}
-            kept, function = self._calls[index], call["function"]
-            kept["id"] = kept["id"] or str(call.get("id") or "")
-            kept["name"] += str(function.get("name") or "")
-            given = function.get("arguments")
-            kept["arguments"] += given if isinstance(given, str) else json.dumps(given) if given else ""
+                yield from self._finished_calls()
+                kept = {"id": "", "name": "", "arguments": ""}
+                self._calls.append(kept)
+                self._index = index
+            kept["id"] = kept["id"] or identity
+            kept["name"] = kept["name"] or str(function.get("name") or "")
+            arguments = function.get("arguments")
+            kept["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""
             if len(kept["arguments"]) > _LONGEST_CALL:
                 raise InferError(Refusal.FAILED, f"the engine calls a tool with more than {_LONGEST_CALL} bytes")
 
-    def _finished_calls(self, count: int) -> Iterator[Chunk]:
-        whole = list(self._calls.values())
-        while self._told < count:
-            call = whole[self._told]
+    def _finished_calls(self) -> Iterator[Chunk]:
+        """The calls that are whole now; what is none is text, and nothing where the answer was cut inside it."""
+        for call in self._calls[self._told :]:
+            self._told += 1
             try:
                 arguments = json.loads(call["arguments"] or "{}")
             except (ValueError, RecursionError):
                 arguments = None
-            if not isinstance(arguments, dict):
-                said = f"the engine calls {call['name']!r} with arguments that are no JSON object"
-                raise InferError(Refusal.FAILED, said)
-            identity = call["id"] or f"call_{secrets.token_hex(4)}"
-            yield Chunk(calls=(ToolCall(call["name"], arguments, identity, self._told),))
-            self._told += 1
+            if isinstance(arguments, dict):
+                identity = call["id"] or f"call_{secrets.token_hex(4)}"
+                yield Chunk(calls=(ToolCall(call["name"], arguments, identity, self._told - 1),))
+            elif self._reason != "length":
+                yield Chunk(call["arguments"])
 
     def _counts(self, now: int) -> Counts:
         """Tokens as the engine counts them, or a token a frame; durations as it tells them, or as they were seen here."""
@@ -122,26 +136,35 @@ class AnswerReader:
         )
 
 
-def _refuse(frame: Mapping[str, Any]) -> None:
-    error = frame.get("error")
-    if error or frame.get("object") == "error":
-        raise InferError(Refusal.FAILED, sentence_of(frame) or "the engine failed and does not say why")
+def error_of(answer: Any) -> Mapping[str, Any]:
+    """The object in an error that tells most of it."""
+    if isinstance(answer, list) and answer:  # Gemini's
+        answer = answer[0]
+    if not isinstance(answer, dict):
+        return {}
+    for member in ("error", "message"):  # Mistral has its details in a message
+        if isinstance(answer.get(member), dict):
+            return answer[member]  # type: ignore[no-any-return]
+    return answer
+
+
+def details_of(answer: Any) -> Sequence[Mapping[str, Any]]:
+    """What FastAPI's validation lists; each has ``type``, ``loc`` and ``msg``."""
+    found = error_of(answer).get("detail")
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def sentence_of(answer: Any) -> str | None:
     """The sentence in an error: OpenAI's, FastAPI's, TGI's, or a bare one; None where there is none."""
-    if not isinstance(answer, dict):
-        return None
-    error = answer.get("error")
-    for said in (
-        error.get("message") if isinstance(error, dict) else error,
-        answer.get("message"),
-        answer.get("detail"),
-    ):
-        if isinstance(said, list) and said and isinstance(said[0], dict):
-            said = said[0].get("msg")
-        if isinstance(said, str) and said:
-            return said[:2000]
+    error = error_of(answer)
+    details = details_of(answer)
+    if details:
+        first = details[0]
+        where = ".".join(str(part) for part in first.get("loc") or () if part != "body")
+        return f"{where}{': ' if where else ''}{first.get('msg')}"[:_SENTENCE]
+    for member in ("message", "error", "detail"):
+        if isinstance(error.get(member), str) and error[member]:
+            return str(error[member])[:_SENTENCE]
     return None
 
 

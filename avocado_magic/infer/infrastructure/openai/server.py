@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,35 +18,50 @@ from ...domain.ports import Upstream, UpstreamAnswer
 from ...domain.types import InferError, Model, PromptTooLong, Refusal, UpstreamError, Vectors
 from ..http import sse
 from ..remembered import Remembered
-from .chunks import AnswerReader, sentence_of
+from .chunks import AnswerReader, ErrorFrame, details_of, error_of, sentence_of
 from .messages import openai_messages
 from .upstream import ROOT
 
 logger = logging.getLogger(__name__)
 _HEADERS = [(b"content-type", b"application/json"), (b"accept", b"text/event-stream, application/json")]
-_MODELS_SECONDS, _MODELS_PATIENCE = 2.0, 10.0
+# Longer than a gateway waits for an engine that restarts.
+_MODELS_SECONDS, _MODELS_PATIENCE = 5.0, 20.0
 _LARGEST = 8 << 20  # bytes of a list of models, an error, or an answer in one piece
+# Vectors are long in JSON: so many texts are asked for at a time, and their answer may be so large.
+_BATCH, _LARGEST_VECTORS = 64, 64 << 20
+_BIG = 1 << 20  # bytes that are not read on the event loop
 # Options that have the same name in OpenAI's API, and those for which engines have names of their own.
 _SAME = ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "stop", "top_k", "min_p", "typical_p")
 _OTHERS = {"repeat_penalty": ("repeat_penalty", "repetition_penalty"), "repeat_last_n": ("repeat_last_n",)}
 # What an engine says of a prompt that its context does not hold: codes and types, and words of those that have none.
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "string_above_max_length")
-_TOO_LONG_WORDS = ("context length", "context size", "maximum input length", "input is too long", "must have less than")
-# Members without which a request means nothing.
-_NEEDED = ("model", "messages", "prompt", "input", "stream", "tools")
-_MOST_LEFT_OUT = 12
-_MOST_REMEMBERED = 256  # models
-# How engines say that they do not know a member at all.
-_UNKNOWN = (
-    "unsupported_parameter",
-    "unknown_parameter",
-    "unrecognized",
-    "not permitted",
-    "extra_forbidden",
-    "extra inputs",
-)
-# OpenAI's own way to hold an answer to a schema, which takes not every schema.
-_STRICT = "strict"
+_TOO_LONG_WORDS = (
+    "context length", "context size", "maximum input length", "input is too long", "must have less than",
+    "too large to process", "token count exceeds", "when context the overflows",
+)  # fmt: skip
+_NO_MODEL = ("model_not_found", "notfounderror", "not_found_error")
+# Members that an engine may be asked without: they only shape the answer.
+_OPTIONAL = (
+    "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "stop", "top_k", "min_p", "typical_p", "repeat_penalty",
+    "repetition_penalty", "repeat_last_n", "max_tokens", "stream_options", "reasoning_effort", "chat_template_kwargs", "logprobs",
+    "top_logprobs", "encoding_format",
+)  # fmt: skip
+_TOGETHER = {"logprobs": ("top_logprobs",), "top_logprobs": ("logprobs",)}
+_MOST_CHANGES = 12
+# Models of which it is remembered what their engine does not take, and for how long: it may be another one by then. Seconds.
+_MOST_REMEMBERED, _REMEMBERED_SECONDS = 256, 600.0
+# How engines say which member they do not know, each from its beginning: what a client sent may stand behind.
+_UNKNOWN = [
+    re.compile(pattern)
+    for pattern in (
+        r"Unrecognized request arguments? supplied: ([\w, ]+)", r"(?:Unsupported|Unknown) parameter: '?([\w.]+)'?",
+        r"property '([\w.]+)' is unsupported", r"Invalid JSON payload received\. Unknown name \"(\w+)\"",
+        r"Argument not supported on this model: (\w+)", r"Unsupported argument:? '?(\w+)",
+    )
+]  # fmt: skip
+_UNKNOWN_CODES = ("unsupported_parameter", "unknown_parameter")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_THOUGHTS = "reasoning_content"
 
 
 class OpenAIServer:
@@ -62,8 +78,9 @@ class OpenAIServer:
         self._assumed = tuple(assumed)
         nothing: Sequence[Model] | None = None
         self._models = Remembered(self._look, nothing, seconds=_MODELS_SECONDS, patience=_MODELS_PATIENCE)
-        # Members that the engine was found not to take, by model: they are left out the next time.
-        self._refused: dict[str, set[str]] = {}
+        self._listed: Sequence[Model] | None = None
+        # Members that the engine was found not to take, by model, and until when they are left out (time.monotonic()).
+        self._refused: dict[str, dict[str, float]] = {}
 
     async def models(self) -> Sequence[Model] | None:
         return await self._models.get()
@@ -94,20 +111,22 @@ class OpenAIServer:
                 yield chunk
 
     async def embed(self, model: str, texts: Sequence[str], dimensions: int) -> Vectors:
+        vectors: list[list[float]] = []
+        tokens = 0
+        for at in range(0, len(texts), _BATCH):
+            made = await self._embedded(model, texts[at : at + _BATCH], dimensions)
+            vectors += made.vectors
+            tokens += made.tokens
+        return Vectors(vectors, tokens)
+
+    async def _embedded(self, model: str, texts: Sequence[str], dimensions: int) -> Vectors:
         body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "float"}
         if dimensions > 0:
             body["dimensions"] = dimensions
-        answer = await self._ask(f"{ROOT}/embeddings", body)
-        value = _json_of(await _whole(answer))
-        try:
-            entries = sorted(value["data"], key=lambda entry: int(entry.get("index", 0)))
-            vectors = [[float(number) for number in entry["embedding"]] for entry in entries]
-            tokens = int((value.get("usage") or {}).get("prompt_tokens") or 0)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            vectors, tokens = [], 0
-        if len(vectors) != len(texts):
-            raise InferError(Refusal.FAILED, sentence_of(value) or "the engine gave no vector for each text")
-        return Vectors(vectors, tokens)
+        whole = await _whole(await self._ask(f"{ROOT}/embeddings", body), _LARGEST_VECTORS)
+        return (
+            await asyncio.to_thread(_vectors, whole, len(texts)) if len(whole) > _BIG else _vectors(whole, len(texts))
+        )
 
     async def _stream(self, path: str, body: dict[str, Any], top: int) -> AsyncGenerator[Chunk, None]:
         """The answer as chunks. Always asked for as a stream: whoever leaves stops the engine's work then."""
@@ -115,11 +134,12 @@ class OpenAIServer:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         answer = await self._ask(path, body)
         reader.began(time.monotonic_ns())
-        done = False
+        done = said = False
         try:
             kind = next((value for name, value in answer.headers if name.lower() == b"content-type"), b"")
             if kind.startswith(b"application/json"):
                 for chunk in reader.feed(_json_of(await _whole(answer)), time.monotonic_ns()):
+                    said = True
                     yield chunk
                 done = True
             else:
@@ -128,12 +148,19 @@ class OpenAIServer:
                         continue
                     if value.strip() == b"[DONE]":
                         done = True
+                        await _read_out(answer)
                         break
                     frame = _json_of(value)
                     for chunk in reader.feed(frame if name == "data" else {"error": frame}, time.monotonic_ns()):
+                        said = True
                         yield chunk
             for chunk in reader.end(time.monotonic_ns(), whole=done):
                 yield chunk
+        except ErrorFrame as error:
+            # Some engines look at a request only when they have begun to answer it.
+            code = error_of(error.answer).get("code")
+            status = code if isinstance(code, int) and 400 <= code < 600 and not said else 500
+            raise _refusal(status, error.answer, str(body["model"]), path) from None
         except (UpstreamError, ValueError) as error:
             raise InferError(Refusal.FAILED, f"the engine: {error}") from None
         finally:
@@ -144,28 +171,37 @@ class OpenAIServer:
 
         An engine that does not know an option is asked without it, as Ollama passes over options that it does not know.
         """
-        model = str(body["model"])
-        for member in self._refused.get(model, ()):
-            body = _without(body, member)
-        for _ in range(_MOST_LEFT_OUT):
+        model, now = str(body["model"]), time.monotonic()
+        for member, until in self._refused.get(model, {}).items():
+            if until > now:
+                body = _without(body, member)
+        left_out: list[str] = []
+        for _ in range(_MOST_CHANGES):
             try:
                 answer = await self._upstream.request("POST", path, _HEADERS, json.dumps(body).encode())
             except UpstreamError as error:
                 raise InferError(Refusal.UNREACHED, f"{error}; see the engine's log") from None
             if answer.status == 200:
+                self._remember(model, left_out)
                 return answer
             try:
                 value = _json_of(await _whole(answer), strict=False)
             except UpstreamError as error:
                 raise InferError(Refusal.FAILED, f"the engine: {error}") from None
-            member, lasting = _not_taken(answer.status, value, body)
-            if not member:
-                raise _refusal(answer, value, model)
-            logger.info("the engine does not take %s as it came for %s: it is asked without", member, model)
-            if lasting and len(self._refused) < _MOST_REMEMBERED:
-                self._refused.setdefault(model, set()).add(member)
-            body = _without(body, member)
+            refusal = _refusal(answer.status, value, model, path)
+            changed = _asked_otherwise(answer.status, value, body, isinstance(refusal, PromptTooLong))
+            if changed is None:
+                raise refusal
+            logger.info("the engine does not take a request for %s as it is: %s", model, sentence_of(value))
+            body, unknown = changed
+            left_out += unknown
         raise InferError(Refusal.INVALID, "the engine takes none of this request's options")
+
+    def _remember(self, model: str, left_out: Sequence[str]) -> None:
+        """Leave those members out the next time: the engine took the request without them."""
+        if left_out and (model in self._refused or len(self._refused) < _MOST_REMEMBERED):
+            until = time.monotonic() + _REMEMBERED_SECONDS
+            self._refused.setdefault(model, {}).update(dict.fromkeys(left_out, until))
 
     # models
 
@@ -173,36 +209,38 @@ class OpenAIServer:
         """The models that the engine lists; None where it does not answer."""
         try:
             answer = await self._upstream.request("GET", f"{ROOT}/models", [(b"accept", b"application/json")])
-            value = _json_of(await _whole(answer), strict=False) if answer.status == 200 else None
-            answer.close()
-        except (UpstreamError, InferError) as error:
+            whole = await _whole(answer)
+            entries = json.loads(whole) if answer.status == 200 else None
+        except (UpstreamError, InferError, ValueError, RecursionError) as error:
             logger.warning("the engine's models are not known: %s", error)
             return None
-        entries = value.get("data") if isinstance(value, dict) else None
+        if isinstance(entries, dict):
+            entries = entries.get("data")
         if not isinstance(entries, list):
-            return None
+            return self._listed  # it answers, only not this in this moment
         named = [entry for entry in entries[:10_000] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
-        template = await self._template() if any(entry.get("owned_by") == "llamacpp" for entry in named) else None
-        return [self._model(entry, template) for entry in named]
+        props = await self._props() if any(entry.get("owned_by") == "llamacpp" for entry in named) else {}
+        self._listed = [self._model(entry, props) for entry in named]
+        return self._listed
 
-    async def _template(self) -> str | None:
-        """The chat template of llama.cpp's server, which tells what its model can do."""
+    async def _props(self) -> Mapping[str, Any]:
+        """What llama.cpp's server says of its model; its chat template tells what that can do."""
         try:
             answer = await self._upstream.request("GET", "/props")
-            value = _json_of(await _whole(answer), strict=False) if answer.status == 200 else None
-            answer.close()
+            value = _json_of(await _whole(answer), strict=False) if answer.status == 200 else {}
         except (UpstreamError, InferError):
-            return None
-        template = value.get("chat_template") if isinstance(value, dict) else None
-        return template if isinstance(template, str) else None
+            return {}
+        return value if isinstance(value, dict) else {}
 
-    def _model(self, entry: Mapping[str, Any], template: str | None) -> Model:
+    def _model(self, entry: Mapping[str, Any], props: Mapping[str, Any]) -> Model:
         name = entry["id"]
+        template = props["chat_template"] if isinstance(props.get("chat_template"), str) else None
+        sees = isinstance(props.get("modalities"), dict) and props["modalities"].get("vision") is True
         meta = entry["meta"] if isinstance(entry.get("meta"), dict) else {}
         shape = entry["architecture"] if isinstance(entry.get("architecture"), dict) else {}
         reads = shape.get("input_modalities")
         can = self._capabilities(template) if template is not None else self._assumed
-        if isinstance(reads, list) and "image" in reads and "vision" not in can:
+        if (sees or (isinstance(reads, list) and "image" in reads)) and "vision" not in can:
             can = (*can, "vision")
         length = _number(entry.get("max_model_len"), meta.get("n_ctx"), entry.get("context_length"))
         parameters, family = _number(meta.get("n_params")), "unknown"
@@ -246,7 +284,7 @@ def _asked(request: TextRequest) -> dict[str, Any]:
     """What a chat and a completion have in common. Ollama's own defaults are not sent: the engine has its model's."""
     body: dict[str, Any] = {"model": request.model}
     for name, value in request.options.items():
-        if name in _SAME:
+        if name in _SAME and not (name == "top_k" and value <= 0) and value != []:  # off, and none
             body[name] = value
         for other in _OTHERS.get(name, ()):
             body[other] = value
@@ -262,15 +300,34 @@ def _asked(request: TextRequest) -> dict[str, Any]:
     return body
 
 
-async def _whole(answer: UpstreamAnswer) -> bytes:
+def _vectors(whole: bytes, count: int) -> Vectors:
+    value = _json_of(whole)
+    try:
+        entries = sorted(value["data"], key=lambda entry: int(entry.get("index", 0)))
+        vectors = [[float(number) for number in entry["embedding"]] for entry in entries]
+        tokens = int((value.get("usage") or {}).get("prompt_tokens") or 0)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        vectors, tokens = [], 0
+    if len(vectors) != count:
+        raise InferError(Refusal.FAILED, sentence_of(value) or "the engine gave no vector for each text")
+    return Vectors(vectors, tokens)
+
+
+async def _read_out(answer: UpstreamAnswer) -> None:
+    """Read what follows the last event, which is nothing: the connection can be used again then."""
+    with suppress(UpstreamError, asyncio.TimeoutError):
+        await asyncio.wait_for(answer.read(), 0.2)
+
+
+async def _whole(answer: UpstreamAnswer, largest: int = _LARGEST) -> bytes:
     """The body of an answer of bounded size. Raises UpstreamError."""
     parts, size = [], 0
     try:
         while data := await answer.read():
             parts.append(data)
             size += len(data)
-            if size > _LARGEST:
-                raise InferError(Refusal.FAILED, f"the engine's answer is larger than {_LARGEST} bytes")
+            if size > largest:
+                raise InferError(Refusal.FAILED, f"the engine's answer is larger than {largest} bytes")
     finally:
         answer.close()
     return b"".join(parts)
@@ -280,7 +337,7 @@ def _json_of(body: bytes, *, strict: bool = True) -> Any:
     """The object of `body`. Where it is none: InferError if `strict`, else its text as the sentence of an error."""
     try:
         value = json.loads(body)
-        if isinstance(value, dict):
+        if isinstance(value, dict) or (not strict and isinstance(value, list)):
             return value
     except (ValueError, RecursionError):
         pass
@@ -289,55 +346,84 @@ def _json_of(body: bytes, *, strict: bool = True) -> Any:
     return {"error": body[:500].decode("utf-8", "replace").strip()}
 
 
-def _error_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    error = value.get("error")
-    return error if isinstance(error, dict) else value
-
-
-def _not_taken(status: int, value: Mapping[str, Any], body: Mapping[str, Any]) -> tuple[str, bool]:
-    """The member of `body` for which the engine refuses it, and whether it takes none of that name or only not this value;
-    no name where it is refused for another reason."""
+def _asked_otherwise(
+    status: int, value: Any, body: Mapping[str, Any], too_long: bool
+) -> tuple[dict[str, Any], Sequence[str]] | None:
+    """How to ask an engine that refused `body`, and the members that it does not know at all; None where nothing helps."""
+    if too_long and "max_tokens" in body:
+        return _without(
+            body, "max_tokens", rename=False
+        ), ()  # the room that it was to leave may be all that was missing
     if status not in (400, 422):
-        return "", False
-    error = _error_of(value)
-    words = f"{error.get('code')} {error.get('type')} {sentence_of(value) or ''}".lower()
-    optional = [name for name in body if name not in _NEEDED]
-    schema = body.get("response_format", {}).get("json_schema", {})
-    if schema.get("strict") and ("response_format" in words or error.get("param") == "response_format"):
-        return _STRICT, False
-    lasting = any(word in words for word in _UNKNOWN)
-    if not lasting and "unsupported" not in words and "not supported" not in words:
-        return "", False
-    named = str(error.get("param")).partition(".")[0]
-    if named not in optional:
-        named = next((name for name in optional if re.search(rf"\b{name}\b", words)), "")
-    return named, lasting
+        return None
+    error, said = error_of(value), sentence_of(value) or ""
+    about = f"{error.get('param')} {said}"
+    form = body.get("response_format", {})
+    if "response_format" in about and form.get("json_schema", {}).get("strict"):
+        described = {**form["json_schema"], "strict": False}
+        return {**body, "response_format": {**form, "json_schema": described}}, ()
+    if "response_format" in about and form.get("type") == "json_object":
+        described = {"name": "answer", "schema": {"type": "object"}}
+        return {**body, "response_format": {"type": "json_schema", "json_schema": described}}, ()
+    if _THOUGHTS in about and any(_THOUGHTS in message for message in body.get("messages", ())):
+        turns = [{name: item for name, item in turn.items() if name != _THOUGHTS} for turn in body["messages"]]
+        return {**body, "messages": turns}, ()
+    unknown = _unknown_members(value, error, said)
+    named = [name for name in unknown if name in body and name in _OPTIONAL]
+    lasting = bool(named)
+    param = str(error.get("param")).partition(".")[0]
+    if not named and error.get("code") == "unsupported_value" and param in body and param in _OPTIONAL:
+        named = [param]
+    if not named:
+        return None
+    left = dict(body)
+    for name in named:
+        left = _without(left, name)
+    return left, named if lasting else ()
 
 
-def _without(body: Mapping[str, Any], member: str) -> dict[str, Any]:
+def _unknown_members(value: Any, error: Mapping[str, Any], said: str) -> Sequence[str]:
+    """The members that an engine says it does not know, by fields of its error, or the beginning of its sentence."""
+    found = [
+        str(each["loc"][-1]) for each in details_of(value) if each.get("type") == "extra_forbidden" and each.get("loc")
+    ]
+    if error.get("code") in _UNKNOWN_CODES and isinstance(error.get("param"), str):
+        found.append(error["param"])
+    for pattern in _UNKNOWN:
+        if match := pattern.match(said):
+            found += re.split(r"[, ]+", match[1])
+    return [_CAMEL.sub("_", name.partition(".")[0]).lower() for name in found]
+
+
+def _without(body: Mapping[str, Any], member: str, *, rename: bool = True) -> dict[str, Any]:
     """`body` without a member; a limit under the name that newer models of OpenAI's take in its place."""
-    if member == _STRICT:
-        described = body["response_format"]
-        return {**body, "response_format": {**described, "json_schema": {**described["json_schema"], "strict": False}}}
-    left = {name: value for name, value in body.items() if name != member}
-    if member == "max_tokens" and member in body:
+    gone = (member, *_TOGETHER.get(member, ()))
+    left = {name: value for name, value in body.items() if name not in gone}
+    if rename and member == "max_tokens" and member in body:
         left["max_completion_tokens"] = body[member]
     return left
 
 
-def _refusal(answer: UpstreamAnswer, value: Mapping[str, Any], model: str) -> InferError:
+def _refusal(status: int, value: Any, model: str, path: str) -> InferError:
     """Why the engine did not answer, in its own words but where Ollama has words for it."""
-    error, said = _error_of(value), sentence_of(value) or f"the engine answered with status {answer.status}"
+    error, said = error_of(value), sentence_of(value) or f"the engine answered with status {status}"
     marks = (str(error.get("code")), str(error.get("type")))
     low = said.lower()
-    if answer.status in (400, 413, 422) and (
+    if status in (400, 413, 422, 500) and (
         any(mark in _TOO_LONG for mark in marks) or any(words in low for words in _TOO_LONG_WORDS)
     ):
         return PromptTooLong()
-    if answer.status == 404:
-        return InferError(Refusal.NOT_FOUND, f"model '{model}' not found")
-    if answer.status == 429:
+    if status == 404:
+        named = "model" in low or model.lower() in low or marks[0].lower() in _NO_MODEL
+        if named:
+            words = f"model '{model}' not found" if "endpoint" not in low else said
+            return InferError(Refusal.NOT_FOUND, words)
+        known = (
+            said if sentence_of(value) and low not in ("not found", "file not found") else f"the engine has no {path}"
+        )
+        return InferError(Refusal.UNSUPPORTED, known)
+    if status == 429:
         return InferError(Refusal.OVER_LIMIT, f"the engine has had enough for now: {said}")
-    if answer.status in (501, 503):
-        return InferError(Refusal.UNSUPPORTED if answer.status == 501 else Refusal.BUSY, said)
-    return InferError(Refusal.INVALID if 400 <= answer.status < 500 else Refusal.FAILED, said)
+    if status in (501, 503):
+        return InferError(Refusal.UNSUPPORTED if status == 501 else Refusal.BUSY, said)
+    return InferError(Refusal.INVALID if 400 <= status < 500 else Refusal.FAILED, said)

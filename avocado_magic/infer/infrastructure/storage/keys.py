@@ -169,20 +169,22 @@ class DatabaseKeys:
         while not self._ended.wait(_LOOK_SECONDS):
             try:
                 self._keys, self._seen = _by_hash(self._look()), time.monotonic()
-            except AvocadoError as error:
+                failing = False
+            except Exception as error:  # whatever it is, the next look may go well
                 if not failing:
-                    logger.error("%s; the keys open nothing from %d s on", error.message, _BELIEVED_SECONDS)
+                    said = error.message if isinstance(error, AvocadoError) else type(error).__name__
+                    logger.error("%s; what is not seen for %d s opens nothing", said, _BELIEVED_SECONDS)
                 failing = True
-                if time.monotonic() - self._seen > _BELIEVED_SECONDS:
-                    self._keys = {}
-                continue
-            failing = False
+
+    def _of(self, digest: bytes) -> ApiKey | None:
+        # A look that hangs says nothing, either.
+        return self._keys.get(digest) if time.monotonic() - self._seen < _BELIEVED_SECONDS else None
 
     def find(self, secret: bytes) -> ApiKey | None:
-        return self._keys.get(hashlib.sha256(secret).digest())
+        return self._of(hashlib.sha256(secret).digest())
 
     def again(self, key: ApiKey) -> ApiKey | None:
-        return self._keys.get(key.digest)
+        return self._of(key.digest)
 
 
 class AllKeys:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,16 +38,27 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS, SILENT_SECONDS = 3.0, 12.0
 # How long a request waits for the database, and between two looks for tokens that others hold: seconds.
 _PATIENCE, _AGAIN_SECONDS = 5.0, 0.1
+# How long a request waits for tokens that others of its key hold.
+_LONGEST_WAIT = 120.0
 _CONNECTIONS = 8
+# A connection that does not get through is given up: milliseconds, and seconds.
+_OPTIONS = {
+    "options": "-c statement_timeout=5000 -c lock_timeout=5000", "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+}  # fmt: skip
+# What is given back is tried for so long, so many at a time.
+_SETTLE_SECONDS, _BATCH = 300.0, 100
 _LOCK = 0x61766F64
-_FORGOTTEN = "7 days"  # after which nobody remembers the counts of a gateway that ended
+_MANY = 1000  # keys whose turns are remembered
+# After so long nobody remembers what a gateway that ended has counted, and what keys have used.
+_FORGOTTEN, _FORGOTTEN_USE = "400 days", "7 days"
 
 _SCHEMA = f"""
 SELECT pg_advisory_xact_lock({_LOCK});
 CREATE TABLE IF NOT EXISTS avocado_gateways (
     id uuid PRIMARY KEY, seen timestamptz NOT NULL DEFAULT now(), counts jsonb);
 CREATE TABLE IF NOT EXISTS avocado_taken (
-    id bigserial PRIMARY KEY, key text NOT NULL, gateway uuid NOT NULL, at timestamptz NOT NULL,
+    id bigint PRIMARY KEY, key text NOT NULL, gateway uuid NOT NULL, at timestamptz NOT NULL,
     running boolean NOT NULL, held bigint NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS avocado_taken_of_key ON avocado_taken (key, at);
 CREATE TABLE IF NOT EXISTS avocado_tokens (
@@ -62,9 +75,9 @@ CREATE OR REPLACE FUNCTION avocado_holds(k text, OUT running bigint, OUT held bi
     FROM avocado_taken t LEFT JOIN avocado_gateways g ON g.id = t.gateway WHERE t.key = k
 $$;
 
--- Let a request of a key pass: its number, or which limit it met and the seconds or tokens that say more.
-CREATE OR REPLACE FUNCTION avocado_enter(k text, who uuid, does_run boolean, most_at_once int, most_tokens bigint,
-    most_a_minute int, OUT number bigint, OUT met text, OUT more double precision) LANGUAGE plpgsql AS $$
+-- Let request n of a key pass, or say which limit it met and the seconds or tokens that say more.
+CREATE OR REPLACE FUNCTION avocado_enter(k text, n bigint, who uuid, does_run boolean, most_at_once bigint, most_tokens bigint,
+    most_a_minute bigint, OUT met text, OUT more double precision) LANGUAGE plpgsql AS $$
 DECLARE has record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(k, {_LOCK}));
@@ -75,20 +88,22 @@ BEGIN
     IF does_run AND has.running >= most_at_once THEN met := 'parallel'; RETURN; END IF;
     IF does_run AND has.used >= most_tokens THEN met := 'tokens'; more := has.used; RETURN; END IF;
     IF has.recent >= most_a_minute THEN met := 'requests'; more := has.again; RETURN; END IF;
-    INSERT INTO avocado_taken (key, gateway, at, running) VALUES (k, who, now(), does_run) RETURNING id INTO number;
+    INSERT INTO avocado_taken (id, key, gateway, at, running) VALUES (n, k, who, now(), does_run);
 END $$;
 
--- Set tokens aside for a request: how many it has now, or none where others hold what is left; and what was used.
-CREATE OR REPLACE FUNCTION avocado_reserve(k text, n bigint, most_tokens bigint, wanted bigint, at_least_more bigint,
+-- Set tokens aside for request n: how many it has now, none where others hold what is left; and what was used, or -1 where
+-- the request is not known (any more).
+CREATE OR REPLACE FUNCTION avocado_reserve(k text, n bigint, most_tokens bigint, wanted bigint, grows bigint,
     OUT got bigint, OUT used_today bigint) LANGUAGE plpgsql AS $$
 DECLARE has record; mine bigint; need bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(k, {_LOCK}));
+    SELECT held INTO mine FROM avocado_taken WHERE id = n AND running FOR UPDATE;
+    IF NOT FOUND THEN used_today := -1; RETURN; END IF;
     SELECT * INTO has FROM avocado_holds(k);
-    SELECT held INTO mine FROM avocado_taken WHERE id = n;
     used_today := has.used;
-    IF at_least_more > 0 THEN  -- it has some, and needs more
-        need := mine + least(at_least_more, most_tokens - has.used - has.held);
+    IF grows > 0 THEN
+        need := mine + least(grows, most_tokens - has.used - has.held);
         IF need <= mine THEN RETURN; END IF;
     ELSE
         need := CASE WHEN wanted IS NULL THEN most_tokens - has.used ELSE least(most_tokens - has.used, wanted) END;
@@ -99,6 +114,8 @@ BEGIN
 END $$;
 """
 _LEAVE = "UPDATE avocado_taken SET running = false WHERE id = %s"
+_LEAVE_ALL = "UPDATE avocado_taken SET running = false, held = 0 WHERE id = %s"
+_NEVER_CAME = "DELETE FROM avocado_taken WHERE id = %s"
 _RELEASE = """WITH freed AS (UPDATE avocado_taken SET held = 0 WHERE id = %s)
     INSERT INTO avocado_tokens VALUES (%s, (now() AT TIME ZONE 'utc')::date, %s)
     ON CONFLICT (key, day) DO UPDATE SET tokens = avocado_tokens.tokens + excluded.tokens"""
@@ -108,8 +125,8 @@ _OTHERS = f"""SELECT counts, seen > now() - interval '{SILENT_SECONDS} s' FROM a
     WHERE id <> %s AND counts IS NOT NULL"""
 _FORGET = (
     f"DELETE FROM avocado_gateways WHERE seen < now() - interval '{_FORGOTTEN}'",
-    f"DELETE FROM avocado_taken WHERE at < now() - interval '{_FORGOTTEN}'",
-    f"DELETE FROM avocado_tokens WHERE day < (now() - interval '{_FORGOTTEN}')::date",
+    f"DELETE FROM avocado_taken WHERE at < now() - interval '{_FORGOTTEN_USE}'",
+    f"DELETE FROM avocado_tokens WHERE day < (now() - interval '{_FORGOTTEN_USE}')::date",
 )
 _Work = tuple[str, Sequence[Any]]
 
@@ -129,18 +146,29 @@ class Cluster:
         self._done: asyncio.Queue[_Work | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._growing: set[asyncio.Task[None]] = set()
+        self._reserving: dict[str, asyncio.Lock] = {}
         self._waiting: dict[str, int] = {}
+        # One look at a time for each key, first come first served: a busy one does not take all connections.
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._beaten = 0.0  # when the last beat was taken (time.monotonic())
+        self._beat_pool: Any = None
 
     async def start(self) -> None:
         """Have tables, and say that this gateway is there. InferError where the database does not answer."""
         from psycopg_pool import AsyncConnectionPool
 
         logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-        self._pool = AsyncConnectionPool(
-            self._conninfo, min_size=1, max_size=_CONNECTIONS, open=False, timeout=_PATIENCE, reconnect_timeout=0,
-            kwargs={"autocommit": True, "connect_timeout": int(_PATIENCE)},
-        )  # fmt: skip
+        kwargs = {"autocommit": True, "connect_timeout": int(_PATIENCE), **_OPTIONS}
+
+        def pool(size: int) -> Any:
+            return AsyncConnectionPool(
+                self._conninfo, min_size=1, max_size=size, open=False, timeout=_PATIENCE, reconnect_timeout=0, kwargs=kwargs
+            )  # fmt: skip
+
+        # Beats wait for nobody: without them others would take what is held here for given back.
+        self._pool, self._beat_pool = pool(_CONNECTIONS), pool(1)
         await self._pool.open()
+        await self._beat_pool.open()
         async with self._connection() as connection:
             async with connection.transaction():
                 await connection.execute(_SCHEMA)
@@ -155,34 +183,58 @@ class Cluster:
             task.cancel()
         self._done.put_nowait(None)
         if self._tasks:
-            await asyncio.wait(self._tasks[1:], timeout=_PATIENCE)
+            _, late = await asyncio.wait(self._tasks[1:], timeout=_PATIENCE)
+            for task in late:
+                task.cancel()
+                logger.error(
+                    "what %d requests held could not be given back: it counts until it is found gone",
+                    self._done.qsize(),
+                )
         try:
             await self._beat()
         except InferError as error:
             logger.error("the last counts could not be kept: %s", error.message)
-        if self._pool is not None:
-            await self._pool.close()
+        for pool in (self._pool, self._beat_pool):
+            if pool is not None:
+                await pool.close()
 
     # Limits
 
     async def enter(self, key: ApiKey, *, runs: bool) -> Ticket:
         if key.requests_per_minute is None and key.tokens_per_day is None and key.parallel is None:
             return Ticket(key, runs=runs)
-        number, met, more = await self._row(
-            "SELECT * FROM avocado_enter(%s, %s, %s, %s, %s, %s)",
-            [key.id, self._me, runs, key.parallel, key.tokens_per_day, key.requests_per_minute],
-        )
+        if time.monotonic() - self._beaten > SILENT_SECONDS - BEAT_SECONDS:
+            raise _silent("it has not heard of this gateway for a while")
+        number = secrets.randbits(62) | 1
+        try:
+            async with self._turn(key):
+                met, more = await self._row(
+                    "SELECT * FROM avocado_enter(%s, %s, %s, %s, %s, %s, %s)",
+                    [key.id, number, self._me, runs, key.parallel, key.tokens_per_day, key.requests_per_minute],
+                )
+        except BaseException:
+            # Whether it was counted is not known: who asked has left, or the database did not answer in time.
+            self._done.put_nowait((_NEVER_CAME, [number]))
+            raise
         if met == "parallel":
             raise too_many_at_once(key)
         if met == "tokens":
             raise spent(key, int(more), _now())
         if met == "requests":
             raise too_many(key, float(more))
-        return Ticket(key, runs=runs, number=int(number))
+        return Ticket(key, runs=runs, number=number)
+
+    @asynccontextmanager
+    async def _turn(self, key: ApiKey) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(key.id, asyncio.Lock())
+        async with turn:
+            yield
+        if not turn.locked() and self._turns.get(key.id) is turn and len(self._turns) > _MANY:
+            del self._turns[key.id]
 
     def leave(self, ticket: Ticket) -> None:
         if ticket.number and ticket.runs:
-            self._done.put_nowait((_LEAVE, [ticket.number]))
+            self._done.put_nowait((_LEAVE if ticket.reserved else _LEAVE_ALL, [ticket.number]))
 
     async def reserve(self, ticket: Ticket, prompt: int, wanted: int | None) -> Reservation | None:
         key = ticket.key
@@ -191,30 +243,36 @@ class Cluster:
         if self._waiting.get(key.id, 0) >= MAX_WAITING:
             raise all_held()
         self._waiting[key.id] = self._waiting.get(key.id, 0) + 1
+        until = time.monotonic() + _LONGEST_WAIT
         try:
-            while True:
-                got, used = await self._row(
-                    "SELECT * FROM avocado_reserve(%s, %s, %s, %s, 0)",
-                    [key.id, ticket.number, key.tokens_per_day, None if wanted is None else prompt + wanted],
-                )
-                if got is not None:
-                    return Reservation(ticket, prompt, wanted, int(got))
-                if used >= key.tokens_per_day:
-                    raise spent(key, used, _now())
-                await asyncio.sleep(_AGAIN_SECONDS)
+            async with self._reserving.setdefault(key.id, asyncio.Lock()):  # first come, first served
+                while True:
+                    got, used = await self._row(
+                        "SELECT * FROM avocado_reserve(%s, %s, %s, %s, 0)",
+                        [key.id, ticket.number, key.tokens_per_day, None if wanted is None else prompt + wanted],
+                    )
+                    if got is not None:
+                        ticket.reserved = True
+                        return Reservation(ticket, prompt, wanted, int(got))
+                    if used >= key.tokens_per_day:
+                        raise spent(key, used, _now())
+                    if used < 0 or time.monotonic() > until:
+                        raise all_held()
+                    await asyncio.sleep(_AGAIN_SECONDS)
         finally:
             self._waiting[key.id] -= 1
             if not self._waiting[key.id]:
                 del self._waiting[key.id]
+                self._reserving.pop(key.id, None)
 
     def grow(self, held: Reservation) -> bool:
-        """As `Limits.grow`; the answer goes on while the database is asked, by one step at most."""
-        if held.asking:
-            return held.more
-        held.asking = True
-        task = asyncio.create_task(self._grow(held))
-        self._growing.add(task)
-        task.add_done_callback(self._growing.discard)
+        if held.exhausted:
+            return False
+        if not held.asking:
+            held.asking = True
+            task = asyncio.create_task(self._grow(held))
+            self._growing.add(task)
+            task.add_done_callback(self._growing.discard)
         return True
 
     async def _grow(self, held: Reservation) -> None:
@@ -226,9 +284,9 @@ class Cluster:
             )
         except InferError:
             got = None
-        held.more = got is not None
-        if got is not None:
-            held.tokens, held.asking = int(got), False
+        held.exhausted = got is None
+        held.tokens = held.tokens if got is None else int(got)
+        held.asking = False
 
     def release(self, held: Reservation, used: int) -> None:
         self._done.put_nowait((_RELEASE, [held.ticket.number, held.ticket.key.id, used]))
@@ -244,15 +302,18 @@ class Cluster:
     # what gateways count
 
     async def counted_by_others(self) -> Sequence[tuple[Mapping[str, Any], bool]]:
-        """What each other gateway has counted, and whether it still runs. Raises InferError."""
+        """What each other gateway has counted, and whether it still runs, as all of them tell it. Raises InferError."""
+        await self._beat()  # so that who asks another one next is told no less
         async with self._connection() as connection:
             return [
                 (counts, alive) for counts, alive in await (await connection.execute(_OTHERS, [self._me])).fetchall()
             ]
 
     async def _beat(self) -> None:
-        async with self._connection() as connection:
+        begun = time.monotonic()
+        async with self._connection(self._beat_pool) as connection:
             await connection.execute(_BEAT, [self._me, json.dumps(self.counts())])
+        self._beaten = begun
 
     async def _beats(self) -> None:
         failing = False
@@ -270,32 +331,46 @@ class Cluster:
             failing = False
 
     async def _settle(self) -> None:
-        """Write down what is given back, in the order it came; what the database does not take is tried again."""
-        while (work := await self._done.get()) is not None:
-            while True:
+        """Write down what is given back, in the order it came; what the database does not take is tried again for a while."""
+        ended = False
+        while not ended:
+            batch = [await self._done.get()]
+            while len(batch) < _BATCH and not self._done.empty():
+                batch.append(self._done.get_nowait())
+            ended = None in batch
+            until = time.monotonic() + _SETTLE_SECONDS
+            while works := [work for work in batch if work is not None]:
                 try:
-                    async with self._connection() as connection:
-                        await connection.execute(*work)
+                    async with self._connection() as connection, connection.transaction():
+                        for work in works:
+                            await connection.execute(*work)
                     break
-                except InferError:
+                except InferError as error:
+                    if time.monotonic() > until:
+                        logger.error("what %d requests held is not given back: %s", len(works), error.message)
+                        break
                     await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _row(self, statement: str, values: Sequence[Any]) -> Any:
         async with self._connection() as connection:
-            return await (await connection.execute(statement, values)).fetchone()
+            cursor = await asyncio.wait_for(connection.execute(statement, values), _PATIENCE)
+            return await cursor.fetchone()
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
+    async def _connection(self, pool: Any = None) -> AsyncIterator[Any]:
         """A connection. InferError 503 where there is none, or what is done with it fails: what cannot be counted may not pass."""
         from psycopg_pool import PoolTimeout
 
         try:
-            async with self._pool.connection() as connection:
+            async with (pool or self._pool).connection() as connection:
                 yield connection
-        except (self._psycopg.Error, PoolTimeout, OSError) as error:
-            # The text of an error may quote values of ours, never the password.
-            said = f"the database of the limits does not answer ({type(error).__name__})"
-            raise InferError(Refusal.BUSY, said) from None
+        except (self._psycopg.Error, PoolTimeout, OSError, asyncio.TimeoutError) as error:
+            # The text of an error may quote values of ours.
+            raise _silent(type(error).__name__) from None
+
+
+def _silent(why: str) -> InferError:
+    return InferError(Refusal.BUSY, f"the database of the limits does not answer ({why})")
 
 
 def _now() -> datetime:

@@ -19,6 +19,8 @@ from ....model_names import common_name
 from ...domain.types import RequestRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# What other gateways have counted in another shape, before an update or after it, is left out.
+_SHAPE = [1, len(_SECONDS)]
 # Models that have a series of their own.
 _MAX_MODELS = 200
 
@@ -96,12 +98,14 @@ class Metrics:
             whole = Metrics(self._state)
             whole._add(self.counts(), alive=False)
             for counts, alive in others:
-                whole._add(counts, alive=alive)
+                if counts.get("shape") == _SHAPE:
+                    whole._add(counts, alive=alive)
         return generate_latest(whole._registry), CONTENT_TYPE_LATEST
 
     def counts(self) -> dict[str, Any]:
         """Everything that was counted, as JSON has it, for `render` of another gateway."""
         return {
+            "shape": _SHAPE,
             "requests": [[*which, count] for which, count in self._requests.items()],
             "latency": {route: [h.buckets, h.sum] for route, h in self._latency.items()},
             "first": {route: [h.buckets, h.sum] for route, h in self._first.items()},

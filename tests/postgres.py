@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 from conftest import free_port, until
 
@@ -89,6 +90,20 @@ class Postgres:
             self._process.send_signal(2)  # at once, its sessions broken off
             self._process.wait(20)
             self._process = None
+
+    def pause(self) -> None:
+        """Have it take connections and answer nothing."""
+        for process in self._all():
+            process.suspend()
+
+    def go_on(self) -> None:
+        for process in self._all():
+            process.resume()
+
+    def _all(self) -> list[psutil.Process]:
+        assert self._process is not None
+        head = psutil.Process(self._process.pid)
+        return [head, *head.children(recursive=True)]
 
     def remove(self) -> None:
         self.stop()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +20,8 @@ from gateways import Gateway, start_gateway, stop_gateway
 from postgres import PASSWORD, Postgres
 
 from avocado_magic import api_keys
+from avocado_magic.infer.domain.keys import ApiKey, Role
+from avocado_magic.infer.infrastructure.storage.postgres import Cluster
 from avocado_magic.shared_keys import SharedKeys
 
 # Twelve bytes: as many tokens as the stand-in says that each prompt has.
@@ -255,3 +260,80 @@ def test_a_configuration_says_what_was_asked(tmp_path: Path) -> None:
                    "cluster: true", "announce: true", 'public_url: "https://llm.example.org"', 'host: "127.0.0.1"'):  # fmt: skip
         assert wanted in lines
     assert any("RAY_AUTH_MODE=token" in line for line in lines)
+
+
+def test_what_is_cancelled_leaves_nothing(postgres: Postgres) -> None:
+    """Requests that are left at any moment while the database is asked for them; and a stream that outgrows what it has."""
+    key = ApiKey(f"cancelled-{os.getpid()}", Role.INFERENCE, parallel=1000, tokens_per_day=10_000)
+
+    async def request(cluster: Cluster) -> None:
+        ticket = await cluster.enter(key, runs=True)
+        held = None
+        try:
+            held = await cluster.reserve(ticket, 1, 9)
+            assert held is not None
+            cluster.grow(held)
+        finally:
+            cluster.leave(ticket)
+            if held is not None:
+                cluster.release(held, 0)
+
+    async def settled(cluster: Cluster) -> bool:
+        running, held, *_ = await cluster._row("SELECT * FROM avocado_holds(%s)", [key.id])
+        return (running, held) == (0, 0)
+
+    async def play() -> None:
+        cluster = Cluster(postgres.url)
+        await cluster.start()
+        chance = random.Random(1)
+        for _ in range(150):
+            task = asyncio.create_task(request(cluster))
+            await asyncio.sleep(chance.uniform(0, 0.004))
+            task.cancel()
+            await asyncio.wait({task})
+        deadline = time.monotonic() + 15
+        while not await settled(cluster):
+            assert time.monotonic() < deadline, "what was cancelled is still held"
+            await asyncio.sleep(0.05)
+        ticket = await cluster.enter(key, runs=True)
+        held = await cluster.reserve(ticket, 1, 9)
+        assert held is not None
+        assert held.tokens == 10
+        assert cluster.grow(held)
+        assert held.asking, "the answer goes on meanwhile"
+        while held.asking:
+            await asyncio.sleep(0.01)
+        assert (held.tokens, held.exhausted) == (266, False)
+        cluster.leave(ticket)
+        cluster.release(held, 20)
+        while not await settled(cluster):
+            await asyncio.sleep(0.05)
+        assert (await cluster.left(key))["tokens_today"] == 9980
+        await cluster.close()
+
+    asyncio.run(play())
+
+
+def test_a_database_that_hangs_is_given_up(pair: tuple[Gateway, Gateway], book: SharedKeys, postgres: Postgres) -> None:
+    key = key_of(book, pair, "hangs", parallel=5)
+    postgres.pause()
+    try:
+        begun = time.monotonic()
+        refused = pair[0].post("/api/generate", BODY, key)
+        assert refused.status_code == 503
+        assert time.monotonic() - begun < 18
+    finally:
+        postgres.go_on()
+    until(lambda: all(gateway.post("/api/generate", BODY, key).status_code == 200 for gateway in pair), 40)
+
+
+@pytest.mark.parametrize("password", ["sec%ret", "se cret", "s@cret"])
+def test_a_password_that_is_written_wrong_is_not_shown(password: str) -> None:
+    environment = {**os.environ, "AVOCADO_INFER_DATABASE": f"postgresql://u:{password}@127.0.0.1:9/x"}
+    for argv in (["avocado_magic.infer", "--cluster"], ["avocado_magic.cli", "key", "list", "--in-database"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *argv], env=environment, capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 2
+        assert "the URL of the database cannot be read" in done.stderr
+        assert not any(part in done.stderr for part in (password, "cret@"))

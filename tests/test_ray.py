@@ -437,8 +437,50 @@ def test_the_compose_file_opens_one_door() -> None:
     whole = yaml.safe_load((EXAMPLE / "compose.yaml").read_text("utf-8"))
     published = [port for service in whole["services"].values() for port in service.get("ports", [])]
     assert published == ["127.0.0.1:11435:11435"]
-    for service in (whole["services"][name] for name in ("head", "deploy", "gateway")):
-        assert service["environment"]["RAY_AUTH_MODE"] == "token"
-        assert service["network_mode"] == "service:postgres"
+    node = whole["services"]["cluster"]
+    assert node["environment"]["RAY_AUTH_MODE"] == "token"
+    assert "--dashboard-host 127.0.0.1" in node["command"][-1]
     config = yaml.safe_load((EXAMPLE / "serve.yaml").read_text("utf-8"))
     assert config["http_options"]["host"] == "127.0.0.1"
+
+
+def test_what_the_compose_file_runs_brings_it_up(ray: RayCluster, cluster: Door, tmp_path: Path) -> None:
+    """Its shell's lines but `ray start`, on this cluster: deployed anew, and a gateway that waits for it."""
+    import yaml
+
+    script = yaml.safe_load((EXAMPLE / "compose.yaml").read_text("utf-8"))["services"]["cluster"]["command"][-1]
+    lines = [line.strip() for line in script.split(";") if "ray start" not in line]
+    config = tmp_path / "serve.yaml"
+    config.write_text((EXAMPLE / "serve.yaml").read_text("utf-8").replace("port: 8000", f"port: {ray.port}"))
+    port = free_port()
+    script = "; ".join(lines).replace("/etc/avocado/serve.yaml", str(config))
+    environment = {**ray.environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{ray.environment['PATH']}",
+                   "AVOCADO_INFER_PORT": str(port)}  # fmt: skip
+    process = subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), 60, "the gateway")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_small_models_and_those_without_replicas_are_listed_and_not_woken(cluster: Door, ray: RayCluster) -> None:
+    models = [
+        {"name": "smollm2:135m", "small": True, "threads": 1},
+        {"name": "asleep", "engine": "ollama", "min_replicas": 0, "cpus": 0.2, "downscale_delay": 2},
+    ]
+    args = {
+        "models": models,
+        "ingress_replicas": 2,
+        "ingress_cpus": 0.2,
+        "small_cpus": 0.2,
+        "gateway": {"cluster": True},
+    }
+    ray.deploy(ray.configured(args))
+    key = cluster.key("asleep")
+    until(lambda: {m["name"] for m in cluster.get("/api/tags", key).json()["models"]} == {"smollm2:135m", "asleep"}, 60)
+    until(lambda: not ray.replicas("asleep"), 180, "the first replica to end for want of work")
+    for path in ("/api/tags", "/v1/models", "/api/ps", "/avocado/v1/models", "/readyz"):
+        assert cluster.get(path, key).status_code == 200
+    assert not ray.replicas("asleep")

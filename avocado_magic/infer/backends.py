@@ -268,30 +268,33 @@ class RayBackend:
     reached = True
     table = None
 
-    def __init__(self, handles: Mapping[str, Any] | None, application: str = "") -> None:
-        """`handles` of the deployments, by the names of their models, made to stream; where this process is none of the
-        cluster's, they are those of the `application` that runs there.
+    def __init__(self, handles: Mapping[str, tuple[Any, bool]] | None, application: str = "") -> None:
+        """`handles` of the deployments, by the names of their models, made to stream, and whether each may be asked what it
+        is: for others a question would start an engine. Where this process is none of the cluster's, they are those of the
+        `application` that runs there.
         """
         from .api.by_model import ByModel
+        from .api.dialects.ollama import API_VERSION
         from .infrastructure.serve import InfoByModel
 
         self._application = application
         self._ways: dict[str, Patient] = {}
         self._infos: dict[str, OllamaInfo] = {}
-        self.handler: Handler = ByModel(self._ways)
-        self.info = self.engine = InfoByModel(self._infos)
+        self.handler: Handler = ByModel(self._ways, self._infos)
+        self.info = self.engine = InfoByModel(self._infos, lambda: list(self._ways), API_VERSION)
         if handles is not None:
             self._lead_to(handles)
 
-    def _lead_to(self, handles: Mapping[str, Any]) -> None:
+    def _lead_to(self, handles: Mapping[str, tuple[Any, bool]]) -> None:
         from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.ollama import OllamaInfo
         from .infrastructure.serve import HandleUpstream
         from .service.patience import Patient
 
-        for model, handle in handles.items():
+        for model, (handle, tells) in handles.items():
             self._ways[model] = Patient(HandleUpstream(handle, UpstreamError, EngineUnreached), 0.0)
-            self._infos[model] = OllamaInfo(self._ways[model])
+            if tells:
+                self._infos[model] = OllamaInfo(self._ways[model])
 
     async def prepare(self) -> None:
         """Find the deployments. ValueError where there are none."""

@@ -40,7 +40,8 @@ class EngineProcess:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.key_file: Path | None = None
-        self._environment = dict(os.environ)
+        # Nothing of the gateway's is for an engine: the database's password, keys.
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("AVOCADO_")}
         self._argv = [program, "serve"]
         if kind == "ollama":
             self._environment |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_KEEP_ALIVE": "-1"}
@@ -62,7 +63,7 @@ class EngineProcess:
 
         def die_with_us() -> None:
             if libc is not None and hasattr(libc, "prctl"):
-                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # by which it ends its own children, too
 
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -72,8 +73,10 @@ class EngineProcess:
     def wait(self) -> None:
         """Return when it answers. RuntimeError where it ends before, or says nothing for too long."""
         until = time.monotonic() + _PATIENCE[self.kind]
-        while not self._answers():
-            self.check()
+        while True:
+            self.check()  # first: another program may have taken the port
+            if self._answers():
+                return
             if time.monotonic() > until:
                 raise RuntimeError(f"{self.kind} serve does not answer: {self._last_words()}")
             time.sleep(_BETWEEN_LOOKS)

@@ -36,7 +36,8 @@ _NO_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _TOKEN_MODE = ("RAY_AUTH_MODE", "token")
 # Where an engine says that it is up; vLLM when its model is loaded.
 _HEALTH_PATHS = {"ollama": VERSION_PATH, "vllm": "/health"}
-_HEALTH_SECONDS, _DRAIN_SECONDS = 2.0, 30.0
+_HEALTH_SECONDS = 2.0
+_SECRET = ("api_key", "database")
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -101,6 +102,7 @@ class ClusterSpec(BaseModel):
     small_at_once: int = Field(3, ge=1, description="Small models that a replica has in memory.")
     gateway: dict[str, Any] = {}
     config: Path | None = None
+    drain: float = Field(600.0, ge=0, description="Seconds that a replica which is to end has for what it answers.")
     open_cluster: bool = Field(False, description="Run although the cluster asks nobody for a token.")
 
     @model_validator(mode="after")
@@ -108,6 +110,12 @@ class ClusterSpec(BaseModel):
         names = [model.served_as for model in self.models]
         if not names or len(set(names)) < len(names):
             raise ValueError("there is one model at least, and each has a name of its own")
+        secret = next((name for name in _SECRET if name in self.gateway), None)
+        if secret is not None:
+            # What is deployed is kept by Serve, and shown by Ray's dashboard.
+            raise ValueError(
+                f"{secret} is a secret: it stands in the environment of `ray start`, or in a file, see config"
+            )
         return self
 
     def settings(self) -> InferSettings:
@@ -129,7 +137,14 @@ class Engine:
         self._gateway: GatewayApp | None = None
 
     async def start(self) -> None:
-        """Return when the model is in memory. Raises where it cannot be, which Serve tells."""
+        """Return when the model is in memory. Raises where it cannot be, which Serve tells; nothing is left of it then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self) -> None:
         spec = self._spec
         if spec.engine in ("ollama", "vllm") and spec.upstream is None:
             self._process = EngineProcess(
@@ -230,10 +245,10 @@ class _Small:
         await self._engine.close()
 
     def __del__(self) -> None:
-        # By this name Serve unloads a model, from a thread; Python's own call comes later.
-        if not self._closed:
+        # By this name Serve unloads a model, from a thread and with its lock held: what is answered ends by itself.
+        if not self._closed and not self._loop.is_closed():
             self._closed = True
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop)
 
 
 def _small_models(at_once: int) -> type:
@@ -272,18 +287,24 @@ class Ingress:
         cluster = ClusterSpec(**spec)
         # Announced it is once, however many replicas the ingress has.
         settings = cluster.settings().model_copy(update={"announce": False})
+        # To ask a small model, or one that has no replica now, what it is, would bring it into memory.
         self._table = {
-            model.served_as: ((small if model.small else handles[model.served_as]).deployment_name, model.small)
+            model.served_as: (
+                (small if model.small else handles[model.served_as]).deployment_name,
+                model.small,
+                not model.small and model.min_replicas > 0,
+            )
             for model in cluster.models
         }
         ways = {
-            name: streaming(small if shared else handles[name], name if shared else "")
-            for name, (_, shared) in self._table.items()
+            name: (streaming(small if shared else handles[name], name if shared else ""), tells)
+            for name, (_, shared, tells) in self._table.items()
         }
         self._gateway = create_app(settings, RayBackend(ways))
 
-    def models(self) -> Mapping[str, tuple[str, bool]]:
-        """The deployment of each model, and whether others share it: for a gateway in a process of its own."""
+    def models(self) -> Mapping[str, tuple[str, bool, bool]]:
+        """For a gateway in a process of its own: the deployment of each model, whether others share it, and whether it may be
+        asked what it is."""
         return self._table
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -316,7 +337,7 @@ def app(args: dict[str, Any]) -> Any:
         said = "this cluster asks nobody for a token, so that whoever reaches it may run anything on it"
         raise ValueError(f"{said}: start it with {'='.join(_TOKEN_MODE)}, or say open_cluster")
     spec = cluster.model_dump(mode="json")
-    own = {model.served_as: _deployed(model) for model in cluster.models if not model.small}
+    own = {model.served_as: _deployed(cluster, model) for model in cluster.models if not model.small}
     shared = [model for model in cluster.models if model.small]
     small = _small_deployment(cluster, shared) if shared else None
     announcer = (
@@ -327,12 +348,12 @@ def app(args: dict[str, Any]) -> Any:
         num_replicas=cluster.ingress_replicas,
         ray_actor_options={"num_cpus": cluster.ingress_cpus},
         max_ongoing_requests=settings.max_parallel + settings.max_queue,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=cluster.drain,
     )
     return ingress.bind(spec, own, small, announcer)
 
 
-def _deployed(model: ModelSpec) -> Any:
+def _deployed(cluster: ClusterSpec, model: ModelSpec) -> Any:
     options: dict[str, Any] = {"num_cpus": model.cpus, "num_gpus": model.gpus, "resources": model.resources}
     options |= {"memory": model.memory} if model.memory else {}
     scaling = {
@@ -349,7 +370,7 @@ def _deployed(model: ModelSpec) -> Any:
         autoscaling_config=scaling,
         max_ongoing_requests=model.max_ongoing_requests,
         health_check_period_s=_HEALTH_SECONDS,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=cluster.drain,
     )
     return deployment.bind(model.model_dump(mode="json"))
 
@@ -360,6 +381,6 @@ def _small_deployment(cluster: ClusterSpec, models: Sequence[ModelSpec]) -> Any:
         num_replicas=cluster.small_replicas,
         ray_actor_options={"num_cpus": cluster.small_cpus},
         max_ongoing_requests=max(model.max_ongoing_requests for model in models),
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        graceful_shutdown_timeout_s=cluster.drain,
     )
     return deployment.bind({model.served_as: model.model_dump(mode="json") for model in models})

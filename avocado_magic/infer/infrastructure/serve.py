@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...model_names import same_model
@@ -39,10 +39,6 @@ class HandleAnswer:
         return False
 
     async def read(self) -> bytes:
-        import grpc
-        import ray.exceptions
-        from ray.serve.exceptions import RayServeException
-
         if self._begin:
             begin, self._begin = self._begin, b""
             return begin
@@ -51,7 +47,12 @@ class HandleAnswer:
         except StopAsyncIteration:
             self._left = True
             return b""
-        except (ray.exceptions.RayError, RayServeException, grpc.RpcError) as error:
+        except asyncio.CancelledError:
+            if _is_ours():
+                raise
+            self._left = True
+            raise self._failure("the replica broke off its answer") from None
+        except Exception as error:  # Ray's, gRPC's, and what the replica raised itself
             self._left = True
             raise self._failure(f"the replica that answered is gone ({_kind(error)})") from None
 
@@ -84,10 +85,10 @@ class HandleUpstream:
         length: bytes | None = None,
     ) -> HandleAnswer:
         import grpc
-        import ray.exceptions
-        from ray.serve.exceptions import BackPressureError, RayServeException
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
 
-        until, lost = time.monotonic() + _PATIENCE, 0
+        until, lost = 0.0, 0
         while True:
             pieces = self._handle.ask.remote(method, path, list(headers), bytes(body))
             try:
@@ -95,17 +96,20 @@ class HandleUpstream:
                 return HandleAnswer(pieces, status, fields, begin, self._failure)
             except asyncio.CancelledError:
                 pieces.cancel()
-                raise
+                if _is_ours():
+                    raise
+                raise self._failure("the replica broke off before it answered") from None
             except BackPressureError:
                 raise self._unreached("all replicas are busy, and enough requests wait for them") from None
             except StopAsyncIteration:
                 raise self._failure("the replica answered nothing") from None
-            except (ray.exceptions.RayActorError, grpc.RpcError) as error:
-                lost += 1
+            except (RayActorError, grpc.RpcError) as error:
+                lost, until = lost + 1, until or time.monotonic() + _PATIENCE
                 if lost >= _TRIES or time.monotonic() >= until:
                     raise self._unreached(f"{lost} replicas ended with this request ({_kind(error)})") from None
-            except (ray.exceptions.RayError, RayServeException) as error:
-                raise self._failure(f"the replica failed ({_kind(error)})") from None
+            except Exception as error:  # what the replica raised itself, Ray's and Serve's
+                said = str(error).strip().partition("\n")[0][:300]
+                raise self._failure(f"the replica failed ({_kind(error)}: {said})") from None
             await asyncio.sleep(_BETWEEN)
 
     async def connects(self) -> bool:
@@ -113,19 +117,30 @@ class HandleUpstream:
         return True
 
 
+def _is_ours() -> bool:
+    """Whether this task is cancelled, and not only what it waits for; taken to be where Python (3.10) does not say."""
+    task = asyncio.current_task()
+    return task is None or not hasattr(task, "cancelling") or bool(task.cancelling())
+
+
 def _kind(error: Exception) -> str:
     return type(error).__name__.partition("(")[0]
 
 
 class InfoByModel:
-    """ModelInfo and Engine over engines that have one model each."""
+    """ModelInfo and Engine over engines that have one model each.
 
-    def __init__(self, infos: Mapping[str, Any]) -> None:
-        """`infos` are ModelInfo and Engine of each, by the name of its model."""
+    `infos` are ModelInfo and Engine of those that may be asked; `names` are all there are. Others are not asked: a question
+    would start them. `api_version` is Ollama's, for where there is none but those.
+    """
+
+    def __init__(self, infos: Mapping[str, Any], names: Callable[[], Sequence[str]], api_version: str) -> None:
         self._infos = infos
+        self._names = names
+        self._api_version = api_version
 
     async def names(self) -> Sequence[str]:
-        return list(self._infos)
+        return self._names()
 
     async def capabilities(self, model: str) -> frozenset[str] | None:
         info: ModelInfo | None = next((info for name, info in self._infos.items() if same_model(name, model)), None)
@@ -133,11 +148,19 @@ class InfoByModel:
 
     async def details(self) -> Sequence[ModelDetails]:
         found = await asyncio.gather(*(info.details() for info in self._infos.values()))
-        named = zip(self._infos, found, strict=True)
-        return [detail for name, details in named for detail in details if same_model(detail.name, name)]
+        asked = dict(zip(self._infos, found, strict=True))
+        return [
+            next(
+                (detail for detail in asked.get(name, ()) if same_model(detail.name, name)),
+                ModelDetails(name, None, None, None, (), loaded=False),
+            )
+            for name in self._names()
+        ]
 
     async def version(self) -> str | None:
         """That of the first engine that says one."""
+        if not self._infos:
+            return self._api_version if self._names() else None
         for looked in asyncio.as_completed([info.version() for info in self._infos.values()]):
             version = await looked
             if version is not None:
@@ -154,8 +177,9 @@ def streaming(handle: Any, model: str = "") -> Any:
     return handle.options(stream=True, _by_reference=False, **more)
 
 
-def handles_of(application: str) -> Mapping[str, Any]:
-    """The handles of the models of an application of Serve, on the cluster that runs here. ValueError where there is none.
+def handles_of(application: str) -> Mapping[str, tuple[Any, bool]]:
+    """The models of an application of Serve on the cluster that runs here: the handle of each, and whether it may be asked
+    what it is. ValueError where there is no such application.
 
     Blocks, and is not for a thread with an event loop.
     """
@@ -172,6 +196,6 @@ def handles_of(application: str) -> Mapping[str, Any]:
         said = str(error).strip().partition("\n")[0][:200]
         raise ValueError(f"there is no application {application!r} of Ray Serve here: {said}") from None
     return {
-        model: streaming(serve.get_deployment_handle(deployment, application), model if shared else "")
-        for model, (deployment, shared) in table.items()
+        model: (streaming(serve.get_deployment_handle(deployment, application), model if shared else ""), tells)
+        for model, (deployment, shared, tells) in table.items()
     }

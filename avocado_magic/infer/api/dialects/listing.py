@@ -28,9 +28,15 @@ def listed(
 
 def _preset_entry(dialect: Dialect, name: str, base: Mapping[str, Any] | None, now: str) -> Mapping[str, Any]:
     if dialect is Dialect.OPENAI:
-        return {"id": name, "object": "model", "created": (base or {}).get("created", 0), "owned_by": "avocado"}
-    empty = {"modified_at": now, "size": 0, "digest": "", "details": {}}
-    return {**empty, **(base or {}), "name": name, "model": name}
+        return {**named_entry(dialect, name, now), "created": (base or {}).get("created", 0)}
+    return {**named_entry(dialect, name, now), **(base or {}), "name": name, "model": name}
+
+
+def named_entry(dialect: Dialect, name: str, now: str) -> dict[str, Any]:
+    """What a list says of a model of which nothing but the name is known."""
+    if dialect is Dialect.OPENAI:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "avocado"}
+    return {"name": name, "model": name, "modified_at": now, "size": 0, "digest": "", "details": {}}
 
 
 def shown(answer: Mapping[str, Any], preset: Preset) -> Mapping[str, Any]:

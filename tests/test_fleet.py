@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 import requests
 from conftest import free_port, until
 from gateways import KEY, Gateway, answers, bearer, running
+from openai_engine import openai_engine
 from test_terminal import avocado
 
 from avocado_magic.background import in_thread
@@ -30,6 +32,8 @@ from avocado_magic.discovery.message import URL_HEARTBEAT, URL_WITHDRAWN, UrlMes
 from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
 from avocado_magic.discovery.trust import KeyFile
 from avocado_magic.errors import AvocadoError, ConfigError
+from avocado_magic.infer.domain.types import EngineUnreached, UpstreamError
+from avocado_magic.infer.infrastructure.fleet import VIA, MemberWay
 from avocado_magic.infer.service.fleet import Fleet, Known
 from avocado_magic.runtime import client
 
@@ -414,3 +418,15 @@ def test_a_time_of_day_is_the_next_one() -> None:
     moment = datetime.fromisoformat(str(resolve({"until": "18:00"}).until).replace("Z", "+00:00"))
     assert timedelta(0) < moment - datetime.now(timezone.utc) <= timedelta(days=1)
     assert json.dumps(resolve({"until": "18:00"}).to_wire())
+
+
+def test_an_instance_may_be_below_a_path() -> None:
+    async def asked(url: str) -> None:
+        way = MemberWay(url, KEY, UpstreamError, EngineUnreached, [(VIA, b"me")])
+        await way.well()
+        way.close()
+
+    with openai_engine() as engine:
+        for path in ("", "/llm", "/llm/"):
+            asyncio.run(asked(engine.url + path))
+    assert engine.paths == ["/api/version", "/llm/api/version", "/llm/api/version"]

@@ -228,7 +228,7 @@ class DiscoveryBackend:
         """Begin to follow what announces itself."""
         from ..discovery.directory import Directory
         from .domain.types import EngineUnreached, UpstreamError
-        from .infrastructure.fleet import Members, Way
+        from .infrastructure.fleet import VIA, Members, MemberWay
 
         given = lookup(["broker_url", "discovery_secret"], {})
         broker, secret = given.get("broker_url"), given.get("discovery_secret")
@@ -244,7 +244,7 @@ class DiscoveryBackend:
         self._members = Members(
             Directory(broker and broker.reveal(), secret=secret and secret.reveal()),
             self._fleet,
-            lambda url, key: Way(url, key, via, UpstreamError, EngineUnreached),
+            lambda url, key: MemberWay(url, key, UpstreamError, EngineUnreached, [(VIA, via)]),
             None if broker is None else self._keys,
             trust_unsigned=self._settings.trust_unsigned,
             allow_private=self._settings.allow_private,

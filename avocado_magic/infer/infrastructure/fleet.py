@@ -8,22 +8,20 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from ...discovery.directory import Directory
 from ...discovery.table import Instance
 from ...discovery.trust import KeyFile, own_key
 from ...errors import AvocadoError
-from .http.client import HttpClient, Response
 from .ollama import VERSION_PATH
+from .way import Way
 
 logger = logging.getLogger("avocado_magic.infer")
 KIND = "fleet"
 # Another gateway of this kind names itself in it; one that finds itself there, or two of them, goes no further.
 VIA = b"via"
-_TUNNEL_ERROR = b"ngrok-error-code"
-_NO_BROWSER = (b"ngrok-skip-browser-warning", b"1")
 # A member that is out is asked whether it is back after so many seconds, then after twice as many, and so on.
 _FIRST_PROBE, _LAST_PROBE, _PROBE_PATIENCE = 0.2, 10.0, 5.0
 
@@ -35,37 +33,11 @@ class Entry:
     instance_id: str
     url: str
     models: tuple[str, ...]
-    way: Way
+    way: MemberWay
 
 
-class Way:
-    """Upstream: one instance, with its key. Redirects are not followed."""
-
-    def __init__(self, url: str, key: str, via: bytes, failure: type[Exception], unreached: type[Exception]) -> None:
-        parts = urlsplit(url)
-        self.url = url
-        self._path = parts.path.rstrip("/")
-        self._client = HttpClient(url, failure, unreached)
-        self._unreached = unreached
-        self._added = [(b"authorization", b"Bearer " + key.encode()), _NO_BROWSER, (VIA, via)]
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: Any = b"",
-        length: bytes | None = None,
-    ) -> Response:
-        answer = await self._client.request(method, self._path + path, [*headers, *self._added], body, length)
-        for name, value in answer.headers:
-            if name.lower() == _TUNNEL_ERROR:
-                answer.close()
-                raise self._unreached(f"{self.url} leads to nothing now ({value.decode('latin-1')[:40]})")
-        return answer
-
-    async def connects(self) -> bool:
-        return await self._client.connects()
+class MemberWay(Way):
+    """The way to a member, which is asked whether it is back."""
 
     async def well(self) -> bool:
         """Whether the instance answers, and takes our key."""
@@ -78,13 +50,6 @@ class Way:
         except Exception as error:  # whatever it is, it is not back
             logger.debug("%s is not back: %s", self.url, type(error).__name__)
             return False
-
-    def abort(self, why: str) -> None:
-        self._client.abort(why)
-
-    def close(self) -> None:
-        """Open no more connections; what runs goes on."""
-        self._client.close()
 
 
 class Told(Protocol):
@@ -104,7 +69,7 @@ class Members:
         self,
         directory: Directory,
         told: Told,
-        make: Callable[[str, str], Way],
+        make: Callable[[str, str], MemberWay],
         keys: KeyFile | None,
         *,
         trust_unsigned: bool,
@@ -112,7 +77,7 @@ class Members:
     ) -> None:
         self._directory, self._told, self._make, self._keys = directory, told, make, keys
         self._trust_unsigned, self._allow_private = trust_unsigned, allow_private
-        self._ways: dict[tuple[str, str, str], Way] = {}
+        self._ways: dict[tuple[str, str, str], MemberWay] = {}
         self._public: dict[str, bool] = {}
         self._said: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
@@ -178,7 +143,7 @@ class Members:
         self._directory.close()
 
 
-async def probed(way: Way) -> None:
+async def probed(way: MemberWay) -> None:
     """Return when an instance that was out is well again; it is asked less and less often."""
     pause = _FIRST_PROBE
     while True:

@@ -13,12 +13,10 @@ from ...discovery.directory import Directory
 from ...discovery.table import Instance
 from ...discovery.trust import KeyFile, own_key
 from ...errors import AvocadoError
-from .http.client import HttpClient, Response
+from .http.client import Response
+from .way import Way
 
 logger = logging.getLogger("avocado_magic.infer")
-# ngrok's own answers, none of which has reached a gateway (ngrok.com/docs/errors).
-_TUNNEL_ERROR = b"ngrok-error-code"
-_NO_BROWSER = (b"ngrok-skip-browser-warning", b"1")
 # Where a URL leads to nothing, it is asked again after so many seconds.
 _AGAIN_SECONDS = 0.5
 
@@ -37,8 +35,7 @@ class RemoteUpstream:
     def __init__(self, failure: type[Exception], unreached: type[Exception]) -> None:
         self._failure, self._unreached = failure, unreached
         self._target: Target | None = None
-        self._client: HttpClient | None = None
-        self._gone_at = 0.0  # when the present URL was found to lead to nothing (time.monotonic())
+        self._way: Way | None = None
         self.nothing = "no service is known yet"
 
     @property
@@ -50,10 +47,10 @@ class RemoteUpstream:
         self.nothing = nothing or self.nothing
         if target == self._target:
             return
-        if self._client is not None:
-            self._client.close()
-        self._target, self._gone_at = target, 0.0
-        self._client = HttpClient(target.url, self._failure, self._unreached) if target else None
+        if self._way is not None:
+            self._way.close()
+        self._target = target
+        self._way = Way(target.url, target.key, self._failure, self._unreached) if target else None
         logger.info("requests go to %s", target.url if target else f"nobody: {self.nothing}")
 
     async def request(
@@ -64,30 +61,22 @@ class RemoteUpstream:
         body: Any = b"",
         length: bytes | None = None,
     ) -> Response:
-        client, target = self._client, self._target
-        if client is None or target is None:
+        if self._way is None:
             raise self._unreached(self.nothing)
-        key = (b"authorization", b"Bearer " + target.key.encode())
-        answer = await client.request(method, path, [*headers, key, _NO_BROWSER], body, length)
-        code = next((value for name, value in answer.headers if name.lower() == _TUNNEL_ERROR), None)
-        if code is not None:
-            answer.close()
-            self._gone_at = time.monotonic()
-            raise self._unreached(f"{target.url} leads to nothing now ({code.decode('latin-1')[:40]})")
-        return answer
+        return await self._way.request(method, path, headers, body, length)
 
     async def connects(self) -> bool:
-        if self._client is None or time.monotonic() - self._gone_at < _AGAIN_SECONDS:
+        if self._way is None or time.monotonic() - self._way.gone_at < _AGAIN_SECONDS:
             return False
-        return await self._client.connects()
+        return await self._way.connects()
 
     def abort(self, why: str) -> None:
-        if self._client is not None:
-            self._client.abort(why)
+        if self._way is not None:
+            self._way.abort(why)
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
+        if self._way is not None:
+            self._way.close()
 
 
 class Follower:

@@ -25,7 +25,8 @@ _SINGULAR = {
     "fallbacks": "fallback",
     "upstream_capabilities": "upstream_capability",
 }
-# Secrets are in the environment or in files, and presets in a file: never options.
+# Secrets are in the environment or in files, and presets in a file: never options. pydantic-settings' own command line could
+# hide such an option from its help (CliSuppress), and would take it all the same, into argv for everybody to read.
 _NO_OPTIONS = ("api_key", "database", "presets")
 
 

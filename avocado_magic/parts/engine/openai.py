@@ -56,7 +56,7 @@ class OpenAIApi(EngineApi):
         return session
 
     def version(self, timeout: float = 3.0) -> str | None:
-        """What the engine says it is, or the name of its API; None if nothing that lists models answers there."""
+        """What the engine says it is, empty where it does not; None if nothing that lists models answers there."""
         try:
             self._listed(timeout)
         except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
@@ -67,7 +67,7 @@ class OpenAIApi(EngineApi):
                 found = session.get(f"{parts.scheme}://{parts.netloc}/version", timeout=timeout).json().get("version")
         except (requests.RequestException, ValueError, AttributeError):
             found = None
-        return found if isinstance(found, str) else "of OpenAI's API"
+        return found if isinstance(found, str) else ""
 
     def models(self) -> list[str]:
         """Names of the models that are listed. Raises requests.RequestException."""

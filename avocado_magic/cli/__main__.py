@@ -1,0 +1,5 @@
+"""``python -m avocado_magic.cli``."""
+
+from . import main
+
+main()

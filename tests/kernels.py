@@ -121,6 +121,8 @@ class Kernel:
                 got = self.client.get_iopub_msg(timeout=1)
             except queue.Empty:
                 continue
+            if got["msg_type"] == "execute_input":  # the cell itself, before it runs
+                continue
             if got["parent_header"].get("msg_id") == message and mark in str(got["content"]):
                 return
         raise AssertionError(f"{mark!r} did not come within {seconds} s")

@@ -128,7 +128,7 @@ def _keep(shell: Any, variable: str | None, answer: Answer) -> None:
 
 def _set_underscore(shell: Any, value: Any) -> None:
     """What IPython does with the value of a cell, for one that has none; done halfway it would take ``_`` for the user's own."""
-    shell.user_ns["_"] = value
+    shell.push({"_": value}, interactive=False)  # as its display hook does: known as its own afterwards
     if getattr(shell, "displayhook", None) is not None:
         shell.displayhook._ = value
 

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import psutil
-import psycopg
 from conftest import free_port, until
 
 PASSWORD = "pg-Secret_0123456789"
@@ -79,6 +78,8 @@ class Postgres:
         until(self._answers, 30, "PostgreSQL")
 
     def _answers(self) -> bool:
+        import psycopg  # not in every environment that collects the tests
+
         try:
             psycopg.connect(self.url, connect_timeout=2).close()
         except psycopg.OperationalError:

@@ -28,6 +28,7 @@ from gateways import answers, bearer
 from postgres import PASSWORD, Postgres
 
 from avocado_magic import api_keys
+from avocado_magic.discovery import Directory
 from avocado_magic.shared_keys import SharedKeys
 
 pytest.importorskip("ray", reason="Ray is not installed: make test runs these in .venv-ray")
@@ -90,7 +91,9 @@ def machine(engine: tuple[str, Path], postgres: Postgres, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="module")
-def ray(postgres: Postgres, model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def ray(
+    postgres: Postgres, broker: Any, model_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RayCluster]:
     folder = tmp_path_factory.mktemp("ray")
     programs = folder / "bin"
     programs.mkdir()
@@ -101,6 +104,7 @@ def ray(postgres: Postgres, model_cache: Path, tmp_path_factory: pytest.TempPath
     (folder / "home" / "cache").symlink_to(model_cache)
     environment = {
         "AVOCADO_INFER_DATABASE": postgres.url,
+        "RABBITMQ_URL": broker.url,
         "FAKE_OLLAMA_MODELS": "llama3:latest",
         "FAKE_OLLAMA_TRACE": str(folder / "trace"),
         "FAKE_VLLM": str(next((model_cache / "models").glob("*.gguf"))),
@@ -370,6 +374,30 @@ def test_other_engines_small_models_and_a_new_configuration(cluster: Door, ray: 
         answer = cluster.post("/api/chat", body, key)
         assert answer.status_code == 200, answer.text
         assert answer.json()["eval_count"] == 3
+
+
+def test_the_ingress_is_announced_once_and_withdrawn(cluster: Door, ray: RayCluster, broker: Any) -> None:
+    args = {"models": [OLLAMA], "ingress_replicas": 2, "ingress_cpus": 0.2}
+    url = "https://llm.example.org"
+    with Directory(broker.url) as directory:
+        ray.deploy(ray.configured({**args, "gateway": {"cluster": True, "announce": True, "public_url": url}}))
+        until(
+            lambda: [(i.url, i.models) for i in directory.instances()] == [(url, ("llama3",))], 30, "the announcement"
+        )
+        ray.deploy(ray.configured({**args, "gateway": {"cluster": True}}))
+        until(lambda: not directory.instances(), 60, "the withdrawal")
+
+
+def test_a_model_is_placed_and_scaled_as_it_is_said(tmp_path: Path) -> None:
+    from avocado_magic.infer.ray import ClusterSpec, ModelSpec, _deployed
+
+    model = ModelSpec(
+        name="m", engine="vllm", gpus=0.5, memory=1 << 33, cpus=3, resources={"fast": 1}, min_replicas=0, max_replicas=7
+    )
+    placed = _deployed(ClusterSpec(models=[model]), model)._bound_deployment
+    assert placed.ray_actor_options == {"num_cpus": 3, "num_gpus": 0.5, "memory": 1 << 33, "resources": {"fast": 1}}
+    scaling = placed._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (0, 7, 2)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import datetime, timezone
 from typing import Any
 
@@ -148,8 +148,7 @@ class OpenAIServer:
                         continue
                     if value.strip() == b"[DONE]":
                         done = True
-                        await _read_out(answer)
-                        break
+                        break  # the connection goes: llama.cpp's server closes it after a stream, whatever it has promised
                     frame = _json_of(value)
                     for chunk in reader.feed(frame if name == "data" else {"error": frame}, time.monotonic_ns()):
                         said = True
@@ -311,12 +310,6 @@ def _vectors(whole: bytes, count: int) -> Vectors:
     if len(vectors) != count:
         raise InferError(Refusal.FAILED, sentence_of(value) or "the engine gave no vector for each text")
     return Vectors(vectors, tokens)
-
-
-async def _read_out(answer: UpstreamAnswer) -> None:
-    """Read what follows the last event, which is nothing: the connection can be used again then."""
-    with suppress(UpstreamError, asyncio.TimeoutError):
-        await asyncio.wait_for(answer.read(), 0.2)
 
 
 async def _whole(answer: UpstreamAnswer, largest: int = _LARGEST) -> bytes:

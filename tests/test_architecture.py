@@ -116,7 +116,9 @@ MAY: dict[str, set[str]] = {
     },
     "infer/settings": set(),
     "infer/engines": set(),
+    "infer/cluster": {"model_names", "infer/settings"},
     "infer/ray": {
+        "infer/cluster",
         "config",
         "model_names",
         "infer/api",

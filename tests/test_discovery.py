@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,7 +31,7 @@ from avocado_magic.config import resolve
 from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
 from avocado_magic.discovery.failures import PublishError
 from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
-from avocado_magic.discovery.publisher import Outgoing, publish
+from avocado_magic.discovery.publisher import LOG_QUEUE, Outcome, Outgoing, publish
 from avocado_magic.discovery.signature import HEADER, verifies
 from avocado_magic.errors import ConfigError
 from avocado_magic.notebook.render import text
@@ -733,3 +734,20 @@ def test_an_exchange_with_other_arguments_is_named_as_that(broker: Any) -> None:
         channel.exchange_declare(EXCHANGE, "topic", durable=True, arguments={"alternate-exchange": "amq.fanout"})
     outcome = publish(parse_broker_url(other), [CHANGED], deadline=5)
     assert "a topic exchange with other arguments (alternate-exchange)" in outcome.warning
+
+
+@pytest.mark.broker
+def test_publishers_that_make_the_log_at_the_same_moment_all_deliver(broker: Any, consumer: Consumer) -> None:
+    """A stream is there for the second who declares it before it can take a message: RabbitMQ closes the connection (541)."""
+    heartbeat = Outgoing(URL_HEARTBEAT, BODY)
+
+    def told(messages: list[Outgoing]) -> Future[Outcome]:
+        return in_thread(lambda: publish(parse_broker_url(broker.url), messages), "told")
+
+    for _ in range(30):
+        with pika.BlockingConnection(pika.URLParameters(broker.url)) as connection:
+            connection.channel().queue_delete(LOG_QUEUE)
+        outcomes = [each.result(30) for each in [told([heartbeat]), told([CHANGED, heartbeat]), told([heartbeat])]]
+        assert [(each.delivered, each.warning) for each in outcomes] == [(True, "")] * 3
+        consumer.next()
+    assert consumer.nothing()

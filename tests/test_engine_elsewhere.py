@@ -88,6 +88,23 @@ def test_a_vllm_that_is_killed_is_started_again(vllm: Path) -> None:
     assert ask(client.status(), "/api/generate", model=QWEN, prompt="hi", options={"num_predict": 1}).ok
 
 
+@pytest.mark.parametrize("engine", ["vllm", "openai"])
+def test_a_killed_supervisor_takes_nothing_with_it(
+    vllm: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv("AVOCADO_UPSTREAM_KEY", SECRET)
+    with llama_server(model_cache, QWEN, key=SECRET) as upstream:
+        before = up(QWEN, engine="vllm") if engine == "vllm" else up(QWEN, upstream=upstream)
+        supervisor = before.supervisor
+        assert supervisor is not None
+        os.kill(int(supervisor["pid"]), signal.SIGKILL)
+        until(lambda: client.status().supervisor != supervisor and client.status().state == "ready", 30, "another one")
+        state = client.status()
+        assert state.parts["engine"].pid == before.parts["engine"].pid
+        assert ask(state, "/api/generate", model=QWEN, prompt="hi", options={"num_predict": 1}).ok
+        assert (state.engine["kind"], state.models) == (engine, [QWEN])
+
+
 def test_what_vllm_says_of_its_end_is_said(vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_VLLM_TROUBLE", "memory")
     with pytest.raises(StartError, match="vllm serve ended with status 1") as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +121,14 @@ def test_openais_own_client_passes_through(served: Gateway) -> None:
         assert answer.model_extra is not None
         assert "timings" in answer.model_extra, "llama.cpp's own answer, with what Ollama's does not have"
         assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_an_answer_follows_a_stream_at_once(served: Gateway) -> None:
+    """llama.cpp's server closes a connection after a stream that it has promised to keep."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    for _ in range(15):
+        for stream in (True, False):
+            assert served.post("/v1/chat/completions", {**body, "stream": stream}).status_code == 200
 
 
 def test_a_key_for_no_model_sees_none_and_uses_none(llama: str, tmp_path: Path) -> None:
@@ -676,6 +686,17 @@ def test_an_engine_that_is_gone_is_said_and_waited_for(tmp_path: Path) -> None:
         assert answer.status_code == 502
         assert "engine" in answer.json()["error"]
         assert requests.get(f"{url}/readyz", timeout=10).status_code == 503
+
+
+def test_an_engine_that_hangs_holds_no_health_check(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        open_gateway(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}") as url,
+    ):
+        begun = time.monotonic()
+        assert requests.get(f"{url}/readyz", timeout=10).status_code == 503
+        assert requests.get(f"{url}/healthz", timeout=10).status_code == 200
+        assert time.monotonic() - begun < 4
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -172,12 +173,17 @@ def test_nobody_is_let_in_without_a_key(door: Door) -> None:
     assert requests.get(f"{door.url}/readyz", timeout=20).status_code == 200
 
 
+def left(trace: Path) -> int:
+    """How often the engine was left in the middle of an answer."""
+    return sum("left" in json.dumps(entry) for entry in trace_of(trace))
+
+
 def test_who_leaves_stops_the_engine(door: Door) -> None:
     key = door.key("leaves")
-    before = sum("left" in json.dumps(entry) for entry in trace_of(door.trace))
+    before = left(door.trace)
     with door.post("/api/generate", LONG, key, stream=True) as answer:
         next(answer.iter_lines(chunk_size=None))
-    until(lambda: sum("left" in json.dumps(e) for e in trace_of(door.trace)) > before, 15, "the engine to be left")
+    until(lambda: left(door.trace) > before, 15, "the engine to be left")
 
 
 def test_a_key_that_is_revoked_ends_what_it_began(door: Door) -> None:
@@ -325,11 +331,11 @@ def test_a_gateway_of_its_own_process_asks_the_same_replicas(cluster: Door, ray:
             beside = Door(f"http://127.0.0.1:{port}", cluster.trace, cluster.book, (tmp_path / "log").read_text)
             until(lambda: answers(f"{beside.url}/healthz"), 30, "the gateway")
             assert beside.post("/api/generate", BODY, key).json()["eval_count"] == 5
-            before = sum("left" in json.dumps(entry) for entry in trace_of(cluster.trace))
+            before = left(cluster.trace)
             with beside.post("/api/generate", LONG, key, stream=True) as answer:
                 next(answer.iter_lines(chunk_size=None))
             until(
-                lambda: sum("left" in json.dumps(e) for e in trace_of(cluster.trace)) > before,
+                lambda: left(cluster.trace) > before,
                 15,
                 "the engine to be left",
             )
@@ -389,7 +395,8 @@ def test_the_ingress_is_announced_once_and_withdrawn(cluster: Door, ray: RayClus
 
 
 def test_a_model_is_placed_and_scaled_as_it_is_said(tmp_path: Path) -> None:
-    from avocado_magic.infer.ray import ClusterSpec, ModelSpec, _deployed
+    from avocado_magic.infer.cluster import ClusterSpec, ModelSpec
+    from avocado_magic.infer.ray import _deployed
 
     model = ModelSpec(
         name="m", engine="vllm", gpus=0.5, memory=1 << 33, cpus=3, resources={"fast": 1}, min_replicas=0, max_replicas=7
@@ -402,7 +409,7 @@ def test_a_model_is_placed_and_scaled_as_it_is_said(tmp_path: Path) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gateway": {"no_auth": True}}, "a cluster lets nobody in without a key"),
-    ({"gateway": {}}, "give --api-key-file FILE or --keys-file FILE"),
+    ({"gateway": {}}, "a cluster lets nobody in without a key"),
     ({"ingress_replicas": 2, "gateway": {"api_key_file": "KEY"}}, "more than one ingress share keys and limits"),
     ({"models": [{"name": "a"}, {"name": "a"}]}, "each has a name of its own"),
     ({"models": [{"name": "a", "min_replicas": 3}]}, "max_replicas is less than min_replicas"),
@@ -512,3 +519,16 @@ def test_small_models_and_those_without_replicas_are_listed_and_not_woken(cluste
     for path in ("/api/tags", "/v1/models", "/api/ps", "/avocado/v1/models", "/readyz"):
         assert cluster.get(path, key).status_code == 200
     assert not ray.replicas("asleep")
+
+
+def test_busy_engines_are_ready_all_the_same(cluster: Door, ray: RayCluster) -> None:
+    one = {**OLLAMA, "min_replicas": 1, "max_replicas": 1, "max_ongoing_requests": 1}
+    ray.deploy(ray.configured({"models": [one], "ingress_cpus": 0.2, "gateway": {"cluster": True}}))
+    key = cluster.key("busy")
+    with cluster.post("/api/generate", LONG, key, stream=True) as answer:
+        next(answer.iter_lines(chunk_size=None))
+        for _ in range(8):
+            begun = time.monotonic()
+            assert requests.get(f"{cluster.url}/readyz", timeout=10).status_code == 200
+            assert time.monotonic() - begun < 3
+            time.sleep(0.7)  # beyond what is remembered

@@ -15,6 +15,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..back_off import BackOff
 from ..background import in_thread
 from .broker import Broker
 from .failures import PublishError, sentence
@@ -34,6 +35,10 @@ LOG_ARGUMENTS = {
     "x-max-length-bytes": 10_000_000,
     "x-stream-max-segment-size-bytes": 1_000_000,
 }
+# While one client declares a stream, another is told that it is there a few milliseconds before it can take a message;
+# RabbitMQ 3.10 closes the connection of whoever publishes then, with RESOURCE_ERROR or INTERNAL_ERROR.
+_NOT_READY = (506, 541)
+_TRIES_OF_A_NEW_LOG = 5
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,22 @@ def _connect(broker: Broker, attempt: _Attempt) -> pika.BlockingConnection:
 
 
 def _publish(broker: Broker, messages: Sequence[Outgoing], secret: str | None, attempt: _Attempt) -> Outcome:
+    """Publish, and once more where the log was not ready yet: what is told twice, consumers know by its number."""
+    import pika
+
+    pauses = BackOff(0.05, 0.5)
+    for _ in range(_TRIES_OF_A_NEW_LOG - 1):
+        try:
+            return _published(broker, messages, secret, attempt)
+        except pika.exceptions.ConnectionClosedByBroker as error:
+            if error.reply_code not in _NOT_READY or messages[0].routing_key == URL_CHANGED:
+                raise
+            logger.info("%s is being made by somebody else (%s): once more", LOG_QUEUE, error.reply_code)
+            time.sleep(min(pauses.next(), attempt.left()))
+    return _published(broker, messages, secret, attempt)
+
+
+def _published(broker: Broker, messages: Sequence[Outgoing], secret: str | None, attempt: _Attempt) -> Outcome:
     connection = _connect(broker, attempt)
     watch: _Deadline | None = None
     sent = False
@@ -169,7 +190,10 @@ def _publish(broker: Broker, messages: Sequence[Outgoing], secret: str | None, a
         if kind == "confirmed" and first.mandatory and seen == 404:
             warning = warning or f"a queue took it, but there is no {CONSUMERS_QUEUE}"
         if others:
-            warning = _send_others(connection, channel, others, secret) or warning
+            warning = (
+                _send_others(connection, channel, others, secret, lambda: _publish(broker, others, secret, attempt))
+                or warning
+            )
         return Outcome(kind, text, warning, queue)
     except BaseException as error:
         error.__dict__["avocado_sent"] = sent
@@ -201,16 +225,23 @@ def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[str, str
 
 
 def _send_others(
-    connection: pika.BlockingConnection, channel: Any, messages: Sequence[Outgoing], secret: str | None
+    connection: pika.BlockingConnection,
+    channel: Any,
+    messages: Sequence[Outgoing],
+    secret: str | None,
+    again: Callable[[], Outcome],
 ) -> str:
-    """Send what late joiners read, into a log that is declared first; what goes wrong, in words."""
+    """Send what late joiners read, into a log that is declared first, or `again`; what goes wrong, in words."""
     import pika
 
     channel, warning = log_declared(connection, channel)
     try:
-        for message in messages:
-            _send(channel, message, secret)
-    except pika.exceptions.AMQPError as error:
+        try:
+            for message in messages:
+                _send(channel, message, secret)
+        except pika.exceptions.ConnectionClosedByBroker:
+            warning = again().warning
+    except (pika.exceptions.AMQPError, OSError) as error:
         return f"the heartbeat was not confirmed ({type(error).__name__})"
     return warning
 

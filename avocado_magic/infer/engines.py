@@ -20,6 +20,7 @@ _BETWEEN_LOOKS = 0.2
 # A program that says nothing at its port for longer than this will not: seconds. vLLM fetches and loads its model before.
 _PATIENCE = {"ollama": 90.0, "vllm": 3600.0}
 _LINES = 5
+_LONGEST_LOG = 4 << 20  # bytes
 
 
 class EngineProcess:
@@ -65,7 +66,7 @@ class EngineProcess:
             if libc is not None and hasattr(libc, "prctl"):
                 libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # by which it ends its own children, too
 
-        with (self._folder / "log").open("wb") as log:
+        with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_us
             )  # fmt: skip
@@ -82,7 +83,10 @@ class EngineProcess:
             time.sleep(_BETWEEN_LOOKS)
 
     def check(self) -> None:
-        """RuntimeError with its last words where it has ended."""
+        """RuntimeError with its last words where it has ended. What it has written so far goes where that is long."""
+        log = self._folder / "log"
+        if log.stat().st_size > _LONGEST_LOG:
+            os.truncate(log, 0)
         code = self._process.poll()
         if code is not None:
             raise RuntimeError(f"{self.kind} serve ended with status {code}: {self._last_words()}")

@@ -11,10 +11,9 @@ import os
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 try:
     from ray import serve
@@ -22,14 +21,14 @@ except ImportError:
     raise ImportError("Ray is not installed: pip install 'avocado-magic[ray]'") from None
 
 from ..config import cache_dir
-from ..model_names import is_gguf, name_of_file
 from .api.in_process import drive
 from .app import GatewayApp, announcement, create_app
 from .backends import RayBackend
+from .cluster import ClusterSpec, ModelSpec
 from .engines import EngineProcess
 from .infrastructure.ollama import VERSION_PATH, have_in_memory
-from .infrastructure.serve import streaming
-from .settings import InferSettings, OwnSettings, load
+from .infrastructure.serve import ANNOUNCER, GATEWAY, streaming
+from .settings import InferSettings, OwnSettings
 
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]+")
 # By which Ray is told that nobody may do anything without its token (docs.ray.io, "Token authentication").
@@ -37,95 +36,7 @@ _TOKEN_MODE = ("RAY_AUTH_MODE", "token")
 # Where an engine says that it is up; vLLM when its model is loaded.
 _HEALTH_PATHS = {"ollama": VERSION_PATH, "vllm": "/health"}
 _HEALTH_SECONDS = 2.0
-_SECRET = ("api_key", "database")
 Headers = Sequence[tuple[bytes, bytes]]
-
-
-class ModelSpec(BaseModel):
-    """A model, and where and how often its engine runs. Times in seconds, memory in bytes."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(description="Name of the model, or the path of a *.gguf file on each node.")
-    engine: Literal["embedded", "ollama", "vllm", "openai"] = "embedded"
-    upstream: str | None = Field(None, description="URL of an engine that runs elsewhere (openai, ollama).")
-    upstream_key_file: Path | None = None
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(2.0, gt=0, description="Requests that a replica is to work at.")
-    max_ongoing_requests: int = Field(16, ge=1, description="Requests that a replica has at most; others wait.")
-    upscale_delay: float = Field(10.0, ge=0)
-    downscale_delay: float = Field(120.0, ge=0)
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
-    memory: int | None = Field(None, ge=1)
-    resources: dict[str, float] = {}
-    small: bool = Field(False, description="Share replicas with the other small models.")
-    parallel: int = Field(2, ge=1, le=256)
-    context: int | None = Field(None, ge=1)
-    gpu_layers: int | None = Field(None, ge=0)
-    threads: int | None = Field(None, ge=1)
-    options: list[str] = Field([], description="Further arguments of `vllm serve`.")
-
-    @property
-    def served_as(self) -> str:
-        """The name that clients ask for."""
-        return name_of_file(Path(self.name)) if is_gguf(self.name) else self.name
-
-    @model_validator(mode="after")
-    def _fits(self) -> ModelSpec:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError("max_replicas is less than min_replicas")
-        if self.engine == "openai" and self.upstream is None:
-            raise ValueError("engine openai needs an upstream")
-        if self.upstream is not None and self.engine not in ("openai", "ollama"):
-            raise ValueError(f"engine {self.engine} has no upstream: openai and ollama may have one")
-        if self.small and self.engine != "embedded":
-            raise ValueError("small models run in the embedded engine")
-        return self
-
-
-def _default_models() -> list[ModelSpec]:
-    return [ModelSpec(name=os.environ.get("AVOCADO_MODEL") or "smollm2:135m")]
-
-
-class ClusterSpec(BaseModel):
-    """What runs on the cluster. `gateway` are settings of avocado-infer; `config` is a file with more of them, on each node."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    models: list[ModelSpec] = Field(default_factory=_default_models)
-    ingress_replicas: int = Field(1, ge=1)
-    ingress_cpus: float = Field(1.0, ge=0)
-    small_replicas: int = Field(1, ge=1)
-    small_cpus: float = Field(1.0, ge=0)
-    small_at_once: int = Field(3, ge=1, description="Small models that a replica has in memory.")
-    gateway: dict[str, Any] = {}
-    config: Path | None = None
-    drain: float = Field(600.0, ge=0, description="Seconds that a replica which is to end has for what it answers.")
-    open_cluster: bool = Field(False, description="Run although the cluster asks nobody for a token.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> ClusterSpec:
-        names = [model.served_as for model in self.models]
-        if not names or len(set(names)) < len(names):
-            raise ValueError("there is one model at least, and each has a name of its own")
-        secret = next((name for name in _SECRET if name in self.gateway), None)
-        if secret is not None:
-            # What is deployed is kept by Serve, and shown by Ray's dashboard.
-            raise ValueError(
-                f"{secret} is a secret: it stands in the environment of `ray start`, or in a file, see config"
-            )
-        return self
-
-    def settings(self) -> InferSettings:
-        """Those of the gateway, with what this process's environment adds. ValueError for what cannot be."""
-        settings = load({**self.gateway, "backend": "ray"}, self.config)
-        if settings.no_auth:
-            raise ValueError("a cluster lets nobody in without a key: give keys_file, api_key_file or cluster")
-        if self.ingress_replicas > 1 and not settings.cluster:
-            raise ValueError("more than one ingress share keys and limits: set cluster, and AVOCADO_INFER_DATABASE")
-        return settings
 
 
 class Engine:
@@ -341,10 +252,12 @@ def app(args: dict[str, Any]) -> Any:
     shared = [model for model in cluster.models if model.small]
     small = _small_deployment(cluster, shared) if shared else None
     announcer = (
-        serve.deployment(Announcer).options(ray_actor_options={"num_cpus": 0}).bind(spec) if settings.announce else None
+        serve.deployment(Announcer).options(name=ANNOUNCER, ray_actor_options={"num_cpus": 0}).bind(spec)
+        if settings.announce
+        else None
     )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
-        name="gateway",
+        name=GATEWAY,
         num_replicas=cluster.ingress_replicas,
         ray_actor_options={"num_cpus": cluster.ingress_cpus},
         max_ongoing_requests=settings.max_parallel + settings.max_queue,

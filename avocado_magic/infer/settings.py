@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,28 +180,10 @@ class InferSettings(BaseSettings):
         return self
 
 
-class OwnSettings(InferSettings):
-    """Settings that are given, all of them: neither environment nor file adds to them."""
+def _reading(choose: Callable[..., tuple[PydanticBaseSettingsSource, ...]]) -> type[InferSettings]:
+    """Settings that are read where `choose`, of what was given and the environment, says."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
-
-def load(flags: Mapping[str, Any], config: Path | None) -> InferSettings:
-    """The settings; ValueError (pydantic's) for what is not possible, OSError for a file that cannot be read."""
-    if config is None:
-        return InferSettings(**flags)
-    config.read_bytes()  # pydantic-settings passes over a file that is missing
-
-    class WithFile(InferSettings):
+    class Reading(InferSettings):
         @classmethod
         def settings_customise_sources(
             cls,
@@ -211,6 +193,21 @@ def load(flags: Mapping[str, Any], config: Path | None) -> InferSettings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config)
+            return choose(settings_cls, init_settings, env_settings)
 
-    return WithFile(**flags)
+    return Reading
+
+
+# Settings that are given, all of them: neither environment nor file adds to them.
+OwnSettings = _reading(lambda settings, given, environment: (given,))
+
+
+def load(flags: Mapping[str, Any], config: Path | None) -> InferSettings:
+    """The settings; ValueError (pydantic's) for what is not possible, OSError for a file that cannot be read."""
+    if config is None:
+        return InferSettings(**flags)
+    config.read_bytes()  # pydantic-settings passes over a file that is missing
+    read = _reading(
+        lambda settings, given, environment: (given, environment, TomlConfigSettingsSource(settings, config))
+    )
+    return read(**flags)

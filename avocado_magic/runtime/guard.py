@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # So often another supervisor is started within so many seconds; what ends it more often will do so again.
-_TIMES, _WITHIN = 3, 600.0
+TIMES, WITHIN = 3, 600.0
 _LOCK_SECONDS = 120.0
 _GONE_SECONDS = 5.0
 # Without a supervisor for so long, what runs is ended.
@@ -130,7 +130,7 @@ def _replace(order: Mapping[str, Any], channel: Channel, ordered: bool) -> int:
         if present is not None and not wait_until(lambda: not present.alive(), _GONE_SECONDS):
             _say("what is left of the supervisor is ended")
             end([present], _GONE_SECONDS)
-        revived = [moment for moment in state.revived if time.time() - moment < _WITHIN]
+        revived = [moment for moment in state.revived if time.time() - moment < WITHIN]
         if state.instance != instance:  # the file was lost, and with it what there is to go on with
             state.state = ServiceState.FAILED
         # The port it had: clients know it.
@@ -138,7 +138,7 @@ def _replace(order: Mapping[str, Any], channel: Channel, ordered: bool) -> int:
         settings = Settings.from_wire({**order["settings"], "port": port})
         owners = [owner for owner in map(Owner.from_dict, state.owners) if owner]
         until = time.monotonic() + _UNWATCHED_SECONDS
-        while state.state.serving and len(revived) < _TIMES and (left := until - time.monotonic()) > 0:
+        while state.state.serving and len(revived) < TIMES and (left := until - time.monotonic()) > 0:
             revived += [] if ordered else [time.time()]
             ordered = False
             try:

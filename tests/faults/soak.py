@@ -29,6 +29,7 @@ from witness import Consumers  # noqa: E402
 
 from avocado_magic.config import resolve  # noqa: E402
 from avocado_magic.runtime import client  # noqa: E402
+from avocado_magic.runtime.guard import TIMES, WITHIN  # noqa: E402
 from avocado_magic.runtime.state import ServiceRecord  # noqa: E402
 
 EVERY_SECONDS = 10.0
@@ -68,8 +69,14 @@ def well(hurt: dict[str, int]) -> bool:
 
 
 def hurt_some(chance: random.Random, state: ServiceRecord) -> tuple[str, dict[str, int]]:
-    """One process, or now and then two, gets a signal. Not supervisor and guard together, which ends the service."""
-    names = chance.sample(PROCESSES, 1 if chance.random() < 0.8 else 2)
+    """One process, or now and then two, gets a signal.
+
+    Not supervisor and guard together, which ends the service; nor a supervisor that its guard would not replace any more,
+    for it does so a few times in a while and no more, on purpose.
+    """
+    recent = [moment for moment in state.revived if time.time() - moment < WITHIN]
+    some = [name for name in PROCESSES if name != "supervisor" or len(recent) < TIMES]
+    names = chance.sample(some, 1 if chance.random() < 0.8 else 2)
     if set(names) == {"supervisor", "guard"}:
         names = names[:1]
     number = chance.choice(SIGNALS)

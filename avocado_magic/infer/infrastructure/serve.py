@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,11 +11,18 @@ from typing import Any
 from ...model_names import same_model
 from ..domain.ports import ModelInfo
 from ..domain.types import ModelDetails
+from .remembered import Remembered
 
+logger = logging.getLogger(__name__)
 # A replica may be lost while it answers nothing yet: another one is asked then, so often at most, for one request may be
 # what ends them; and no longer than so many seconds.
 _TRIES, _PATIENCE = 4, 60.0
 _BETWEEN = 0.1
+# How long what Serve says of its deployments counts, and how long who asks waits for it: seconds.
+_STATUS_SECONDS, _STATUS_PATIENCE = 3.0, 1.0
+# Deployments that are no engines.
+GATEWAY, ANNOUNCER = "gateway", "announcer"
+NO_ENGINES = (GATEWAY, ANNOUNCER)
 
 
 class HandleAnswer:
@@ -131,19 +139,21 @@ class InfoByModel:
     """ModelInfo and Engine over engines that have one model each.
 
     `infos` are ModelInfo and Engine of those that may be asked; `names` are all there are. Others are not asked: a question
-    would start them. `api_version` is Ollama's, for where there is none but those.
+    would start them. Whether engines are there, Serve says and not they: a question would wait behind their work. `api_version`
+    is Ollama's.
     """
 
-    def __init__(self, infos: Mapping[str, Any], names: Callable[[], Sequence[str]], api_version: str) -> None:
+    def __init__(self, infos: Mapping[str, ModelInfo], names: Callable[[], Sequence[str]], api_version: str) -> None:
         self._infos = infos
         self._names = names
         self._api_version = api_version
+        self._ready = Remembered(_any_ready, False, seconds=_STATUS_SECONDS, patience=_STATUS_PATIENCE)
 
     async def names(self) -> Sequence[str]:
         return self._names()
 
     async def capabilities(self, model: str) -> frozenset[str] | None:
-        info: ModelInfo | None = next((info for name, info in self._infos.items() if same_model(name, model)), None)
+        info = next((info for name, info in self._infos.items() if same_model(name, model)), None)
         return await info.capabilities(model) if info is not None else None
 
     async def details(self) -> Sequence[ModelDetails]:
@@ -158,14 +168,31 @@ class InfoByModel:
         ]
 
     async def version(self) -> str | None:
-        """That of the first engine that says one."""
-        if not self._infos:
-            return self._api_version if self._names() else None
-        for looked in asyncio.as_completed([info.version() for info in self._infos.values()]):
-            version = await looked
-            if version is not None:
-                return str(version)
-        return None
+        return self._api_version if await self._ready.get() else None
+
+
+async def _any_ready() -> bool:
+    """Whether Serve has an engine that runs, or one that it would start for a request."""
+
+    def look() -> bool:
+        from ray import serve
+
+        deployments = [
+            (name, deployment)
+            for application in serve.status().applications.values()
+            for name, deployment in application.deployments.items()
+            if name not in NO_ENGINES
+        ]
+        return any(
+            each.replica_states.get("RUNNING") or (each.status == "HEALTHY" and not each.replica_states)
+            for _, each in deployments
+        )
+
+    try:
+        return await asyncio.to_thread(look)
+    except Exception as error:  # whatever keeps Serve from saying so
+        logger.warning("Serve does not say how it is: %s", _kind(error))
+        return False
 
 
 def streaming(handle: Any, model: str = "") -> Any:

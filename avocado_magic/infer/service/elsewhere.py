@@ -21,6 +21,7 @@ from .kept_turns import keep, recall
 from .output import InlineThoughts
 
 Asked = TypeVar("Asked", bound=TextRequest)
+_HEALTH_SECONDS = 1.0
 # Texts of one request that are embedded.
 _MOST_TEXTS = 10_000
 # A prompt that the context does not hold is made shorter so many times, each time by half.
@@ -288,4 +289,10 @@ class ServedModels:
         ]
 
     async def version(self) -> str | None:
-        return self._api_version if await self._server.models() is not None else None
+        # Health is asked by machines that wait a second or two, and an engine may hang.
+        looking = asyncio.ensure_future(self._server.models())
+        await asyncio.wait({looking}, timeout=_HEALTH_SECONDS)
+        if not looking.done():
+            looking.cancel()
+            return None
+        return self._api_version if looking.result() is not None else None

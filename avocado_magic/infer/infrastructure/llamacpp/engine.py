@@ -16,7 +16,9 @@ from typing import Any
 
 from ...domain.chat import Message
 from ...domain.types import Embedding, InferError, Loaded, Model, Piece, PromptTooLong, Refusal, UpstreamError
+from ..http import sse
 from ..http.client import HttpClient, Response
+from ..openai.messages import openai_messages
 from .loading import LoadError, StderrTail, why
 from .threads import load_llama, usable_threads
 
@@ -54,7 +56,7 @@ class LlamaSession:
     async def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), think: bool | None = None
     ) -> str:
-        body: dict[str, Any] = {"messages": [_openai_message(message) for message in messages]}
+        body: dict[str, Any] = {"messages": openai_messages(messages)}
         if tools:
             body["tools"] = list(tools)
         if think is not None:
@@ -299,41 +301,17 @@ def _has_gpu() -> bool:
     return any("GPU" in str(device.get("type", "")) for device in load_llama().get_device_info())
 
 
-def _openai_message(message: Message) -> dict[str, Any]:
-    """A message as llama.cpp's templates take it, which is as OpenAI writes it."""
-    calls = [
-        {
-            "id": call.id or f"call_{number}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
-        }
-        for number, call in enumerate(message.calls)
-    ]
-    more = {
-        "reasoning_content": message.thinking,
-        "tool_calls": calls,
-        "name": message.tool_name,
-        "tool_call_id": message.tool_call_id,
-    }
-    return {"role": message.role, "content": message.content, **{name: value for name, value in more.items() if value}}
-
-
 async def _events(answer: Response) -> AsyncIterator[Mapping[str, Any]]:
     """The events of a server-sent stream; raises InferError where it reports an error or breaks off."""
-    buffer = b""
     try:
-        while data := await answer.read():
-            buffer += data
-            *lines, buffer = buffer.split(b"\n")
-            for line in lines:
-                kind, _, value = line.partition(b":")
-                if kind not in (b"data", b"error") or value.strip() in (b"", b"[DONE]"):
-                    continue
-                event = json.loads(value)
-                if kind == b"error" or "error" in event:
-                    raise InferError(Refusal.FAILED, str(event.get("error", event).get("message", event)))
-                yield event
-    except UpstreamError as error:
+        async for name, value in sse.fields(answer.read):
+            if name not in ("data", "error") or value.strip() in (b"", b"[DONE]"):
+                continue
+            event = json.loads(value)
+            if name == "error" or "error" in event:
+                raise InferError(Refusal.FAILED, str(event.get("error", event).get("message", event)))
+            yield event
+    except (UpstreamError, ValueError) as error:
         raise InferError(Refusal.FAILED, f"llama.cpp: {error}") from None
 
 

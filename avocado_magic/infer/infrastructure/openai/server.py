@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -18,8 +17,9 @@ from ...domain.ports import Upstream, UpstreamAnswer
 from ...domain.types import InferError, Model, PromptTooLong, Refusal, UpstreamError, Vectors
 from ..http import sse
 from ..remembered import Remembered
-from .chunks import AnswerReader, ErrorFrame, details_of, error_of, sentence_of
+from .chunks import AnswerReader, ErrorFrame, error_of, sentence_of
 from .messages import openai_messages
+from .refusals import asked_otherwise, refusal_of, without
 from .upstream import ROOT
 
 logger = logging.getLogger(__name__)
@@ -33,35 +33,9 @@ _BIG = 1 << 20  # bytes that are not read on the event loop
 # Options that have the same name in OpenAI's API, and those for which engines have names of their own.
 _SAME = ("temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "stop", "top_k", "min_p", "typical_p")
 _OTHERS = {"repeat_penalty": ("repeat_penalty", "repetition_penalty"), "repeat_last_n": ("repeat_last_n",)}
-# What an engine says of a prompt that its context does not hold: codes and types, and words of those that have none.
-_TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "string_above_max_length")
-_TOO_LONG_WORDS = (
-    "context length", "context size", "maximum input length", "input is too long", "must have less than",
-    "too large to process", "token count exceeds", "when context the overflows",
-)  # fmt: skip
-_NO_MODEL = ("model_not_found", "notfounderror", "not_found_error")
-# Members that an engine may be asked without: they only shape the answer.
-_OPTIONAL = (
-    "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty", "stop", "top_k", "min_p", "typical_p", "repeat_penalty",
-    "repetition_penalty", "repeat_last_n", "max_tokens", "stream_options", "reasoning_effort", "chat_template_kwargs", "logprobs",
-    "top_logprobs", "encoding_format",
-)  # fmt: skip
-_TOGETHER = {"logprobs": ("top_logprobs",), "top_logprobs": ("logprobs",)}
 _MOST_CHANGES = 12
 # Models of which it is remembered what their engine does not take, and for how long: it may be another one by then. Seconds.
 _MOST_REMEMBERED, _REMEMBERED_SECONDS = 256, 600.0
-# How engines say which member they do not know, each from its beginning: what a client sent may stand behind.
-_UNKNOWN = [
-    re.compile(pattern)
-    for pattern in (
-        r"Unrecognized request arguments? supplied: ([\w, ]+)", r"(?:Unsupported|Unknown) parameter: '?([\w.]+)'?",
-        r"property '([\w.]+)' is unsupported", r"Invalid JSON payload received\. Unknown name \"(\w+)\"",
-        r"Argument not supported on this model: (\w+)", r"Unsupported argument:? '?(\w+)",
-    )
-]  # fmt: skip
-_UNKNOWN_CODES = ("unsupported_parameter", "unknown_parameter")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_THOUGHTS = "reasoning_content"
 
 
 class OpenAIServer:
@@ -148,7 +122,7 @@ class OpenAIServer:
                         continue
                     if value.strip() == b"[DONE]":
                         done = True
-                        break  # the connection goes: llama.cpp's server closes it after a stream, whatever it has promised
+                        break
                     frame = _json_of(value)
                     for chunk in reader.feed(frame if name == "data" else {"error": frame}, time.monotonic_ns()):
                         said = True
@@ -159,7 +133,7 @@ class OpenAIServer:
             # Some engines look at a request only when they have begun to answer it.
             code = error_of(error.answer).get("code")
             status = code if isinstance(code, int) and 400 <= code < 600 and not said else 500
-            raise _refusal(status, error.answer, str(body["model"]), path) from None
+            raise refusal_of(status, error.answer, str(body["model"]), path) from None
         except (UpstreamError, ValueError) as error:
             raise InferError(Refusal.FAILED, f"the engine: {error}") from None
         finally:
@@ -173,7 +147,7 @@ class OpenAIServer:
         model, now = str(body["model"]), time.monotonic()
         for member, until in self._refused.get(model, {}).items():
             if until > now:
-                body = _without(body, member)
+                body = without(body, member)
         left_out: list[str] = []
         for _ in range(_MOST_CHANGES):
             try:
@@ -187,8 +161,8 @@ class OpenAIServer:
                 value = _json_of(await _whole(answer), strict=False)
             except UpstreamError as error:
                 raise InferError(Refusal.FAILED, f"the engine: {error}") from None
-            refusal = _refusal(answer.status, value, model, path)
-            changed = _asked_otherwise(answer.status, value, body, isinstance(refusal, PromptTooLong))
+            refusal = refusal_of(answer.status, value, model, path)
+            changed = asked_otherwise(answer.status, value, body, isinstance(refusal, PromptTooLong))
             if changed is None:
                 raise refusal
             logger.info("the engine does not take a request for %s as it is: %s", model, sentence_of(value))
@@ -337,86 +311,3 @@ def _json_of(body: bytes, *, strict: bool = True) -> Any:
     if strict:
         raise InferError(Refusal.FAILED, "the engine sent something that is not JSON")
     return {"error": body[:500].decode("utf-8", "replace").strip()}
-
-
-def _asked_otherwise(
-    status: int, value: Any, body: Mapping[str, Any], too_long: bool
-) -> tuple[dict[str, Any], Sequence[str]] | None:
-    """How to ask an engine that refused `body`, and the members that it does not know at all; None where nothing helps."""
-    if too_long and "max_tokens" in body:
-        return _without(
-            body, "max_tokens", rename=False
-        ), ()  # the room that it was to leave may be all that was missing
-    if status not in (400, 422):
-        return None
-    error, said = error_of(value), sentence_of(value) or ""
-    about = f"{error.get('param')} {said}"
-    form = body.get("response_format", {})
-    if "response_format" in about and form.get("json_schema", {}).get("strict"):
-        described = {**form["json_schema"], "strict": False}
-        return {**body, "response_format": {**form, "json_schema": described}}, ()
-    if "response_format" in about and form.get("type") == "json_object":
-        described = {"name": "answer", "schema": {"type": "object"}}
-        return {**body, "response_format": {"type": "json_schema", "json_schema": described}}, ()
-    if _THOUGHTS in about and any(_THOUGHTS in message for message in body.get("messages", ())):
-        turns = [{name: item for name, item in turn.items() if name != _THOUGHTS} for turn in body["messages"]]
-        return {**body, "messages": turns}, ()
-    unknown = _unknown_members(value, error, said)
-    named = [name for name in unknown if name in body and name in _OPTIONAL]
-    lasting = bool(named)
-    param = str(error.get("param")).partition(".")[0]
-    if not named and error.get("code") == "unsupported_value" and param in body and param in _OPTIONAL:
-        named = [param]
-    if not named:
-        return None
-    left = dict(body)
-    for name in named:
-        left = _without(left, name)
-    return left, named if lasting else ()
-
-
-def _unknown_members(value: Any, error: Mapping[str, Any], said: str) -> Sequence[str]:
-    """The members that an engine says it does not know, by fields of its error, or the beginning of its sentence."""
-    found = [
-        str(each["loc"][-1]) for each in details_of(value) if each.get("type") == "extra_forbidden" and each.get("loc")
-    ]
-    if error.get("code") in _UNKNOWN_CODES and isinstance(error.get("param"), str):
-        found.append(error["param"])
-    for pattern in _UNKNOWN:
-        if match := pattern.match(said):
-            found += re.split(r"[, ]+", match[1])
-    return [_CAMEL.sub("_", name.partition(".")[0]).lower() for name in found]
-
-
-def _without(body: Mapping[str, Any], member: str, *, rename: bool = True) -> dict[str, Any]:
-    """`body` without a member; a limit under the name that newer models of OpenAI's take in its place."""
-    gone = (member, *_TOGETHER.get(member, ()))
-    left = {name: value for name, value in body.items() if name not in gone}
-    if rename and member == "max_tokens" and member in body:
-        left["max_completion_tokens"] = body[member]
-    return left
-
-
-def _refusal(status: int, value: Any, model: str, path: str) -> InferError:
-    """Why the engine did not answer, in its own words but where Ollama has words for it."""
-    error, said = error_of(value), sentence_of(value) or f"the engine answered with status {status}"
-    marks = (str(error.get("code")), str(error.get("type")))
-    low = said.lower()
-    if status in (400, 413, 422, 500) and (
-        any(mark in _TOO_LONG for mark in marks) or any(words in low for words in _TOO_LONG_WORDS)
-    ):
-        return PromptTooLong()
-    if status == 404:
-        named = "model" in low or model.lower() in low or marks[0].lower() in _NO_MODEL
-        if named:
-            words = f"model '{model}' not found" if "endpoint" not in low else said
-            return InferError(Refusal.NOT_FOUND, words)
-        known = (
-            said if sentence_of(value) and low not in ("not found", "file not found") else f"the engine has no {path}"
-        )
-        return InferError(Refusal.UNSUPPORTED, known)
-    if status == 429:
-        return InferError(Refusal.OVER_LIMIT, f"the engine has had enough for now: {said}")
-    if status in (501, 503):
-        return InferError(Refusal.UNSUPPORTED if status == 501 else Refusal.BUSY, said)
-    return InferError(Refusal.INVALID if 400 <= status < 500 else Refusal.FAILED, said)

@@ -10,6 +10,7 @@ from ..http.client import HttpClient, Response
 
 # Where OpenAI's routes are below a host, unless a URL names another place.
 ROOT = "/v1"
+_IDLE = 64  # connections that are kept
 
 
 class OpenAIUpstream:
@@ -22,8 +23,11 @@ class OpenAIUpstream:
     def __init__(self, base: str, key: str | None, failure: type[Exception], unreached: type[Exception]) -> None:
         parts = urlsplit(base)
         origin = f"{parts.scheme}://{parts.netloc}"
-        self._routes = HttpClient(base if parts.path else origin + ROOT, failure, unreached)
-        self._host = HttpClient(origin, failure, unreached)
+        # llama.cpp's server closes a connection after a stream, although it has promised to keep it. Without TLS a new one for each
+        # request costs next to nothing.
+        idle = _IDLE if parts.scheme == "https" else 0
+        self._routes = HttpClient(base if parts.path else origin + ROOT, failure, unreached, max_idle=idle)
+        self._host = HttpClient(origin, failure, unreached, max_idle=idle)
         self._key = [(b"authorization", b"Bearer " + key.encode())] if key else []
         self._failure = failure
         self._name = parts.netloc

@@ -71,10 +71,6 @@ class SharedKeys:
         with self._said(), self._kept.transaction():
             return read(self._kept)
 
-    def close(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-
     @contextmanager
     def changed(self) -> Iterator[list[KeyEntry]]:
         with self._connection() as connection:

@@ -31,7 +31,7 @@ from avocado_magic.asking.tools import Tool
 from avocado_magic.config import resolve
 from avocado_magic.errors import AvocadoError, ConfigError
 from avocado_magic.notebook.answers import code_of, sandboxed
-from avocado_magic.notebook.markdown import for_page, open_fence
+from avocado_magic.notebook.markdown import for_page
 from avocado_magic.notebook.namespace import fill
 from avocado_magic.runtime import client
 from avocado_magic.settings import Secret
@@ -160,9 +160,7 @@ def test_nothing_that_loads_is_left_outside_of_code(text: str) -> None:
             assert not re.search(r"<[A-Za-z/!?]", line.replace("<span>&#36;</span>", "0"))
 
 
-def test_code_that_is_open_is_reopened() -> None:
-    assert open_fence("a\n```py\nx = 1") == "```"
-    assert open_fence("```\nx\n```") == ""
+def test_the_code_of_an_answer_is_what_stands_in_its_fence() -> None:
     assert code_of("Do this:\n```python\nx = 1\n```\nand\n```\ny\n```\n") == "x = 1"
     assert code_of("x = 1") == "x = 1"
 

@@ -66,14 +66,6 @@ def closing(fence: str) -> str:
     return fence.strip()
 
 
-def open_fence(text: str) -> str:
-    """The marks of the code that is not closed at the end of `text`; empty where none is."""
-    fence = ""
-    for line in text.split("\n"):
-        fence = ("" if closes(fence, line) else fence) if fence else opens(line)
-    return fence
-
-
 def _unloading(text: str) -> str:
     """`text`, most likely code, in which nothing loads where it is none."""
     return _LOADS.sub(lambda match: f"{match[0][0]}{_BREAK}{match[0][1:]}", text)

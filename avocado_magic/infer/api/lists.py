@@ -72,7 +72,7 @@ class MergedLists:
                 parts.append(chunk)
                 size += len(chunk)
                 if size > _LARGEST:
-                    return {}
+                    raise UpstreamError(f"its list is larger than {_LARGEST >> 20} MB")
         finally:
             reply.close()
         value = wire.decode(b"".join(parts)) if reply.status == 200 else {}

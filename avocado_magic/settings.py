@@ -45,10 +45,12 @@ class Option:
 
     `metavar` is how a flag's value is shown, for a setting that `up` takes as a flag; `on` and `off` are flags without a
     value. `least` and `most` bound numbers. `unset` says in words what is there without it, where the default does not.
+    `lasting` is what a service keeps for its life: an `up` that asks a running one for another value is refused.
     """
 
     __slots__ = (
-        "choices", "default", "env", "help", "kind", "least", "metavar", "most", "name", "off", "on", "secret", "unset",
+        "choices", "default", "env", "help", "kind", "lasting", "least", "metavar", "most", "name", "off", "on", "secret",
+        "unset",
     )  # fmt: skip
 
     def __init__(
@@ -65,12 +67,13 @@ class Option:
         off: str = "",
         secret: bool = False,
         unset: str = "",
+        lasting: bool = False,
     ) -> None:
         self.name = ""
         self.default, self.help, self.env, self.secret = default, help, env, secret
         self.kind = kind or (str if default is None else type(default))
         self.metavar, self.choices, self.on, self.off = metavar, choices, on, off
-        self.least, self.most, self.unset = least, most, unset
+        self.least, self.most, self.unset, self.lasting = least, most, unset, lasting
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -115,12 +118,14 @@ class Settings:
         metavar="ENGINE",
         choices=ENGINES,
         unset="auto is what runs at --upstream, a running Ollama, an installed one, the embedded engine where it knows the model, a fresh Ollama",
+        lasting=True,
     )
     upstream: str | None = _option(
         None,
         "an engine elsewhere that speaks OpenAI's API: vLLM, SGLang, LM Studio, llama-server, a hosted one",
         "AVOCADO_UPSTREAM",
         metavar="URL",
+        lasting=True,
     )
     tunnel: str = _option(
         "auto",
@@ -129,12 +134,14 @@ class Settings:
         metavar="TUNNEL",
         choices=TUNNELS,
         unset="auto is ngrok with a token, else cloudflared where it is installed, else none; cloudflared is fetched where it is asked for",
+        lasting=True,
     )
     public_url: str | None = _option(
         None,
         "the URL the world uses, when the way in is yours: a LAN address, an ingress, a tunnel run elsewhere",
         "AVOCADO_PUBLIC_URL",
         metavar="URL",
+        lasting=True,
     )
     port: int | None = _option(
         None,
@@ -144,10 +151,11 @@ class Settings:
         metavar="N",
         least=0,
         unset=f"{DEFAULT_PORT}, else the next free one",
+        lasting=True,
     )
     name: str = _option("default", "name of the service, when you run several", "AVOCADO_NAME", metavar="NAME")
     domain: str | None = _option(
-        None, "your ngrok domain, for a URL that stays the same", "AVOCADO_DOMAIN", metavar="D"
+        None, "your ngrok domain, for a URL that stays the same", "AVOCADO_DOMAIN", metavar="D", lasting=True
     )
     grace: float = _option(
         10.0,
@@ -156,9 +164,10 @@ class Settings:
         metavar="MINUTES",
         least=0,
         most=10 * 365 * 24 * 60,
+        lasting=True,
     )
     announce: bool = _option(
-        True, "publish the URL when a broker is configured", "AVOCADO_ANNOUNCE", off="--no-announce"
+        True, "publish the URL when a broker is configured", "AVOCADO_ANNOUNCE", off="--no-announce", lasting=True
     )
     timeout: float = _option(
         600.0, "seconds until `up` gives up; a moving download extends it", "AVOCADO_TIMEOUT", metavar="S", least=0
@@ -170,12 +179,14 @@ class Settings:
         metavar="HOURS",
         least=0,
         most=10 * 365 * 24,
+        lasting=True,
     )
     until: str | None = _option(
         None,
         "when it ends: 18:00, or as in 2027-01-31T18:00; five minutes before, it is withdrawn and takes no new requests",
         "AVOCADO_UNTIL",
         metavar="TIME",
+        lasting=True,
     )
     idle_stop: float | None = _option(
         None,
@@ -186,6 +197,7 @@ class Settings:
         most=10 * 365 * 24 * 60,
         kind=float,
         unset="never by default",
+        lasting=True,
     )
     url_check: float = _option(
         60.0,
@@ -193,6 +205,7 @@ class Settings:
         "AVOCADO_URL_CHECK",
         least=0,
         unset="60 by default; each is a request on your tunnel's plan",
+        lasting=True,
     )
     context: int | None = _option(
         None,
@@ -204,6 +217,7 @@ class Settings:
         least=1,
         most=100_000_000,
         unset="the engine's own by default; embedded 4096",
+        lasting=True,
     )
     keep_alive: str | None = _option(
         None,
@@ -212,6 +226,7 @@ class Settings:
         "OLLAMA_KEEP_ALIVE",
         metavar="TIME",
         unset="5m by default",
+        lasting=True,
     )
     parallel: int | None = _option(
         None,
@@ -223,6 +238,7 @@ class Settings:
         least=1,
         most=256,
         unset="the engine's own by default; embedded 2",
+        lasting=True,
     )
     gpu_layers: int | None = _option(
         None,
@@ -233,6 +249,7 @@ class Settings:
         least=0,
         most=10_000,
         unset="as many as fit by default",
+        lasting=True,
     )
     threads: int | None = _option(
         None,
@@ -243,11 +260,13 @@ class Settings:
         least=1,
         most=1024,
         unset="the cores that may be used by default",
+        lasting=True,
     )
     vllm_args: str | None = _option(
         None,
         "further arguments of `vllm serve`, as in `--enable-auto-tool-choice --tool-call-parser hermes`",
         "AVOCADO_VLLM_ARGS",
+        lasting=True,
     )
     ollama_host: str = _option(
         "127.0.0.1:11434",
@@ -279,10 +298,18 @@ class Settings:
         unset="one of our own by default, 0600, removed by `down`",
     )
     gateway_config: str | None = _option(
-        None, "TOML file for the gateway: presets, aliases, limits, cache", "AVOCADO_GATEWAY_CONFIG", metavar="FILE"
+        None,
+        "TOML file for the gateway: presets, aliases, limits, cache",
+        "AVOCADO_GATEWAY_CONFIG",
+        metavar="FILE",
+        lasting=True,
     )
     admin_routes: bool = _option(
-        False, "let admin keys pull, push, create, copy and delete models", "AVOCADO_ADMIN_ROUTES", on="--admin-routes"
+        False,
+        "let admin keys pull, push, create, copy and delete models",
+        "AVOCADO_ADMIN_ROUTES",
+        on="--admin-routes",
+        lasting=True,
     )
     ngrok_token: Secret | None = _option(None, "ngrok authtoken", "NGROK_AUTHTOKEN", "NGROK_AUTH_TOKEN", secret=True)
     upstream_key: Secret | None = _option(

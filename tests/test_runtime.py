@@ -520,6 +520,22 @@ def test_what_only_a_new_start_can_change_is_refused(ollama: Path) -> None:
     assert client.status().supervisor == before.supervisor
 
 
+def test_a_service_keeps_every_flag_but_those_that_each_up_has_for_itself() -> None:
+    with_flag = {name for name, option in Settings.OPTIONS.items() if option.flag}
+    kept = {name for name, option in Settings.OPTIONS.items() if option.lasting}
+    assert with_flag - kept == {"name", "timeout"}
+    assert not any(Settings.OPTIONS[name].secret for name in kept), "they are written into state.json"
+
+
+def test_what_the_environment_changes_is_refused_by_its_variable(
+    ollama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up()
+    monkeypatch.setenv("AVOCADO_VLLM_ARGS", "--max-num-seqs 4")
+    with pytest.raises(ConfigError, match="without AVOCADO_VLLM_ARGS, not --max-num-seqs 4"):
+        client.up(settings(), None)
+
+
 def test_an_ollama_of_another_service_is_not_adopted(ollama: Path) -> None:
     one = up()
     assert one.engine["url"] == f"http://{os.environ['OLLAMA_HOST']}"

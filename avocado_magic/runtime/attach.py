@@ -225,7 +225,7 @@ def _require_as_it_is(state: ServiceRecord, settings: Settings) -> None:
             continue
         if state.state is ServiceState.STARTING and running[name] == option.default:
             continue
-        flag = option.flag or f"--{name.replace('_', '-')}"
+        flag = option.flag or option.env[0]
         if option.kind is bool:
             differs.append(f"without {flag}")
         else:

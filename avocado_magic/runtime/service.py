@@ -39,26 +39,6 @@ logger = logging.getLogger("avocado_magic.supervisor")
 # A fresh tunnel may take a moment to be known everywhere; a way in of the user's own is there or it is not.
 PROVE_SECONDS, PROVE_OWN_SECONDS = 90.0, 30.0
 _HEAL_SECONDS = 600.0
-_ASKED = (
-    "engine",
-    "upstream",
-    "tunnel",
-    "public_url",
-    "port",
-    "domain",
-    "grace",
-    "announce",
-    "max_lifetime",
-    "until",
-    "idle_stop",
-    "gateway_config",
-    "admin_routes",
-    "context",
-    "keep_alive",
-    "parallel",
-    "gpu_layers",
-    "threads",
-)
 
 
 @dataclass(frozen=True)
@@ -135,7 +115,7 @@ class Service:
             instance=instance,
             state=ServiceState.STARTING,
             started_at=written(utc_now()),
-            asked={name: getattr(settings, name) for name in _ASKED},
+            asked={name: getattr(settings, name) for name, option in Settings.OPTIONS.items() if option.lasting},
             owners=self.lifetime.owners(),
         )
         state.supervisor, state.guard, state.socket = me.to_dict() if me else None, None, None

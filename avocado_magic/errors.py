@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 # The error handler by which text goes out to a stream that cannot hold all of it.
 PLAIN = "avocado-plain"
@@ -22,27 +22,40 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
 
 codecs.register_error(PLAIN, _plain)
 
-# What of ours a hint tells the reader to run: "{logs engine}". Each front end says it in its own way.
-_COMMAND = re.compile(r"\{((?:up|down|status|logs|restart|keep|events|doctor|env)(?: [^{}]*)?)\}")
+# What of ours a text tells the reader to run, "{logs engine}", or to give, "{:max_tokens}", an argument of `asking.ask`.
+# Each front end says it in its own way.
+_NAMED = re.compile(r"\{((?:up|down|status|logs|restart|keep|events|doctor|env)(?: [^{}]*)?|:[a-z_]+)\}")
+_FLAGS = {":temperature": "-t", ":images": "--image", ":files": "--file", ":options": "--option"}
 
 
-def in_shell(command: str) -> str:
-    return f"`avocado {command}`"
+def in_shell(named: str) -> str:
+    if named.startswith(":"):
+        return _flag(named, {":model": "MODEL", ":api_key": "AVOCADO_API_KEY"})
+    return f"`avocado {named}`"
 
 
-def in_notebook(command: str) -> str:
-    return f"%avocado_{command}"
+def in_notebook(named: str) -> str:
+    return _flag(named, {":model": "-m", ":api_key": "--key-env"}) if named.startswith(":") else f"%avocado_{named}"
+
+
+def in_python(named: str) -> str:
+    """Arguments alone: the commands are for who shows the error."""
+    return f"{named[1:]}=" if named.startswith(":") else f"{{{named}}}"
+
+
+def _flag(named: str, own: Mapping[str, str]) -> str:
+    return {**_FLAGS, **own}.get(named) or f"--{named[1:].replace('_', '-')}"
 
 
 def worded(text: str, front_end: Callable[[str], str]) -> str:
-    """`text` with its commands as `front_end` writes them."""
-    return _COMMAND.sub(lambda match: front_end(match[1]), text)
+    """`text` with its commands and arguments as `front_end` writes them."""
+    return _NAMED.sub(lambda match: front_end(match[1]), text)
 
 
 class AvocadoError(Exception):
     """One sentence that says what happened, in which part, and what to do about it.
 
-    `hint` is the remedy, in which a command of ours is written ``{up}`` and ``{logs engine}`` (see `worded`), `part` the part of the service it happened in, `log` the last lines of
+    `hint` is the remedy, in which a command of ours is written ``{up}`` or ``{logs engine}`` and an argument ``{:url}`` (see `worded`), `part` the part of the service it happened in, `log` the last lines of
     that part's log and `log_file` where the whole of it is; `lasting` says that another try comes to the same. Nothing in here may hold a secret.
     """
 
@@ -63,6 +76,11 @@ class AvocadoError(Exception):
         self.log = tuple(log)
         self.log_file = log_file
         self.lasting = lasting
+
+    def word(self, front_end: Callable[[str], str]) -> None:
+        """Have message and hint name commands and arguments as `front_end` writes them."""
+        self.message, self.hint = worded(self.message, front_end), worded(self.hint, front_end)
+        self.args = (self.message,)
 
     def sentence(self) -> str:
         """The message and its remedy on one line."""

@@ -223,10 +223,17 @@ def test_the_http_library_imports_nothing_of_ours() -> None:
 
 
 def test_only_front_ends_say_how_a_command_is_typed() -> None:
-    """Below them a hint names it in braces, which a notebook and a shell write in their own ways."""
-    typed = re.compile(r"%avocado_|avocado (up|down|status|logs)\b")
-    for folder in ("runtime", "parts", "discovery"):
+    """Below them a text names it in braces, which notebook, shell and Python write in their own ways."""
+    command = (
+        r"%avocado_|%%ollama|avocado (up|down|status|logs|restart|keep|events|doctor|env|run|key|connect|discover)\b"
+    )
+    for folder, typed in (
+        *((folder, re.compile(command)) for folder in ("runtime", "parts", "discovery")),
+        ("asking", re.compile(rf"{command}|(?<!\S)--?[a-z]")),  # the flags of whoever asks as well
+    ):
         for path in (PACKAGE / folder).rglob("*.py"):
+            if path.name == "ray_config.py":  # what it writes is a file for a shell
+                continue
             tree = ast.parse(path.read_text("utf-8"))
             documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             for node in ast.walk(tree):

@@ -15,6 +15,9 @@ import psutil
 import pytest
 from conftest import TOKEN, everything_written, free_port, until
 
+from avocado_magic.asking import ask
+from avocado_magic.asking.target import at_url
+from avocado_magic.errors import ConfigError, in_notebook, in_shell, worded
 from avocado_magic.runtime import client
 
 PARTS = ["engine", "gateway", "tunnel", "announcer"]
@@ -211,3 +214,24 @@ def test_help_is_there(home: Path) -> None:
         assert command in shown
     assert "--public-url" in avocado("up", "--help", COLUMNS="120").stdout
     assert avocado("--version").stdout.startswith("avocado ")
+
+
+def test_an_error_names_arguments_as_whoever_asks_writes_them() -> None:
+    """One text, `{:url} …`, for shell, notebook and Python."""
+    wrong = "ftp://files.example"
+    assert "--url" in avocado("run", "llama3", "hello", "--url", wrong).stderr
+    with pytest.raises(ConfigError) as caught:
+        ask("hello", url=wrong, model="llama3")
+    assert "url= " in caught.value.sentence()
+    with pytest.raises(ConfigError) as caught:
+        ask("hello", url="https://host.example")
+    assert caught.value.sentence() == "url= needs a model — name it with model="
+    for front_end, said in (
+        (in_shell, "--url needs a model — name it with MODEL"),
+        (in_notebook, "--url needs a model — name it with -m"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            at_url("https://host.example", None, "")
+        assert worded(caught.value.sentence(), front_end) == said
+    with pytest.raises(ConfigError, match=r"max_tokens= many is not a number"):
+        ask("hello", url="https://host.example", model="llama3", max_tokens="many")  # type: ignore[arg-type]

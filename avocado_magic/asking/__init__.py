@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..config import lookup, resolve
+from ..errors import AvocadoError, ConfigError, in_python
 from .answer import Answer as Answer
 from .answer import Stats as Stats
 from .answer import ToolCall as ToolCall
@@ -67,13 +69,16 @@ class Chat:
             raise TypeError(f"chat() got an unexpected argument {sorted(unknown)[0]!r}")
         self._given = given
         self._conversation = Conversation("chat") if remembers else None
-        self.target = target_of(given)
+        with _in_python():
+            self.target = target_of(given)
 
     def ask(self, prompt: str) -> Answer:
         """Ask, and return the `Answer`. Raises errors.AvocadoError."""
         given = self._given
-        heard = Heard(text=given.get("on_text") or _nobody, call=given.get("on_call") or _nobody)
-        return Exchange(self.target, prompt, how_of(given, self.target), self._conversation).run(heard)
+        told = {"text": given.get("on_text"), "call": given.get("on_call")}
+        heard = Heard(**{name: tell for name, tell in told.items() if tell})
+        with _in_python():
+            return Exchange(self.target, prompt, how_of(given), self._conversation).run(heard)
 
     @property
     def messages(self) -> list[Mapping[str, Any]]:
@@ -91,8 +96,14 @@ def chat(**given: Any) -> Chat:
     return Chat(**given)
 
 
-def _nobody(text: str) -> None:
-    """Nobody is told."""
+@contextmanager
+def _in_python() -> Iterator[None]:
+    """Errors name the arguments of `ask` as one writes them in Python."""
+    try:
+        yield
+    except AvocadoError as error:
+        error.word(in_python)
+        raise
 
 
 _TAKES = frozenset(ask.__kwdefaults__ or ())
@@ -100,13 +111,11 @@ _TAKES = frozenset(ask.__kwdefaults__ or ())
 
 def target_of(given: Mapping[str, Any]) -> Target:
     """Whom the arguments of `ask` mean. Raises ConfigError, NotRunningError, or AvocadoError where no key was given."""
-    from ..errors import ConfigError
-
     if given.get("discover"):
         if given.get("url"):
-            raise ConfigError("discover excludes url", "leave one of the two out")
+            raise ConfigError("{:discover} excludes {:url}", "leave one of the two out")
         if given.get("tools") and not given.get("allow_tools"):
-            raise ConfigError("a model that is discovered calls no tools of yours", "allow it with --allow-tools")
+            raise ConfigError("a model that is discovered calls no tools of yours", "allow it with {:allow_tools}")
         file = given.get("key_file")
         return discovered(resolve({}), Path(file).expanduser() if file else None, given.get("model"))
     if given.get("url"):
@@ -118,16 +127,14 @@ def target_of(given: Mapping[str, Any]) -> Target:
     return here(str(given.get("name") or "default"), given.get("model"))
 
 
-def how_of(given: Mapping[str, Any], target: Target) -> How:
+def how_of(given: Mapping[str, Any]) -> How:
     """How the arguments of `ask` have it asked. Raises ConfigError."""
-    from ..errors import ConfigError
-
     schema, format, images, files = (given.get(name) for name in ("schema", "format", "images", "files"))
     if format not in (None, "json"):
         raise ConfigError(f"there is no format {format!r}", 'it is "json", or left away')
     steps = given.get("max_steps", MAX_STEPS)
     if not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"max_steps {steps} is not possible", "give a whole number from 1 on")
+        raise ConfigError(f"{{:max_steps}} {steps} is not possible", "give a whole number from 1 on")
     return How(
         system=given.get("system"),
         options=options(

@@ -33,7 +33,7 @@ def attached(name: str, value: Any) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no text in UTF-8", "give a text file; images go to --image") from None
+        raise ConfigError(f"{path} is no text in UTF-8", "give a text file; images go to {:images}") from None
     return f"The file {path.name}:\n\n{text}\n"
 
 

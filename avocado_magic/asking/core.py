@@ -59,7 +59,7 @@ class Exchange:
     ) -> None:  # fmt: skip
         """With a `conversation` it continues that, or begins it `anew`, and is kept in it. Raises ConfigError for what cannot be asked so."""
         if how.tools and how.schema:
-            raise ConfigError("--tools and --schema exclude each other", "ask for the object in a cell of its own")
+            raise ConfigError("{:tools} and {:schema} exclude each other", "ask for the object on its own")
         self._target, self._how = target, how
         self._conversation, self._cell, self._anew = conversation, cell, anew
         self._keeps = 0  # turns of the conversation that this one follows
@@ -203,10 +203,10 @@ def option(text: str) -> tuple[str, Any]:
     """``K=V`` as an option of the Ollama API. Raises ConfigError."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise ConfigError(f"--option {text} is not of the form K=V", "write it as in --option num_predict=50")
+        raise ConfigError(f"{{:options}} {text} is not of the form K=V", "write it as in {:options} num_predict=50")
 
     def no_number(constant: str) -> Any:
-        raise ConfigError(f"--option {text} is no number", "JSON has none of that name")
+        raise ConfigError(f"{{:options}} {text} is no number", "JSON has none of that name")
 
     try:
         return name.strip(), json.loads(value, parse_constant=no_number)
@@ -220,9 +220,9 @@ def options(
     """The options of the Ollama API that these come to. Raises ConfigError for what is no number."""
     found = dict(given) if isinstance(given, Mapping) else dict(option(text) for text in given or ())
     for name, value, kind, flag in (
-        ("temperature", temperature, float, "-t"),
-        ("seed", seed, int, "--seed"),
-        ("num_predict", max_tokens, int, "--max-tokens"),
+        ("temperature", temperature, float, "{:temperature}"),
+        ("seed", seed, int, "{:seed}"),
+        ("num_predict", max_tokens, int, "{:max_tokens}"),
     ):
         if value is None:
             continue

@@ -126,4 +126,4 @@ def public_address(host: str, port: int) -> str:
 def require_vision(capabilities: Sequence[str], model: str) -> None:
     """ConfigError if a model that says what it can does not see."""
     if capabilities and "vision" not in capabilities:
-        raise ConfigError(f"{model} does not see images", "name a model that does with -m, for instance llava")
+        raise ConfigError(f"{model} does not see images", "name a model that does with {:model}, for instance llava")

@@ -57,7 +57,7 @@ def items_of(name: str, value: Any) -> list[tuple[Any, Mapping[str, Any]]]:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (str, bytes, Mapping)) or not (hasattr(value, "__iter__") and hasattr(value, "__len__")):
-        raise ConfigError(f"{name} is a {type(value).__name__}", "give a list, a Series or a DataFrame to --each")
+        raise ConfigError(f"{name} is a {type(value).__name__}", "give a list, a Series or a DataFrame to {:each}")
     return [(each, {**(each if isinstance(each, Mapping) else {}), "item": each}) for each in value]
 
 

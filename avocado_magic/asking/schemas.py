@@ -57,7 +57,7 @@ class Schema:
         except ValueError as error:
             raise NotFitting(
                 f"the answer does not fit the schema: {_why(error)}",
-                "allow it more tokens with --max-tokens, or ask another model",
+                "allow it more tokens with {:max_tokens}, or ask another model",
             ) from None
 
 

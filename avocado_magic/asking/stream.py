@@ -125,13 +125,15 @@ def _lines(
             for line in _bounded(answer.iter_content(chunk_size=None if chunked else 1), target):
                 yield json.loads(line)
     except requests.Timeout:
-        raise AvocadoError(f"no answer from {target.url} within {timeout:g} s", "give --timeout more seconds") from None
+        raise AvocadoError(
+            f"no answer from {target.url} within {timeout:g} s", "give {:timeout} more seconds"
+        ) from None
     except requests.RequestException as error:
         raise AvocadoError(
             f"no answer from {target.url} ({type(error).__name__})", "{status} says how the service is"
         ) from None
     except ValueError:
-        raise AvocadoError(f"{target.url} does not speak the Ollama API", "check --url") from None
+        raise AvocadoError(f"{target.url} does not speak the Ollama API", "check {:url}") from None
 
 
 def _bounded(parts: Iterable[bytes], target: Target) -> Iterator[bytes]:
@@ -158,11 +160,11 @@ def _refused(target: Target, status: int, text: str) -> AvocadoError:
         said = f"status {status}"
     ours = "://127." in target.url
     hints = {
-        401: "run {up} again" if ours else "name the variable that holds its key with --key-env",
-        404: f"{{up {target.model}}} pulls it into the service" if ours else "name one that is there with -m",
+        401: "run {up} again" if ours else "give its key with {:api_key}",
+        404: f"{{up {target.model}}} pulls it into the service" if ours else "name one that is there with {:model}",
         502: "{logs engine} may say why",
     }
     if "does not support" in str(said):
-        hints[status] = "name a model that does with -m, for instance llama3.2"
+        hints[status] = "name a model that does with {:model}, for instance llama3.2"
     kind = NoRoom if status == 400 and _NO_ROOM.search(str(said)) else AvocadoError
     return kind(f"{target.url} refused: {said}", hints.get(status, "{status} says how the service is"))

@@ -70,8 +70,8 @@ def here(name: str, model: str | None = None) -> Target:
 def at_url(url: str, model: str | None, key: str) -> Target:
     """The service at `url`. Raises ConfigError where that is none, or no model is named."""
     if not model:
-        raise ConfigError("--url needs a model", "name one, as in %%ollama llama3 --url URL")
-    found = base_url(url, "--url")
+        raise ConfigError("{:url} needs a model", "name it with {:model}")
+    found = base_url(url, "{:url}")
     return Target(found, model, key, found)
 
 

@@ -32,7 +32,7 @@ class Tool:
         name = str(getattr(function, "__name__", ""))
         if not callable(function) or not name.isidentifier():
             raise ConfigError(
-                f"{name or type(function).__name__} is no function", "give functions of this notebook to --tools"
+                f"{name or type(function).__name__} is no function", "give functions of your own to {:tools}"
             )
         try:
             hints = get_type_hints(function)

@@ -51,8 +51,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print an object: text, model, done_reason, stats.")] = False,
 ) -> None:
     """Ask a model; the answer is printed as it comes. Pipes go in and out."""
-    from ..asking import ask
-    from ..asking.core import options
+    from ..asking import how_of, target_of
+    from ..asking.core import Exchange, Heard, options
 
     piped = "" if sys.stdin is None or sys.stdin.isatty() else _piped()
     asked = "\n\n".join(part for part in (" ".join(prompt or ()), piped.strip()) if part)
@@ -60,11 +60,13 @@ def run(
         if not asked:
             raise ConfigError("there is no prompt", "write it after the model, or pipe it in")
         try:
-            answer = ask(
-                asked, model=model, system=system, options=options(option, temperature=temperature, seed=seed, max_tokens=max_tokens),
-                think=think, images=image or (), files=file or (), schema=schema, url=url, discover=discover, key_file=key_file,
-                timeout=timeout, name=service_name(name), on_text=None if as_json else lambda piece: print(piece, end="", flush=True),
-            )  # fmt: skip
+            given = {
+                "model": model, "system": system, "think": think, "images": image, "files": file, "schema": schema, "timeout": timeout,
+                "options": options(option, temperature=temperature, seed=seed, max_tokens=max_tokens),
+                "url": url, "discover": discover, "key_file": key_file, "name": service_name(name),
+            }  # fmt: skip
+            heard = Heard() if as_json else Heard(text=lambda piece: print(piece, end="", flush=True))
+            answer = Exchange(target_of(given), asked, how_of(given)).run(heard)
         except KeyboardInterrupt:
             print()
             raise StoppedByUser("Stopped.") from None

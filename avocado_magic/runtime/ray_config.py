@@ -13,8 +13,9 @@ from ..config import base_url
 from ..errors import ConfigError
 from ..model_names import is_gguf
 from ..parts.engine.embedded import KNOWN_MODELS, knows
+from ..settings import ENGINES as ALL_ENGINES
 
-ENGINES = ("embedded", "ollama", "vllm", "openai")
+ENGINES = tuple(engine for engine in ALL_ENGINES if engine != "auto")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _UNITS = {
     "": 1,

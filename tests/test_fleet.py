@@ -32,7 +32,6 @@ from avocado_magic.discovery.message import URL_HEARTBEAT, URL_WITHDRAWN, UrlMes
 from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
 from avocado_magic.discovery.trust import KeyFile
 from avocado_magic.errors import AvocadoError, ConfigError
-from avocado_magic.infer.domain.types import EngineUnreached, UpstreamError
 from avocado_magic.infer.infrastructure.fleet import VIA, MemberWay
 from avocado_magic.infer.service.fleet import Fleet, Known
 from avocado_magic.runtime import client
@@ -422,7 +421,7 @@ def test_a_time_of_day_is_the_next_one() -> None:
 
 def test_an_instance_may_be_below_a_path() -> None:
     async def asked(url: str) -> None:
-        way = MemberWay(url, KEY, UpstreamError, EngineUnreached, [(VIA, b"me")])
+        way = MemberWay(url, KEY, [(VIA, b"me")])
         await way.well()
         way.close()
 

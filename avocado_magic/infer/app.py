@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def create_app(settings: InferSettings, behind: backends.Backend | None = None) 
     limiter: Limits = cluster or Limiter(usage.tokens_today)
     admission = Admission(settings.max_parallel, settings.max_queue)
     cache = _answer_cache(settings)
-    fragile = backend.engine if backend.fragile and not settings.allow_fragile_schemas else None
+    fragile = backend.info if backend.fragile and not settings.allow_fragile_schemas else None
     models = ModelRouter(Selector(_rules(settings)), backend.info, fragile)
     request_log = RequestLog(settings.access_log and not access.open_to_all, settings.log_json)
 
@@ -107,15 +108,15 @@ def create_app(settings: InferSettings, behind: backends.Backend | None = None) 
         access,
         limiter,
         Dispatch(backend.handler, models, admission, limiter, cache),
-        backend.engine,
+        backend.info,
         Cors([*settings.cors_origins, *([] if remote else _ollama_origins())], local=access.open_to_all),
         rendered,
         [metrics, usage, request_log],
     )
     gate = Gate(services, app, settings.max_body, settings.first_byte_timeout, settings.sse_comments)
     about = About(
-        settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.engine,
-        backend.info, models.selector, limiter, usage, access.admin_routes,
+        settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.info,
+        models.selector, limiter, usage, access.admin_routes,
     )  # fmt: skip
     app.include_router(metadata_router(about, backend.table))
     add_docs(app, __version__)
@@ -128,29 +129,20 @@ def create_app(settings: InferSettings, behind: backends.Backend | None = None) 
     return gateway
 
 
+@dataclass(eq=False, repr=False)
 class GatewayApp:
-    """The ASGI application, and how it begins and ends."""
+    """The ASGI application, and how it begins and ends. `activity` is what a supervisor is told at each beat, as
+    `parts.infer.Activity` reads it.
+    """
 
-    def __init__(
-        self,
-        gate: Gate,
-        backend: backends.Backend,
-        usage: UsageBook,
-        request_log: RequestLog,
-        announcement: Any,
-        activity: Callable[[], str],
-        cluster: Cluster | None = None,
-        shared_keys: DatabaseKeys | None = None,
-    ) -> None:
-        """`activity` is what a supervisor is told at each beat, as `parts.infer.Activity` reads it."""
-        self.gate = gate
-        self.activity = activity
-        self._backend = backend
-        self._usage = usage
-        self._request_log = request_log
-        self._announcement = announcement
-        self._cluster = cluster
-        self._shared_keys = shared_keys
+    gate: Gate
+    _backend: backends.Backend
+    _usage: UsageBook
+    _request_log: RequestLog
+    _announcement: Any
+    activity: Callable[[], str]
+    _cluster: Cluster | None = None
+    _shared_keys: DatabaseKeys | None = None
 
     async def start(self) -> None:
         """Have what must be there before the first request: today's usage, the model that was asked for."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..config import base_url, cache_dir, lookup
 from .api.asgi import Send
 from .api.dispatch import Handler, Request
-from .domain.ports import Engine, ModelInfo
+from .domain.ports import ModelInfo
 from .settings import InferSettings
 
 if TYPE_CHECKING:
@@ -19,39 +19,49 @@ if TYPE_CHECKING:
     from .service.patience import Patient
 
 
-class Backend(Protocol):
-    """How the models are asked, what is known of them, and how the work is begun and ended.
+class Backend:
+    """How the models are asked, what is known of them, and how the work is begun and ended."""
 
-    `fragile` is whether some schemas may end the engine, depending on its version.
-    """
-
-    @property
-    def handler(self) -> Handler: ...
-
-    @property
-    def info(self) -> ModelInfo: ...
-
-    @property
-    def engine(self) -> Engine: ...
-
-    @property
-    def fragile(self) -> bool: ...
+    handler: Handler
+    info: ModelInfo
+    # Whether some schemas may end the engine, depending on its version; behind another gateway that sees to it.
+    fragile = False
+    # What there is to say of the instances of a fleet; None where this is none.
+    table: Callable[[], Mapping[str, Any]] | None = None
 
     @property
     def reached(self) -> bool | None:
         """Whether the engine took the last request; None before the first."""
-
-    @property
-    def table(self) -> Callable[[], Mapping[str, Any]] | None:
-        """What there is to say of the instances of a fleet; None where this is none."""
+        return True
 
     async def prepare(self) -> None:
-        """Have what must be there before the first request."""
+        """Have what must be there before the first request; whether an engine elsewhere is there, the first one tells."""
 
     def break_off(self, why: str) -> None:
-        """End what is being answered; clients are told `why`."""
+        """End what is being answered; clients are told `why`. What passes through other processes, the gateway ends."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of what is held."""
+
+
+class _Elsewhere(Backend):
+    """An engine elsewhere, which is waited for where it is gone for a while."""
+
+    def __init__(self, upstream: Any, patience: float, *, expected: bool = False) -> None:
+        from .service.patience import Patient
+
+        self._upstream = upstream
+        self._patient = Patient(upstream, patience, expected=expected)
+
+    @property
+    def reached(self) -> bool | None:
+        return self._patient.reached
+
+    def break_off(self, why: str) -> None:
+        self._upstream.abort(why)
+
+    async def close(self) -> None:
+        self._upstream.close()
 
 
 def backend(settings: InferSettings, app: FastAPI) -> Backend:
@@ -67,45 +77,28 @@ def backend(settings: InferSettings, app: FastAPI) -> Backend:
     return OllamaBackend(settings) if settings.backend == "ollama" else EmbeddedBackend(settings, app)
 
 
-class OllamaBackend:
+class OllamaBackend(_Elsewhere):
     """An engine at a URL, to which requests are passed on."""
 
     fragile = True
-    table = None
 
     def __init__(self, settings: InferSettings) -> None:
         from .api.relay import Relay
         from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.http.client import UNIX, HttpClient
         from .infrastructure.ollama import OllamaInfo
-        from .service.patience import Patient
 
-        upstream = settings.upstream
-        base = upstream if upstream.startswith(UNIX) else base_url(upstream, "--upstream")
-        self._client = HttpClient(base, UpstreamError, EngineUnreached)
-        self._patient = Patient(self._client, settings.engine_wait)
-        self.handler: Handler = Relay(self._patient)
-        self.info = self.engine = OllamaInfo(self._client)
-
-    @property
-    def reached(self) -> bool | None:
-        return self._patient.reached
-
-    async def prepare(self) -> None:
-        """Nothing: whether the engine is there, the first request tells."""
-
-    def break_off(self, why: str) -> None:
-        self._client.abort(why)
-
-    async def close(self) -> None:
-        self._client.close()
+        base = settings.upstream
+        client = HttpClient(
+            base if base.startswith(UNIX) else base_url(base, "--upstream"), UpstreamError, EngineUnreached
+        )
+        super().__init__(client, settings.engine_wait)
+        self.handler = Relay(self._patient)
+        self.info = OllamaInfo(client)
 
 
-class OpenAIBackend:
+class OpenAIBackend(_Elsewhere):
     """An engine at a URL that speaks OpenAI's API: that is passed on, and Ollama's is translated."""
-
-    fragile = False
-    table = None
 
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
         from ..discovery.trust import KeyFile
@@ -113,17 +106,15 @@ class OpenAIBackend:
         from .api.dialects import ollama
         from .api.errors import add_handlers
         from .api.relay import Relay
-        from .domain.types import Dialect, EngineUnreached, UpstreamError
+        from .domain.types import Dialect
         from .infrastructure.openai.server import OpenAIServer
         from .infrastructure.openai.upstream import OpenAIUpstream
         from .service.elsewhere import Elsewhere, ServedModels
         from .service.output import capabilities_of
-        from .service.patience import Patient
 
         base, file = base_url(settings.upstream, "--upstream"), settings.upstream_key_file
         key = KeyFile(file, base, settings.trust).key_for(base) if file else None
-        self._upstream = OpenAIUpstream(base, key, UpstreamError, EngineUnreached)
-        self._patient = Patient(self._upstream, settings.engine_wait)
+        super().__init__(OpenAIUpstream(base, key), settings.engine_wait)
         server = OpenAIServer(self._patient, capabilities_of, settings.upstream_capabilities)
         app.include_router(ollama.router(Elsewhere(server)))
         add_handlers(app)
@@ -132,51 +123,28 @@ class OpenAIBackend:
         async def handler(request: Request, send: Send) -> None:
             await (translated if request.route.dialect is Dialect.OLLAMA else passed_on)(request, send)
 
-        self.handler: Handler = handler
-        self.info = self.engine = ServedModels(server, ollama.API_VERSION)
-
-    @property
-    def reached(self) -> bool | None:
-        return self._patient.reached
-
-    async def prepare(self) -> None:
-        """Nothing: whether the engine is there, the first request tells."""
-
-    def break_off(self, why: str) -> None:
-        self._upstream.abort(why)
-
-    async def close(self) -> None:
-        self._upstream.close()
+        self.handler = handler
+        self.info = ServedModels(server, ollama.API_VERSION)
 
 
-class RemoteBackend:
+class RemoteBackend(_Elsewhere):
     """A service elsewhere, behind a URL that may change and a key."""
-
-    fragile = False  # its own gateway sees to that
-    table = None
 
     def __init__(self, settings: InferSettings) -> None:
         from ..discovery.trust import KeyFile
         from .api.relay import Relay
-        from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.ollama import OllamaInfo
         from .infrastructure.remote import Follower, RemoteUpstream, Target
-        from .service.patience import Patient
 
         file, self._discover = settings.upstream_key_file, settings.discover
         given = None if self._discover else base_url(settings.upstream, "--upstream")
         self._keys = KeyFile(file, given, settings.trust) if file else None
-        self._upstream = RemoteUpstream(UpstreamError, EngineUnreached)
+        super().__init__(RemoteUpstream(), settings.remote_wait, expected=True)
         if given is not None and self._keys is not None:
             self._upstream.lead_to(Target(given, self._keys.key_for(given)))
         self._follower: Follower | None = None
-        self._patient = Patient(self._upstream, settings.remote_wait, expected=True)
-        self.handler: Handler = Relay(self._patient)
-        self.info = self.engine = OllamaInfo(self._upstream)
-
-    @property
-    def reached(self) -> bool | None:
-        return self._patient.reached
+        self.handler = Relay(self._patient)
+        self.info = OllamaInfo(self._upstream)
 
     async def prepare(self) -> None:
         """Begin to follow what announces itself."""
@@ -191,19 +159,14 @@ class RemoteBackend:
             directory = Directory(broker and broker.reveal(), secret=secret and secret.reveal())
             self._follower = Follower(self._upstream, directory, None if broker is None else self._keys)
 
-    def break_off(self, why: str) -> None:
-        self._upstream.abort(why)
-
     async def close(self) -> None:
         if self._follower is not None:
             await asyncio.to_thread(self._follower.close)
-        self._upstream.close()
+        await super().close()
 
 
-class DiscoveryBackend:
+class DiscoveryBackend(Backend):
     """The instances that announce themselves, behind one address."""
-
-    fragile = False  # their own gateways see to that
 
     def __init__(self, settings: InferSettings) -> None:
         from ..discovery.trust import KeyFile
@@ -216,8 +179,8 @@ class DiscoveryBackend:
         self._keys = KeyFile(file, None, settings.trust) if file else None
         self._fleet = FleetHandler(Fleet(), settings.remote_wait, probed)
         self._members: Members | None = None
-        self.handler: Handler = self._fleet
-        self.info = self.engine = self._fleet
+        self.handler = self._fleet
+        self.info = self._fleet
         self.table = self._fleet.table
 
     @property
@@ -227,7 +190,6 @@ class DiscoveryBackend:
     async def prepare(self) -> None:
         """Begin to follow what announces itself."""
         from ..discovery.directory import Directory
-        from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.fleet import VIA, Members, MemberWay
 
         given = lookup(["broker_url", "discovery_secret"], {})
@@ -244,7 +206,7 @@ class DiscoveryBackend:
         self._members = Members(
             Directory(broker and broker.reveal(), secret=secret and secret.reveal()),
             self._fleet,
-            lambda url, key: MemberWay(url, key, UpstreamError, EngineUnreached, [(VIA, via)]),
+            lambda url, key: MemberWay(url, key, [(VIA, via)]),
             None if broker is None else self._keys,
             trust_unsigned=self._settings.trust_unsigned,
             allow_private=self._settings.allow_private,
@@ -261,12 +223,8 @@ class DiscoveryBackend:
         await self._fleet.close()
 
 
-class RayBackend:
+class RayBackend(Backend):
     """Deployments of Ray Serve, one for each model: Serve places, scales, checks and restarts them."""
-
-    fragile = False  # their own gateways see to that
-    reached = True
-    table = None
 
     def __init__(self, handles: Mapping[str, tuple[Any, bool]] | None, application: str = "") -> None:
         """`handles` of the deployments, by the names of their models, made to stream, and whether each may be asked what it
@@ -280,19 +238,18 @@ class RayBackend:
         self._application = application
         self._ways: dict[str, Patient] = {}
         self._infos: dict[str, OllamaInfo] = {}
-        self.handler: Handler = ByModel(self._ways, self._infos)
-        self.info = self.engine = InfoByModel(self._infos, lambda: list(self._ways), API_VERSION)
+        self.handler = ByModel(self._ways, self._infos)
+        self.info = InfoByModel(self._infos, lambda: list(self._ways), API_VERSION)
         if handles is not None:
             self._lead_to(handles)
 
     def _lead_to(self, handles: Mapping[str, tuple[Any, bool]]) -> None:
-        from .domain.types import EngineUnreached, UpstreamError
         from .infrastructure.ollama import OllamaInfo
         from .infrastructure.serve import HandleUpstream
         from .service.patience import Patient
 
         for model, (handle, tells) in handles.items():
-            self._ways[model] = Patient(HandleUpstream(handle, UpstreamError, EngineUnreached), 0.0)
+            self._ways[model] = Patient(HandleUpstream(handle), 0.0)
             if tells:
                 self._infos[model] = OllamaInfo(self._ways[model])
 
@@ -303,19 +260,9 @@ class RayBackend:
 
             self._lead_to(await asyncio.to_thread(handles_of, self._application))
 
-    def break_off(self, why: str) -> None:
-        """Nothing: what is answered is ended by the gateway, which leaves the replicas."""
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
-
-class EmbeddedBackend:
+class EmbeddedBackend(Backend):
     """llama.cpp in this process, whose routes are FastAPI's."""
-
-    fragile = False
-    reached = True
-    table = None
 
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
         from .api.application import handler_of
@@ -339,7 +286,7 @@ class EmbeddedBackend:
         app.include_router(v1.router(inference))
         add_handlers(app)
         self.handler = handler_of(app)
-        self.info = self.engine = LibraryInfo(self._library, self._llama, ollama.API_VERSION)
+        self.info = LibraryInfo(self._library, self._llama, ollama.API_VERSION)
 
     async def prepare(self) -> None:
         """Fetch the models that were asked for."""

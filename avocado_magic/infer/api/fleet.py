@@ -63,7 +63,7 @@ Probe = Callable[[Any], Any]
 
 class FleetHandler:
     """Answers a request through an instance of the fleet. Handed to the dispatch as what is behind it; also what is known of
-    models and of the engine, as ModelInfo and Engine.
+    models and of the engine, as ModelInfo.
 
     `patience` is how many seconds a request waits while no instance serves its model.
     """
@@ -217,7 +217,7 @@ class FleetHandler:
             if reply is not None:
                 reply.close()
 
-    # what is known, as ModelInfo and Engine
+    # what is known, as ModelInfo
 
     async def names(self) -> Sequence[str]:
         return self.fleet.models()
@@ -226,7 +226,7 @@ class FleetHandler:
         return None
 
     async def details(self) -> Sequence[ModelDetails]:
-        return [ModelDetails(name, None, None, None, (), loaded=False) for name in self.fleet.models()]
+        return [ModelDetails(name) for name in self.fleet.models()]
 
     async def version(self) -> str | None:
         """The lowest that some member says; None where none is in."""

@@ -15,7 +15,7 @@ from time import perf_counter
 
 from ..domain.keys import ApiKey
 from ..domain.limits import OverLimit
-from ..domain.ports import Engine, Limits, Observer
+from ..domain.ports import Limits, ModelInfo, Observer
 from ..domain.types import InferError, RequestRecord, UpstreamError
 from ..service.access import AccessPolicy, Denied
 from ..service.admission import Busy
@@ -47,7 +47,7 @@ class Services:
     access: AccessPolicy
     limiter: Limits
     dispatch: Dispatch
-    engine: Engine
+    info: ModelInfo
     cors: Cors
     metrics: Callable[[], Awaitable[tuple[bytes, str]]]
     observers: Sequence[Observer] = field(default_factory=list)
@@ -208,7 +208,7 @@ class Gate:
 
     async def _health(self, route: Route, method: str, out: ResponseSender) -> None:
         """Health is public and says nothing else."""
-        well = not route.ready or await self._services.engine.version() is not None
+        well = not route.ready or await self._services.info.version() is not None
         body = b'{"status":"ok"}' if well else b'{"status":"the engine does not answer"}'
         await answer(out.send, 200 if well else 503, wire.JSON, body, head=method == "HEAD")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from time import perf_counter
 
 from ..domain.keys import ApiKey
@@ -13,6 +14,7 @@ from .refusals import Refused
 from .routes import Route
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class InFlight:
     """What makes the answer (`task`), whether the engine has the request, and by what right it is answered.
 
@@ -20,16 +22,14 @@ class InFlight:
     when it has said nothing to it (perf_counter, 0 for never); `ending` is why the request is ended.
     """
 
-    __slots__ = ("_access", "_key", "_route", "asked", "ending", "models", "silent_since", "task")
-
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self.task = task
-        self._access: AccessPolicy | None = None
-        self._key: ApiKey | None = None
-        self._route: Route | None = None
-        self.models: tuple[str, ...] = ()
-        self.asked = self.silent_since = 0.0
-        self.ending: InferError | None = None
+    task: asyncio.Task[None]
+    models: tuple[str, ...] = ()
+    asked: float = 0.0
+    silent_since: float = 0.0
+    ending: InferError | None = None
+    _access: AccessPolicy | None = None
+    _key: ApiKey | None = None
+    _route: Route | None = None
 
     def ask(self) -> None:
         """Note that the engine gets the request now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 
 from ..domain.limits import Reservation
@@ -24,6 +25,7 @@ _FASTEST = 100
 _FRAMES = 4
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Recorder:
     """What goes out of one answer of the engine's model, as tokens.
 
@@ -31,35 +33,22 @@ class Recorder:
     is what a key that may use so many a day has set aside for it; `grow` sets more aside or says why not.
     """
 
-    __slots__ = (
-        "_in_pieces",
-        "_inside",
-        "_mark",
-        "_pieces",
-        "_record",
-        "_route",
-        "_size",
-        "_tail",
-        "_tail_size",
-        "estimate",
-        "grow",
-        "reservation",
-        "streams",
-    )
+    _record: RequestRecord
+    _route: Route
+    streams: bool = False
+    estimate: Callable[[], int] | None = None
+    reservation: Reservation | None = None
+    grow: Callable[[Reservation], InferError | None] | None = None
+    _inside: bool = False
+    _in_pieces: bool = False  # the engine's answer is a stream
+    _mark: bytes = b"\n"  # what a piece of a stream ends with, or has in it once
+    _tail_size: int = _TAIL
+    _tail: bytes = b""
+    _pieces: int = 0
+    _size: int = 0
 
-    def __init__(self, record: RequestRecord, route: Route) -> None:
-        self._record = record
-        self._route = route
-        self._inside = route.shape is not None and route.shape.counts_inside
-        self._in_pieces = False  # the engine's answer is a stream
-        self._mark = b"\n"  # what a piece of a stream ends with, or has in it once
-        self._tail_size = _TAIL
-        self._tail = b""
-        self._pieces = self._size = 0
-        self.streams = False
-        self.estimate: Callable[[], int] | None = None
-        self.reservation: Reservation | None = None
-        self.grow: Callable[[Reservation], InferError | None] | None = None
+    def __post_init__(self) -> None:
+        self._inside = self._route.shape is not None and self._route.shape.counts_inside
 
     def begin(self, kind: bytes, *, in_pieces: bool) -> None:
         """Its head is here: its content type, and whether it is a stream."""

@@ -33,11 +33,12 @@ class Relay:
     async def __call__(self, request: Request, send: Send) -> None:
         given = request.headers
         headers = [(name, given[name]) for name in FORWARDED if name in given]
-        length = given.get(b"content-length") if request.route.uploads else None
+        if request.route.uploads and (length := given.get(b"content-length")):
+            headers.append((b"content-length", length))
         answer = None
         try:
             try:
-                answer = await self._engine.request(request.method, request.path, headers, request.body, length)
+                answer = await self._engine.request(request.method, request.path, headers, request.body)
                 # The head goes out with the first byte of the body: until then another answer can still be given.
                 chunk = await answer.read()
             except UpstreamError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeVar
 
@@ -89,6 +89,7 @@ class UsageFilter:
         return out
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class ResponseSender:
     """The `send` of one request, all the way to the client. `extra` are headers that every answer carries.
 
@@ -96,50 +97,29 @@ class ResponseSender:
     answer passes on its way, where there are any.
     """
 
-    __slots__ = (
-        "_held",
-        "_holds",
-        "_in_pieces",
-        "_last",
-        "_late",
-        "_send",
-        "begun",
-        "capture",
-        "comments",
-        "complete",
-        "extra",
-        "filter",
-        "headers",
-        "in_flight",
-        "model",
-        "opened",
-        "record",
-        "recorder",
-        "spoke_at",
-        "status",
-    )
+    _send: Send
+    record: RequestRecord
+    in_flight: InFlight
+    extra: Headers = ()
+    model: bytes = b""
+    recorder: Recorder | None = None
+    capture: Capture | None = None
+    filter: UsageFilter | None = None
+    comments: Dialect | None = None  # whose comment may be sent, between frames; None for none
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    begun: bool = False
+    complete: bool = False
+    opened: bool = False  # the head went out before the engine had said anything
+    spoke_at: float = 0.0  # when something went out last (perf_counter); its beginning before that
+    _holds: Callable[[int], bool] | None = None
+    _held: HeldAnswer | None = None
+    _in_pieces: bool = False  # the engine's answer is a stream
+    _late: list[bytes] = field(default_factory=list)  # a whole answer, to a client that was sent the head of a stream
+    _last: bytes = b"\n"  # the last bytes that went out
 
-    def __init__(self, send: Send, record: RequestRecord, in_flight: InFlight, extra: Headers = ()) -> None:
-        self._send = send
-        self._holds: Callable[[int], bool] | None = None
-        self._held: HeldAnswer | None = None
-        self._in_pieces = False  # the engine's answer is a stream
-        self._late: list[bytes] = []  # an answer that is no stream, to a client that was sent the head of one
-        self._last = b"\n"  # the last bytes that went out
-        self.record = record
-        self.in_flight = in_flight
-        self.recorder: Recorder | None = None
-        self.capture: Capture | None = None
-        self.filter: UsageFilter | None = None
-        self.extra = extra
-        self.model = b""
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.begun = False
-        self.complete = False
-        self.comments: Dialect | None = None  # whose comment may be sent, between frames; None for none
-        self.opened = False  # the head went out before the engine had said anything
-        self.spoke_at = record.begun  # when something went out last (perf_counter)
+    def __post_init__(self) -> None:
+        self.spoke_at = self.record.begun
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import datetime
 
 from .keys import ApiKey
@@ -24,30 +25,27 @@ class OverLimit(InferError):
         self.retry_after = max(1, math.ceil(retry_after))
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Ticket:
     """One request of a key that was let pass; `number` is what it is known by where that is shared."""
 
-    __slots__ = ("key", "number", "reserved", "runs")
-
-    def __init__(self, key: ApiKey, *, runs: bool, number: int = 0) -> None:
-        self.key = key
-        self.runs = runs
-        self.number = number
-        self.reserved = False  # a Reservation was handed out for it
+    key: ApiKey
+    runs: bool
+    number: int = 0
+    reserved: bool = False  # a Reservation was handed out for it
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Reservation:
     """Tokens of a key's day that are set aside for one request: its prompt (estimated) and its answer."""
 
-    __slots__ = ("asking", "exhausted", "prompt", "ticket", "tokens", "wanted")
-
-    def __init__(self, ticket: Ticket, prompt: int, wanted: int | None, tokens: int) -> None:
-        self.ticket = ticket
-        self.prompt = prompt
-        self.wanted = wanted  # the longest answer that was asked for; None where the request does not say
-        self.tokens = tokens
-        # Where it takes a while: whether more is being set aside at this moment, and whether there was no more.
-        self.asking = self.exhausted = False
+    ticket: Ticket
+    prompt: int
+    wanted: int | None  # the longest answer that was asked for; None where the request does not say
+    tokens: int
+    # Where it takes a while: whether more is being set aside at this moment, and whether there was no more.
+    asking: bool = False
+    exhausted: bool = False
 
 
 def too_many_at_once(key: ApiKey) -> OverLimit:

@@ -81,7 +81,11 @@ class UsageStore(Protocol):
 
 
 class ModelInfo(Protocol):
-    """What the engine says about its models."""
+    """What the engine says about itself and its models."""
+
+    async def version(self) -> str | None:
+        """The version of its API; None if it does not answer within a second."""
+        ...
 
     async def names(self) -> Sequence[str]:
         """The models there are; empty where the engine does not say."""
@@ -96,24 +100,11 @@ class ModelInfo(Protocol):
         ...
 
 
-class Engine(Protocol):
-    """Whether the engine answers, and what it is."""
-
-    async def version(self) -> str | None:
-        """The version of the engine's API; None if it does not answer within a second."""
-        ...
-
-
 class UpstreamAnswer(Protocol):
     """An answer whose head has arrived. Read it to the end, or close it."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
-
-    @property
-    def begun(self) -> bool:
-        """True if something of the body is here, or there is none."""
-        ...
 
     @property
     def ended(self) -> bool:
@@ -137,16 +128,11 @@ class Upstream(Protocol):
     """The engine's HTTP API."""
 
     async def request(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: Any = b"",
-        length: bytes | None = None,
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: Any = b""
     ) -> UpstreamAnswer:
         """Send one request and wait for the head of its answer. Raises UpstreamError.
 
-        `body` is bytes, or an asynchronous iterator over them, of `length` bytes where that is known.
+        `body` is bytes, or an asynchronous iterator over them, whose length `headers` may give.
         """
         ...
 

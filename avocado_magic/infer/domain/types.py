@@ -191,9 +191,9 @@ class ModelDetails:
     """A model as the metadata routes show it. Sizes in bytes, the context in tokens; None where it is not known."""
 
     name: str
-    size: int | None
-    digest: str | None
-    context_length: int | None
-    capabilities: tuple[str, ...]
-    loaded: bool
+    size: int | None = None
+    digest: str | None = None
+    context_length: int | None = None
+    capabilities: tuple[str, ...] = ()
+    loaded: bool = False
     size_vram: int | None = None

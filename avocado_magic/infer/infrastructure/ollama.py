@@ -25,7 +25,7 @@ _LARGEST = 8 << 20
 
 
 class OllamaInfo:
-    """ModelInfo and Engine over the REST API."""
+    """ModelInfo over the REST API."""
 
     def __init__(self, client: Upstream) -> None:
         self._client = client

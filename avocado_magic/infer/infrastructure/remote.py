@@ -13,6 +13,7 @@ from ...discovery.directory import Directory
 from ...discovery.table import Instance
 from ...discovery.trust import KeyFile, own_key
 from ...errors import AvocadoError
+from ..domain.types import EngineUnreached
 from .http.client import Response
 from .way import Way
 
@@ -32,8 +33,7 @@ class Target:
 class RemoteUpstream:
     """Upstream: the service at the present target. A request that had no byte goes to the next one; redirects nowhere."""
 
-    def __init__(self, failure: type[Exception], unreached: type[Exception]) -> None:
-        self._failure, self._unreached = failure, unreached
+    def __init__(self) -> None:
         self._target: Target | None = None
         self._way: Way | None = None
         self.nothing = "no service is known yet"
@@ -50,20 +50,15 @@ class RemoteUpstream:
         if self._way is not None:
             self._way.close()
         self._target = target
-        self._way = Way(target.url, target.key, self._failure, self._unreached) if target else None
+        self._way = Way(target.url, target.key) if target else None
         logger.info("requests go to %s", target.url if target else f"nobody: {self.nothing}")
 
     async def request(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: Any = b"",
-        length: bytes | None = None,
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: Any = b""
     ) -> Response:
         if self._way is None:
-            raise self._unreached(self.nothing)
-        return await self._way.request(method, path, headers, body, length)
+            raise EngineUnreached(self.nothing)
+        return await self._way.request(method, path, headers, body)
 
     async def connects(self) -> bool:
         if self._way is None or time.monotonic() - self._way.gone_at < _AGAIN_SECONDS:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...model_names import same_model
 from ..domain.ports import ModelInfo
-from ..domain.types import ModelDetails
+from ..domain.types import EngineUnreached, ModelDetails, UpstreamError
 from .remembered import Remembered
 
 logger = logging.getLogger(__name__)
@@ -25,22 +26,15 @@ GATEWAY, ANNOUNCER = "gateway", "announcer"
 NO_ENGINES = (GATEWAY, ANNOUNCER)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class HandleAnswer:
     """UpstreamAnswer: what a replica yields, its status, headers and the `begin` of the body, then the rest in pieces."""
 
-    def __init__(
-        self, pieces: Any, status: int, headers: list[tuple[bytes, bytes]], begin: bytes, failure: type[Exception]
-    ) -> None:
-        self._begin = begin
-        self._pieces = pieces
-        self._failure = failure
-        self._left = False
-        self.status = status
-        self.headers = headers
-
-    @property
-    def begun(self) -> bool:
-        return bool(self._begin)
+    _pieces: Any
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    _begin: bytes
+    _left: bool = False
 
     @property
     def ended(self) -> bool:
@@ -59,10 +53,10 @@ class HandleAnswer:
             if _is_ours():
                 raise
             self._left = True
-            raise self._failure("the replica broke off its answer") from None
+            raise UpstreamError("the replica broke off its answer") from None
         except Exception as error:  # Ray's, gRPC's, and what the replica raised itself
             self._left = True
-            raise self._failure(f"the replica that answered is gone ({_kind(error)})") from None
+            raise UpstreamError(f"the replica that answered is gone ({_kind(error)})") from None
 
     def done(self) -> None:
         self._left = True
@@ -79,18 +73,11 @@ class HandleUpstream:
     Who is queued for a replica that ends is given another one by Serve; who was with one that ended before it answered, by us.
     """
 
-    def __init__(self, handle: Any, failure: type[Exception], unreached: type[Exception]) -> None:
+    def __init__(self, handle: Any) -> None:
         self._handle = handle
-        self._failure, self._unreached = failure, unreached
-        self._open: set[Any] = set()
 
     async def request(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: Any = b"",
-        length: bytes | None = None,
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: Any = b""
     ) -> HandleAnswer:
         import grpc
         from ray.exceptions import RayActorError
@@ -101,23 +88,23 @@ class HandleUpstream:
             pieces = self._handle.ask.remote(method, path, list(headers), bytes(body))
             try:
                 status, fields, begin = await pieces.__anext__()
-                return HandleAnswer(pieces, status, fields, begin, self._failure)
+                return HandleAnswer(pieces, status, fields, begin)
             except asyncio.CancelledError:
                 pieces.cancel()
                 if _is_ours():
                     raise
-                raise self._failure("the replica broke off before it answered") from None
+                raise UpstreamError("the replica broke off before it answered") from None
             except BackPressureError:
-                raise self._unreached("all replicas are busy, and enough requests wait for them") from None
+                raise EngineUnreached("all replicas are busy, and enough requests wait for them") from None
             except StopAsyncIteration:
-                raise self._failure("the replica answered nothing") from None
+                raise UpstreamError("the replica answered nothing") from None
             except (RayActorError, grpc.RpcError) as error:
                 lost, until = lost + 1, until or time.monotonic() + _PATIENCE
                 if lost >= _TRIES or time.monotonic() >= until:
-                    raise self._unreached(f"{lost} replicas ended with this request ({_kind(error)})") from None
+                    raise EngineUnreached(f"{lost} replicas ended with this request ({_kind(error)})") from None
             except Exception as error:  # what the replica raised itself, Ray's and Serve's
                 said = str(error).strip().partition("\n")[0][:300]
-                raise self._failure(f"the replica failed ({_kind(error)}: {said})") from None
+                raise UpstreamError(f"the replica failed ({_kind(error)}: {said})") from None
             await asyncio.sleep(_BETWEEN)
 
     async def connects(self) -> bool:
@@ -136,9 +123,9 @@ def _kind(error: Exception) -> str:
 
 
 class InfoByModel:
-    """ModelInfo and Engine over engines that have one model each.
+    """ModelInfo over engines that have one model each.
 
-    `infos` are ModelInfo and Engine of those that may be asked; `names` are all there are. Others are not asked: a question
+    `infos` are those of engines that may be asked; `names` are all there are. Others are not asked: a question
     would start them. Whether engines are there, Serve says and not they: a question would wait behind their work. `api_version`
     is Ollama's.
     """
@@ -162,7 +149,7 @@ class InfoByModel:
         return [
             next(
                 (detail for detail in asked.get(name, ()) if same_model(detail.name, name)),
-                ModelDetails(name, None, None, None, (), loaded=False),
+                ModelDetails(name),
             )
             for name in self._names()
         ]

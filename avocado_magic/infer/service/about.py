@@ -5,46 +5,42 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...model_names import same_model
 from ...timestamps import written
 from ..domain.keys import ApiKey, Role
-from ..domain.ports import Engine, Limits, ModelInfo
+from ..domain.ports import Limits, ModelInfo
 from ..domain.selector import Selector
+from ..domain.types import ModelDetails
 from .usage import UsageBook
 
 _GPU_SECONDS = 10.0
+# What of a UsageRow is told.
+_COUNTS = ("requests", "prompt_tokens", "completion_tokens", "estimated_tokens")
 
 
+@dataclass(eq=False, repr=False)
 class About:
     """Use cases of the metadata routes."""
 
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        backend: Callable[[], str],
-        public_url: Callable[[], str | None],
-        gpus: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]],
-        engine: Engine,
-        info: ModelInfo,
-        selector: Selector,
-        limiter: Limits,
-        usage: UsageBook,
-        admin_routes: bool,
-    ) -> None:
-        self._name, self._version, self._backend = name, version, backend
-        self._public_url, self._gpus = public_url, gpus
-        self._engine, self._info, self._selector = engine, info, selector
-        self._limiter, self._usage = limiter, usage
-        self._admin_routes = admin_routes
-        self._begun = time.monotonic()
-        self._gpu_look: tuple[float, Sequence[Mapping[str, Any]]] = (-1e9, ())
-        self._gpu_lock = asyncio.Lock()
+    _name: str
+    _version: str
+    _backend: Callable[[], str]
+    _public_url: Callable[[], str | None]
+    _gpus: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
+    _info: ModelInfo
+    _selector: Selector
+    _limiter: Limits
+    _usage: UsageBook
+    _admin_routes: bool
+    _begun: float = field(default_factory=time.monotonic)
+    _gpu_look: tuple[float, Sequence[Mapping[str, Any]]] = (-1e9, ())
+    _gpu_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def service(self) -> dict[str, Any]:
-        version = await self._engine.version()
+        version = await self._info.version()
         return {
             "name": self._name,
             "version": self._version,
@@ -64,19 +60,10 @@ class About:
 
     async def models(self, key: ApiKey) -> dict[str, Any]:
         known = await self._info.details()
-        found = [{**asdict(model), "preset_of": None} for model in known]
-        by_name = {model["name"]: model for model in found}
+        found: list[dict[str, Any]] = [{**asdict(model), "preset_of": None} for model in known]
         for preset in self._selector.rules.presets:
-            base = by_name.get(preset.model) or by_name.get(f"{preset.model}:latest")
-            empty = {
-                "size": None,
-                "digest": None,
-                "context_length": None,
-                "capabilities": (),
-                "loaded": False,
-                "size_vram": None,
-            }
-            found.append({**(base or empty), "name": preset.full_name, "preset_of": preset.model})
+            base = next((model for model in known if same_model(model.name, preset.model)), ModelDetails(""))
+            found.append({**asdict(base), "name": preset.full_name, "preset_of": preset.model})
         return {"models": [model for model in found if key.may_use(model["name"])]}
 
     async def limits(self, key: ApiKey) -> dict[str, Any]:
@@ -97,17 +84,6 @@ class About:
         return {
             "key": key.name,
             "day": self._usage.day,
-            "requests": sum(row.requests for row in rows),
-            "prompt_tokens": sum(row.prompt_tokens for row in rows),
-            "completion_tokens": sum(row.completion_tokens for row in rows),
-            "estimated_tokens": sum(row.estimated_tokens for row in rows),
-            "models": {
-                row.model: {
-                    "requests": row.requests,
-                    "prompt_tokens": row.prompt_tokens,
-                    "completion_tokens": row.completion_tokens,
-                    "estimated_tokens": row.estimated_tokens,
-                }
-                for row in rows
-            },
+            **{count: sum(getattr(row, count) for row in rows) for count in _COUNTS},
+            "models": {row.model: {count: getattr(row, count) for count in _COUNTS} for row in rows},
         }

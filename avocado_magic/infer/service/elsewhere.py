@@ -269,7 +269,7 @@ def _end_of(text: str) -> str:
 
 
 class ServedModels:
-    """ModelInfo and Engine over a ChatServer. `api_version` is Ollama's."""
+    """ModelInfo over a ChatServer. `api_version` is Ollama's."""
 
     def __init__(self, server: ChatServer, api_version: str) -> None:
         self._server = server

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,18 +25,16 @@ from ..domain.limits import (
 )
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Taken:
     """What a key has taken."""
 
-    __slots__ = ("freed", "parallel", "recent", "reserved", "turn", "waiting")
-
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque()
-        self.parallel = 0
-        self.reserved = 0  # tokens of today that requests under way may still use
-        self.waiting = 0
-        self.turn = asyncio.Lock()
-        self.freed = asyncio.Event()
+    recent: deque[float] = field(default_factory=deque)
+    parallel: int = 0
+    reserved: int = 0  # tokens of today that requests under way may still use
+    waiting: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Limiter:

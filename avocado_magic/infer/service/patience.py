@@ -33,17 +33,12 @@ class Patient:
         return bool(self._gone_since)
 
     async def request(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: Any = b"",
-        length: bytes | None = None,
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: Any = b""
     ) -> UpstreamAnswer:
         """The head of the engine's answer. Raises UpstreamError."""
         while True:
             try:
-                answer = await self._upstream.request(method, path, headers, body, length)
+                answer = await self._upstream.request(method, path, headers, body)
             except EngineUnreached:
                 if not await self._returns():
                     raise

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...model_names import same_model
 from ..domain.keys import ApiKey
-from ..domain.ports import Engine, ModelInfo
+from ..domain.ports import ModelInfo
 from ..domain.requests import SMALL, ModelRequest
 from ..domain.selector import Selector, is_cloud, nearest
 from ..domain.types import InferError, Refusal
@@ -38,7 +38,7 @@ class ModelRouter:
     `fragile` is an engine that some schemas end, depending on its version; None for one that lives through all.
     """
 
-    def __init__(self, selector: Selector, info: ModelInfo, fragile: Engine | None = None) -> None:
+    def __init__(self, selector: Selector, info: ModelInfo, fragile: ModelInfo | None = None) -> None:
         self.selector = selector
         self.info = info
         self._fragile = fragile

@@ -238,11 +238,6 @@ class Response:
         self._left = False  # the connection is no longer ours
 
     @property
-    def begun(self) -> bool:
-        """True if something of the body is here, or there is none."""
-        return bool(self._connection.chunks) or self._connection.complete
-
-    @property
     def ended(self) -> bool:
         """True if everything has been read, so that no further read is needed."""
         return self._connection.complete and not self._connection.chunks
@@ -305,24 +300,20 @@ class HttpClient:
         self._idle_seconds = idle_seconds
 
     async def request(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: Any = b"",
-        length: bytes | None = None,
+        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: Any = b""
     ) -> Response:
         """Send one request and wait for the head of its answer; cancelling closes the connection.
 
-        `body` is bytes, or an asynchronous iterator over them, of `length` bytes where that is known.
+        `body` is bytes, or an asynchronous iterator over them, which goes in chunks unless `headers` have its length.
         """
-        verb = method.encode()
+        verb, chunked = method.encode(), False
         head = [verb, b" ", (self._prefix + path).encode(), b" HTTP/1.1\r\nHost: ", self.authority, b"\r\n"]
         for name, value in headers:
             head += (name, b": ", value, b"\r\n")
         whole = isinstance(body, (bytes, bytearray))
         if not whole:
-            head += (b"Content-Length: ", length, b"\r\n") if length else (b"Transfer-Encoding: chunked\r\n",)
+            if chunked := all(name.lower() != b"content-length" for name, _ in headers):
+                head.append(b"Transfer-Encoding: chunked\r\n")
         elif body or method not in ("GET", "HEAD"):
             head += (b"Content-Length: ", str(len(body)).encode(), b"\r\n")
         head.append(b"\r\n")
@@ -334,7 +325,7 @@ class HttpClient:
                 body = b""
             connection.send(verb, [b"".join(head), body] if whole and body else [b"".join(head)])
             if not whole:
-                await connection.send_pieces(body, chunked=not length)
+                await connection.send_pieces(body, chunked)
             await connection.head()
         except BaseException:
             self._busy.discard(connection)

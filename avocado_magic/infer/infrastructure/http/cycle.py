@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -39,42 +40,36 @@ class Wire(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RequestResponseCycle:
     """One request and its answer: the receive and send of ASGI."""
 
-    __slots__ = (
-        "_answer_started", "_chunked", "_connection", "_head", "_read", "_status", "_waiter", "answered", "broken", "chunks", "close",
-        "complete", "expects", "headers", "headless", "left", "length", "received", "refusal", "scope", "size", "stalled", "taken", "task",
-        "unread", "url",
-    )  # fmt: skip
-
-    def __init__(self, connection: Wire) -> None:
-        self._connection = connection
-        self.url = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.size = 0  # bytes of the head
-        self.length = 0  # bytes of the body that Content-Length promises
-        self.received = 0  # bytes of the body that came
-        self.unread = 0  # of them, those that the application has not taken yet
-        self.scope: Message | None = None
-        self.chunks: list[bytes] = []
-        self.complete = False  # the request is here to its last byte
-        self.close = False  # the connection ends with this cycle
-        self.expects = False
-        self.headless = False
-        self.left = False
-        self.stalled = False
-        self.taken = False  # the application has asked for the body
-        self.broken = False  # what came of the body was thrown away
-        self.refusal = 0
-        self.task: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._read = False  # the application has had the last of the body
-        self._status = 0
-        self._head: list[bytes] | None = None
-        self._answer_started = False
-        self._chunked = False
-        self.answered = False  # the answer is written to its last byte
+    _connection: Wire
+    url: bytes = b""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    size: int = 0  # bytes of the head
+    length: int = 0  # bytes of the body that Content-Length promises
+    received: int = 0  # bytes of the body that came
+    unread: int = 0  # of them, those that the application has not taken yet
+    scope: Message | None = None
+    chunks: list[bytes] = field(default_factory=list)
+    complete: bool = False  # the request is here to its last byte
+    close: bool = False  # the connection ends with this cycle
+    expects: bool = False
+    headless: bool = False
+    left: bool = False
+    stalled: bool = False
+    taken: bool = False  # the application has asked for the body
+    broken: bool = False  # what came of the body was thrown away
+    refusal: int = 0
+    task: asyncio.Task[None] | None = None
+    answered: bool = False  # the answer is written to its last byte
+    _waiter: asyncio.Future[None] | None = None
+    _read: bool = False  # the application has had the last of the body
+    _status: int = 0
+    _head: list[bytes] | None = None
+    _answer_started: bool = False
+    _chunked: bool = False
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -11,10 +11,9 @@ from ..discovery.announcer import UrlAnnouncer
 from ..discovery.broker import parse_broker_urls
 from ..discovery.message import UrlMessage
 from ..files import replace_file
-from ..process import Identity
 from ..settings import Settings
 from ..states import PartState
-from .base import StartContext
+from .base import Part, StartContext
 
 
 def check_broker(settings: Settings) -> None:
@@ -34,7 +33,7 @@ def instance_id(folder: Path, service: str) -> str:
         return made
 
 
-class Announcer(UrlAnnouncer):
+class Announcer(UrlAnnouncer, Part):
     """Part `announcer`."""
 
     name = "announcer"
@@ -71,17 +70,8 @@ class Announcer(UrlAnnouncer):
         if self.active:
             self.publish(None)
 
-    def ended(self) -> str | None:
-        return None
-
     def check(self) -> str | None:
         return self.reason if self.state in ("failed", "unrouted") else None
-
-    def identity(self) -> Identity | None:
-        return None
-
-    def held(self) -> Mapping[str, int]:
-        return {}
 
     def describe(self) -> Mapping[str, Any]:
         brokers = ", ".join(map(str, self._brokers)) or None

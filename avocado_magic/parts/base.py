@@ -76,51 +76,50 @@ class Running:
     held: Mapping[str, int]
 
 
-class Part(Protocol):
-    """One part of a service. Methods are called from the supervisor's threads, one at a time per part."""
+class Part:
+    """One part of a service; as it is here, one that has no process and is always well.
+
+    Methods are called from the supervisor's threads, one at a time per part.
+    """
 
     name: str
 
     def start(self, context: StartContext) -> None:
         """Bring it up and return when it works. Raises AvocadoError or Cancelled."""
-        ...
 
     def ended(self) -> str | None:
         """Why there is no process any more, in a few words; None while there is one, or needs to be none. Returns at once."""
-        ...
+        return None
 
     def check(self) -> str | None:
         """None if it is well, else what is wrong in a few words. Returns within `CHECK_SECONDS`."""
-        ...
+        return None
 
     def stop(self, budget: float) -> None:
         """Stop what `start` started, within about `budget` seconds. Never raises; may be called twice."""
-        ...
 
     def identity(self) -> Identity | None:
         """Its process, ours or adopted; None where there is none."""
-        ...
+        return None
 
     def describe(self) -> Mapping[str, Any]:
         """What there is to say about it, and what a next supervisor needs to go on with it; no secrets."""
-        ...
+        raise NotImplementedError
 
     def held(self) -> Mapping[str, int]:
         """The descriptors, by name, that have to stay open for it to go on when our process is gone."""
-        ...
+        return {}
 
 
-class TunnelPart(Part, Protocol):
-    """A part that gives the gateway a public URL."""
+class TunnelPart(Part):
+    """A part that gives the gateway a public URL, without a trailing slash; None while there is none, or never."""
 
-    @property
-    def url(self) -> str | None:
-        """The public base URL without a trailing slash; None while there is none, or never."""
-        ...
+    name = "tunnel"
+    url: str | None = None
 
     def lost(self) -> str | None:
         """Why the URL cannot be reached although the agent runs, where that is known."""
-        ...
+        return None
 
 
 def part_error(part: str, message: str, hint: str, log: Path | None = None, *, lasting: bool = False) -> StartError:
@@ -136,10 +135,9 @@ def exit_words(code: int) -> str:
     return f"ended with {f'signal {signal.Signals(-code).name}' if code < 0 else f'status {code}'}"
 
 
-class ProcessPart:
+class ProcessPart(Part):
     """A part that is one process of ours; what such parts have in common."""
 
-    name: str
     what: str  # it is called in sentences
     log: Path
     _process: ManagedProcess | None = None
@@ -176,6 +174,3 @@ class ProcessPart:
 
     def identity(self) -> Identity | None:
         return self._process.identity if self._process and self._process.pid else None
-
-    def held(self) -> Mapping[str, int]:
-        return {}

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ...errors import ConfigError
 from ...model_names import is_gguf
 from ...settings import Settings
-from ..base import Part, Running
+from ..base import Running
+from .common import EnginePart as EnginePart
 from .embedded import Embedded, check_model, installed, knows
 from .ollama import Ollama, check_host, check_options, find_ollama, not_for_adopted, running_ollama
 from .openai import Elsewhere, Vllm, check_elsewhere, check_vllm, find_vllm, is_local
-from .rest import EngineApi
 
 _IN_CLEAR = "{url} is not https: who is on the way there can read what is asked and answered"
 _NO_KEY_OF_ITS_OWN = "Ollama has no key of its own: other users of this machine can reach it at {url} without one"
-
-
-class EnginePart(Part, Protocol):
-    """An engine: where it answers, what it is, and whether it was there before us."""
-
-    kind: str
-    adopted: bool
-    url: str
-    api: EngineApi
-    version: str | None
-    where: str
-    needs: int  # bytes that the loaded models take; 0 where it is not known
-    model: str | None
-    log: Path
-
-    @property
-    def behind(self) -> Sequence[str]:
-        """How an avocado-infer is told that it is in front of this engine."""
-        ...
-
-    @property
-    def models_folder(self) -> Path | None:
-        """Where it stores models; None where that is not known."""
-        ...
-
-    def release(self) -> None:
-        """Give up what is held between starts; nothing is started any more."""
-        ...
-
-    def name_of(self, model: str) -> str:
-        """The name that `model`, as a user gave it, is served under."""
-        ...
 
 
 @dataclass(frozen=True)

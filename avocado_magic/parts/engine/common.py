@@ -1,22 +1,56 @@
-"""What both engines do once they answer: fetch the model, load it, and look where it runs."""
+"""What engines have in common, and do once they answer: fetch the model, load it, and look where it runs."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import requests
 
 from ...background import in_thread
-from ...errors import StartError
 from ...model_names import same_model
 from ...sizes import human_bytes
-from ..base import StartContext, part_error
+from ..base import ProcessPart, Running, StartContext, part_error
 from ..download import MOVING_SECONDS
-from .rest import EngineApi
+from .rest import EngineApi, engine_error
+
+
+class EnginePart(ProcessPart):
+    """An engine: where it answers, what it is, and whether it was there before us."""
+
+    name = "engine"
+    kind: str
+    adopted = False
+    url: str
+    api: EngineApi
+    version: str | None = None
+    where = ""
+    needs = 0  # bytes that the loaded models take; 0 where it is not known
+    model: str | None
+    models_folder: Path | None = None  # where it stores models; None where that is not known
+
+    @property
+    def behind(self) -> Sequence[str]:
+        """How an avocado-infer is told that it is in front of this engine."""
+        return ("--backend", "ollama", "--upstream", self.url)
+
+    def _go_on_with(self, before: Running) -> None:
+        super()._go_on_with(before)
+        self.version = before.about.get("version")
+
+    def release(self) -> None:
+        """Give up what is held between starts; nothing is started any more."""
+
+    def name_of(self, model: str) -> str:
+        """The name that `model`, as a user gave it, is served under."""
+        return model
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"kind": self.kind, "version": self.version, "adopted": self.adopted, "url": self.url}
 
 
 def ensure_models(api: EngineApi, models: Sequence[str], context: StartContext, folder: Path | None) -> None:
@@ -64,10 +98,9 @@ def _require_room(model: str, folder: Path | None, needed: int) -> None:
     there = next((place for place in (folder, *folder.parents) if place.exists()), None) if folder else None
     free = shutil.disk_usage(there).free if there else needed
     if needed > free:
-        raise StartError(
+        raise engine_error(
             f"{model} needs {human_bytes(needed)} more, {human_bytes(free)} are free in {folder}",
             "free some space, or set OLLAMA_MODELS or AVOCADO_HOME to another disk",
-            part="engine",
         )
 
 

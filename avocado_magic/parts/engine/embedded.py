@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ...config import cache_dir
 from ...errors import ConfigError
@@ -16,7 +14,7 @@ from ...sessions import UNIX
 from ...settings import Settings
 from ..base import CHECK_SECONDS, Running, StartContext
 from ..infer import InferPart
-from .common import ensure_models, placement
+from .common import EnginePart, ensure_models, placement
 from .rest import EngineApi
 
 # Names the llama.cpp backend can fetch; the catalog itself is the backend's (a test holds them together).
@@ -77,13 +75,11 @@ def model_name(model: str) -> str:
     return name_of_file(Path(model))
 
 
-class Embedded(InferPart):
+class Embedded(InferPart, EnginePart):
     """Part `engine`, by llama.cpp. It listens on a Unix socket: on a port, every user of the machine could reach it."""
 
-    name = "engine"
     what = "the embedded engine"
     kind = "embedded"
-    adopted = False
 
     def __init__(self, settings: Settings, folder: Path, log: Path, before: Running | None = None) -> None:
         self._settings = settings
@@ -94,12 +90,9 @@ class Embedded(InferPart):
         self._place = SocketPlace(folder, "engine.sock", used)
         self.url = UNIX + self._place.path
         self.api = EngineApi(self.url)
-        self.version: str | None = None
-        self.where = ""
-        self.needs = 0
+        self.models_folder = cache_dir()
         if before is not None:
             self._go_on_with(before)
-            self.version = before.about.get("version")
 
     def start(self, context: StartContext) -> None:
         options = ["--backend", "llamacpp", "--no-auth", "--socket", self._place.path]
@@ -120,14 +113,6 @@ class Embedded(InferPart):
         ensure_models(self.api, [model_name(model) for model in self._given], context, self.models_folder)
         self.where, self.needs = placement(self.api)
 
-    @property
-    def behind(self) -> Sequence[str]:
-        return ("--backend", "ollama", "--upstream", self.url)
-
-    @property
-    def models_folder(self) -> Path:
-        return cache_dir()
-
     def release(self) -> None:
         """Remove the socket: nothing is started any more."""
         super().release()
@@ -138,6 +123,3 @@ class Embedded(InferPart):
 
     def check(self) -> str | None:
         return self.ended() or (None if self.api.version(CHECK_SECONDS) else "the embedded engine does not answer")
-
-    def describe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "version": self.version, "adopted": False, "url": self.url}

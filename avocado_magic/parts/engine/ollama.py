@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from ...config import cache_dir, ollama_base_url
 from ...errors import ConfigError
 from ...process import Identity, belongs_to_a_service
 from ...settings import Settings
-from ..base import ANSWER_SECONDS, CHECK_SECONDS, ProcessPart, Running, StartContext, exit_words, part_error
+from ..base import ANSWER_SECONDS, CHECK_SECONDS, Running, StartContext, exit_words, part_error
 from ..ports import free_port, is_free, listener
-from .common import ensure_models, placement, require_some_model
+from .common import EnginePart, ensure_models, placement, require_some_model
 from .install import install_ollama
 from .rest import EngineApi
 
@@ -99,10 +97,9 @@ def _environment(settings: Settings) -> dict[str, str]:
     return found
 
 
-class Ollama(ProcessPart):
+class Ollama(EnginePart):
     """Part `engine`, by Ollama: the one at the URL `running`, which is used and never stopped, or one served by `program`."""
 
-    name = "engine"
     what = "Ollama"
     kind = "ollama"
 
@@ -120,13 +117,11 @@ class Ollama(ProcessPart):
         self.adopted = running is not None
         self.url = running or (before and str(before.about["url"])) or f"http://127.0.0.1:{_port_for(settings)}"
         self.api = EngineApi(self.url)
-        self.version: str | None = None
         self.model = settings.model
-        self.where = ""
-        self.needs = 0
+        if not self.adopted:  # else whose it is knows
+            self.models_folder = Path(settings.ollama_models or "~/.ollama/models").expanduser()
         if before is not None:
             self._go_on_with(before)
-            self.version = before.about.get("version")
 
     def start(self, context: StartContext) -> None:
         if not self.adopted:
@@ -160,22 +155,6 @@ class Ollama(ProcessPart):
 
         context.wait_until(answers, "starting Ollama", self.name, self.log, ANSWER_SECONDS)
 
-    @property
-    def behind(self) -> Sequence[str]:
-        return ("--backend", "ollama", "--upstream", self.url)
-
-    @property
-    def models_folder(self) -> Path | None:
-        if self.adopted:
-            return None  # whose it is knows
-        return Path(self._settings.ollama_models or "~/.ollama/models").expanduser()
-
-    def release(self) -> None:
-        """Nothing is held."""
-
-    def name_of(self, model: str) -> str:
-        return model
-
     def check(self) -> str | None:
         ended, answers = self.ended(), self.api.version(CHECK_SECONDS) is not None
         if self.adopted:
@@ -190,9 +169,6 @@ class Ollama(ProcessPart):
             pid = _local_pid(self.url)
             return Identity.of(pid) if pid else None
         return super().identity()
-
-    def describe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "version": self.version, "adopted": self.adopted, "url": self.url}
 
 
 def _port_for(settings: Settings) -> int:

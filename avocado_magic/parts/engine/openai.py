@@ -8,25 +8,24 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
 from ... import gpus
 from ...config import base_url
-from ...errors import ConfigError, StartError
+from ...errors import ConfigError
 from ...files import write_private
 from ...model_names import is_gguf, same_model
 from ...process import Identity
 from ...settings import Settings
-from ..base import CHECK_SECONDS, ProcessPart, Running, StartContext, exit_words, part_error
+from ..base import CHECK_SECONDS, Running, StartContext, exit_words, part_error
 from ..download import MOVING_SECONDS
 from ..ports import free_port
-from .common import gpu_present
-from .rest import EngineApi, LoadedModel, Progress
+from .common import EnginePart, gpu_present
+from .rest import EngineApi, LoadedModel, Progress, engine_error
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # vLLM reads the key that it asks for from here (its envs.py), so that it stands in no argument.
@@ -88,19 +87,16 @@ class OpenAIApi(EngineApi):
         return [LoadedModel(name, 0, 0) for name in self.models()] if self._loads else []
 
     def pull(self, model: str, progress: Progress, cancelled: threading.Event) -> None:
-        raise StartError(
+        raise engine_error(
             f"the engine at {self.url} does not have {model!r}, and its models are fetched there",
             "name one that it has: {status} lists them",
-            part="engine",
         )
 
     def load(self, model: str, timeout: float) -> None:
         """Nothing: an engine elsewhere has its own in memory, or brings them there when they are asked."""
 
     def unload(self, model: str) -> None:
-        raise StartError(
-            f"the engine at {self.url} keeps its models in memory itself", "{down} ends a vLLM of ours", part="engine"
-        )
+        raise engine_error(f"the engine at {self.url} keeps its models in memory itself", "{down} ends a vLLM of ours")
 
     def generates(self, model: str, seconds: float) -> bool:
         body = {"model": model, "prompt": "Hi", "max_tokens": 1}
@@ -165,31 +161,27 @@ def _require(model: str, there: Sequence[str], url: str) -> None:
     if not any(same_model(model, name) for name in there):
         known = ", ".join(there[:5]) or "none"
         more = f" and {len(there) - 5} more" if len(there) > 5 else ""
-        raise StartError(
-            f"the engine at {url} does not have {model!r}: it has {known}{more}",
-            "name one of its models",
-            part="engine",
+        raise engine_error(
+            f"the engine at {url} does not have {model!r}: it has {known}{more}", "name one of its models"
         )
 
 
-class Elsewhere(ProcessPart):
+class Elsewhere(EnginePart):
     """Part `engine`, by what answers at a URL; it is used, and never started or stopped."""
 
-    name = "engine"
     what = "the engine"
     kind = "openai"
     adopted = True
-    models_folder: Path | None = None
+    where = "elsewhere"
 
     def __init__(self, settings: Settings, folder: Path, log: Path, url: str, before: Running | None = None) -> None:
         self._settings = settings
         self.url, self.log = url, log
         key = settings.upstream_key.reveal() if settings.upstream_key else None
         self._key_file = write_private(folder / _KEY_FILE, key) if key else None
-        self.api: EngineApi = OpenAIApi(url, key, loads=False)
-        self.version: str | None = before.about.get("version") if before else None
+        self.api = OpenAIApi(url, key, loads=False)
+        self.version = before.about.get("version") if before else None
         self.model = settings.model
-        self.where, self.needs = "elsewhere", 0
         self._well_until = 0.0  # time.monotonic() until which it need not be asked again
 
     @property
@@ -216,9 +208,6 @@ class Elsewhere(ProcessPart):
         if self._key_file is not None:
             self._key_file.unlink(missing_ok=True)
 
-    def name_of(self, model: str) -> str:
-        return model
-
     def check(self) -> str | None:
         now = time.monotonic()
         if not is_local(self.url) and now < self._well_until:
@@ -234,18 +223,12 @@ class Elsewhere(ProcessPart):
     def identity(self) -> Identity | None:
         return None
 
-    def describe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "version": self.version, "adopted": True, "url": self.url}
 
-
-class Vllm(ProcessPart):
+class Vllm(EnginePart):
     """Part `engine`, by ``vllm serve`` on a port of loopback, with a key of its own."""
 
-    name = "engine"
     what = "vLLM"
     kind = "vllm"
-    adopted = False
-    models_folder: Path | None = None
 
     def __init__(
         self, settings: Settings, folder: Path, log: Path, program: Path | None, before: Running | None = None
@@ -258,13 +241,10 @@ class Vllm(ProcessPart):
         self._key = key = kept.read_text("ascii") if before and kept.exists() else secrets.token_urlsafe(32)
         self._key_file = write_private(kept, key)
         self.url = str(before.about["url"]) if before else f"http://127.0.0.1:{free_port()}"
-        self.api: EngineApi = OpenAIApi(self.url, key, loads=True)
-        self.version: str | None = None
+        self.api = OpenAIApi(self.url, key, loads=True)
         self.model = settings.model
-        self.where, self.needs = "", 0
         if before is not None:
             self._go_on_with(before)
-            self.version = before.about.get("version")
 
     @property
     def behind(self) -> Sequence[str]:
@@ -302,14 +282,8 @@ class Vllm(ProcessPart):
         """Forget the key: nothing is started any more."""
         self._key_file.unlink(missing_ok=True)
 
-    def name_of(self, model: str) -> str:
-        return model
-
     def check(self) -> str | None:
         return self.ended() or (None if self.api.version(CHECK_SECONDS) else "vLLM does not answer")
-
-    def describe(self) -> Mapping[str, Any]:
-        return {"kind": self.kind, "version": self.version, "adopted": False, "url": self.url}
 
 
 def _behind(url: str, key_file: Path | None) -> Sequence[str]:

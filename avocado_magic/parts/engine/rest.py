@@ -27,6 +27,10 @@ class LoadedModel:
     vram: int
 
 
+def engine_error(message: str, hint: str) -> StartError:
+    return StartError(message, hint, part="engine")
+
+
 class EngineApi:
     """A client of the engine at `url`: http, or ``unix:`` and the path of a socket."""
 
@@ -90,49 +94,41 @@ class EngineApi:
             raise pull_error(model, str(line["error"]))
         progress(str(line.get("status", "")), int(line.get("completed") or 0), int(line.get("total") or 0))
 
+    def _generate(self, body: Mapping[str, Any], timeout: float) -> requests.Response:
+        with self._session() as session:
+            return session.post(
+                f"{self._base}/api/generate", json={**body, "stream": False}, timeout=(min(10, timeout), timeout)
+            )
+
     def load(self, model: str, timeout: float) -> None:
         """Bring `model` into memory. Raises StartError with the engine's own words."""
         try:
-            with self._session() as session:
-                answer = session.post(
-                    f"{self._base}/api/generate", json={"model": model, "stream": False}, timeout=(10, timeout)
-                )
+            answer = self._generate({"model": model}, timeout)
         except requests.RequestException as error:
-            raise StartError(
+            raise engine_error(
                 f"the engine broke off while it loaded {model} ({type(error).__name__})",
                 "its log says why; a smaller model may fit",
-                part="engine",
             ) from None
         if answer.status_code == 400 and "does not support generate" in answer.text:
             return  # an embedding model is loaded by its first request
         if answer.status_code != 200:
-            raise StartError(
-                f"the engine cannot load {model}: {_said(answer)}",
-                "its log says why; a smaller model may fit",
-                part="engine",
+            raise engine_error(
+                f"the engine cannot load {model}: {_said(answer)}", "its log says why; a smaller model may fit"
             )
 
     def unload(self, model: str) -> None:
         """Take `model` out of memory. Raises StartError with the engine's own words."""
-        body = {"model": model, "keep_alive": 0, "stream": False}
         try:
-            with self._session() as session:
-                answer = session.post(f"{self._base}/api/generate", json=body, timeout=(10, 60))
+            answer = self._generate({"model": model, "keep_alive": 0}, 60)
         except requests.RequestException as error:
-            raise StartError(
-                f"the engine broke off ({type(error).__name__})", "{logs engine} may say why", part="engine"
-            ) from None
+            raise engine_error(f"the engine broke off ({type(error).__name__})", "{logs engine} may say why") from None
         if answer.status_code != 200:
-            raise StartError(
-                f"the engine cannot unload {model}: {_said(answer)}", "{logs engine} may say why", part="engine"
-            )
+            raise engine_error(f"the engine cannot unload {model}: {_said(answer)}", "{logs engine} may say why")
 
     def generates(self, model: str, seconds: float) -> bool:
         """Whether one token of `model`, or an error, comes within so many seconds."""
-        body = {"model": model, "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
         try:
-            with self._session() as session:
-                session.post(f"{self._base}/api/generate", json=body, timeout=seconds)
+            self._generate({"model": model, "prompt": "Hi", "options": {"num_predict": 1}}, seconds)
         except requests.RequestException:
             return False
         return True
@@ -149,33 +145,24 @@ def pull_error(model: str, said: str) -> StartError:
     """What the engine said while it pulled, as a sentence with a remedy."""
     low = said.lower()
     if "does not know the model" in low:
-        return StartError(
-            said, "name one of those, or have Ollama serve it: {down}, then {up} with --engine ollama", part="engine"
-        )
+        return engine_error(said, "name one of those, or have Ollama serve it: {down}, then {up} with --engine ollama")
     if "file does not exist" in low or "not found" in low:
-        return StartError(
-            f"there is no model {model!r}: {said}",
-            "check the spelling; ollama.com/library lists the names",
-            part="engine",
+        return engine_error(
+            f"there is no model {model!r}: {said}", "check the spelling; ollama.com/library lists the names"
         )
     if "invalid model name" in low:
-        return StartError(f"{model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`", part="engine")
+        return engine_error(f"{model!r} is not a model name", "write it as in `llama3` or `smollm2:135m`")
     if "no space left" in low or "disk is full" in low or "disk quota" in low:
-        return StartError(
-            f"the disk is full: {model} could not be stored",
-            "free some space, or set OLLAMA_MODELS to another disk",
-            part="engine",
+        return engine_error(
+            f"the disk is full: {model} could not be stored", "free some space, or set OLLAMA_MODELS to another disk"
         )
     if "no such host" in low or "network is unreachable" in low or "i/o timeout" in low or "connection refused" in low:
-        return StartError(
+        return engine_error(
             f"{model} could not be fetched: no way to the model library ({said})",
             "check the network, or name a model that is already there",
-            part="engine",
         )
     if "newer version" in low:
-        return StartError(f"this Ollama is too old for {model}", "update Ollama", part="engine")
+        return engine_error(f"this Ollama is too old for {model}", "update Ollama")
     if "checksum" in low or "digest mismatch" in low:
-        return StartError(f"{model} arrived damaged: {said}", "try again; nothing of it was used", part="engine")
-    return StartError(
-        f"{model} could not be fetched: {said}", "try again; the download goes on where it stopped", part="engine"
-    )
+        return engine_error(f"{model} arrived damaged: {said}", "try again; nothing of it was used")
+    return engine_error(f"{model} could not be fetched: {said}", "try again; the download goes on where it stopped")

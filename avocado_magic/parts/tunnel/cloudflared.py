@@ -11,7 +11,7 @@ import requests
 
 from ...files import tail
 from ...sessions import local_session
-from ..base import ANSWER_SECONDS, CHECK_SECONDS, ProcessPart, Running, StartContext, part_error
+from ..base import ANSWER_SECONDS, CHECK_SECONDS, ProcessPart, Running, StartContext, TunnelPart, part_error
 from ..ports import free_port
 from .install import find_cloudflared, install_cloudflared
 
@@ -20,17 +20,15 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.IGNORECASE)
 CUTS_AFTER = 100
 
 
-class Cloudflared(ProcessPart):
+class Cloudflared(ProcessPart, TunnelPart):
     """Part `tunnel`, by ``cloudflared tunnel --url``; the URL is asked of its metrics server."""
 
-    name = "tunnel"
     what = "cloudflared"
 
     def __init__(self, port: int, log: Path, before: Running | None = None) -> None:
         self._port = port
         self.log = log
         self._metrics = f"http://127.0.0.1:{free_port()}"
-        self.url: str | None = None
         if before is not None:
             self._go_on_with(before)
             self._metrics, self.url = before.about.get("metrics", self._metrics), before.about.get("url")
@@ -85,9 +83,6 @@ class Cloudflared(ProcessPart):
         except requests.RequestException:
             return "cloudflared does not answer"
         return None if status == 200 else "cloudflared has no connection to Cloudflare"
-
-    def lost(self) -> str | None:
-        return None
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": "cloudflared", "url": self.url, "metrics": self._metrics}

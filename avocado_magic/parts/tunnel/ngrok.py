@@ -28,7 +28,7 @@ from ...files import append_line, write_private
 from ...process import Identity, end_group, wait_until
 from ...sessions import local_session
 from ...settings import Settings
-from ..base import ANSWER_SECONDS, CHECK_SECONDS, Running, StartContext, part_error
+from ..base import ANSWER_SECONDS, CHECK_SECONDS, Running, StartContext, TunnelPart, part_error
 
 _ENDPOINTS_SINCE = (3, 30)  # the agent's /api/endpoints; older agents have /api/tunnels alone
 _NAME = "avocado"  # always given: pyngrok otherwise makes one out of the address
@@ -95,17 +95,14 @@ def explain(text: str) -> tuple[str, str]:
     return f"ngrok failed: {first[:300]}", "the log has the rest"
 
 
-class Ngrok:
+class Ngrok(TunnelPart):
     """Part `tunnel`, by the ngrok agent."""
-
-    name = "tunnel"
 
     def __init__(self, settings: Settings, port: int, folder: Path, log: Path, before: Running | None = None) -> None:
         self._settings = settings
         self._port = port
         self._config_file = folder / "ngrok.yml"
         self.log = log
-        self.url: str | None = None
         self._identity: Identity | None = None
         self._agent: Any = None  # pyngrok's object for the process
         self._api_url: str | None = None

@@ -24,15 +24,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-def known_services() -> list[str]:
-    return [state.name for state in client.services()]
-
-
-def known_models() -> list[str]:
-    return [model for state in client.services() if state.state.serving for model in state.models]
-
-
-Name = Annotated[str | None, typer.Option(help="Name of the service.", autocompletion=known_services)]
+Name = Annotated[str | None, typer.Option(help="Name of the service.", autocompletion=client.known_services)]
 Json = Annotated[bool, typer.Option("--json", help="Print the object that scripts rely on.")]
 
 

@@ -16,7 +16,6 @@ from ..runtime import client
 from .common import (
     Name,
     app,
-    known_models,
     one_sentence,
 )
 
@@ -25,7 +24,9 @@ _MOST_PIPED = 1_000_000
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model to ask.", autocompletion=known_models)],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The model to ask.", autocompletion=client.known_models)
+    ],
     prompt: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PROMPT]...", help="What to ask; what comes through a pipe is put after it."),

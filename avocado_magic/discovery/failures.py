@@ -6,10 +6,14 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import AvocadoError
 from .broker import Broker
 from .message import EXCHANGE
+
+if TYPE_CHECKING:
+    from pika.exceptions import ChannelClosedByBroker
 
 logger = logging.getLogger(__name__)
 
@@ -43,78 +47,39 @@ def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishEr
         kind = "timed out" if late else "no permission" if forbidden else "refused"
         return PublishError(message, hint, part="announcer", kind=kind)
 
-    table: list[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[], PublishError]]] = [
-        (
-            ex.ProbableAuthenticationError,
-            lambda: said(f"{broker} refused the user {broker.user!r} or its password", "check RABBITMQ_URL"),
-        ),
-        (
-            ex.AuthenticationError,
-            lambda: said(f"{broker} refused the user {broker.user!r} or its password", "check RABBITMQ_URL"),
-        ),
-        (
-            ex.ProbableAccessDeniedError,
-            lambda: _no_virtual_host(error, broker, said),
-        ),
-        (ex.ChannelClosedByBroker, lambda: _closed(error, said)),
-        (
-            ex.ConnectionClosedByBroker,
-            lambda: said(
-                f"{broker} closed the connection ({getattr(error, 'reply_code', '?')} {getattr(error, 'reply_text', '')})",
-                "see the broker's log",
-            ),
-        ),
-        (
-            ssl.SSLError,
-            lambda: said(
-                f"TLS with {broker} failed ({getattr(error, 'reason', None) or error})",
-                "check that the port speaks TLS and that its certificate is valid",
-            ),
-        ),
-        (
-            socket.gaierror,
-            lambda: said(f"the host name {broker.host!r} is unknown", "check RABBITMQ_URL and the network"),
-        ),
-        (
-            (
-                TimeoutError,
-                workflow.AMQPConnectorStackTimeout,
-                workflow.AMQPConnectorSocketConnectError
-                if hasattr(workflow, "AMQPConnectorSocketConnectError")
-                else TimeoutError,
-            ),
-            lambda: said(
-                f"{broker} did not answer within {deadline:g} s", "it may be out of memory or disk, or not be RabbitMQ"
-            ),
-        ),
-        (
-            ConnectionRefusedError,
-            lambda: said(f"nothing listens at {broker}", "start the broker, or check RABBITMQ_URL"),
-        ),
-        (
-            OSError,
-            lambda: said(
-                f"{broker} cannot be reached ({getattr(error, 'strerror', None) or type(error).__name__})",
-                "check RABBITMQ_URL and the network",
-            ),
-        ),
-        (ex.StreamLostError, lambda: said(f"the connection to {broker} broke off", "it is tried again")),
-        (
-            ex.IncompatibleProtocolError,
-            lambda: said(f"{broker} does not speak AMQP 0-9-1", "check the port of RABBITMQ_URL"),
-        ),
-        (ex.ConnectionBlockedTimeout, lambda: said(f"{broker} blocks publishers", "it is short of memory or disk")),
-        (
-            (ex.AMQPError, workflow.AMQPConnectorException),
-            lambda: said(
-                f"nothing listens at {broker}, or it is no broker ({type(error).__name__})",
-                "start the broker, or check RABBITMQ_URL",
-            ),
-        ),
-    ]
-    for kinds, make in table:
-        if isinstance(error, kinds):
-            return make()
+    late: tuple[type[BaseException], ...] = (TimeoutError, workflow.AMQPConnectorStackTimeout)
+    if hasattr(workflow, "AMQPConnectorSocketConnectError"):
+        late = (*late, workflow.AMQPConnectorSocketConnectError)
+    if isinstance(error, (ex.ProbableAuthenticationError, ex.AuthenticationError)):
+        return said(f"{broker} refused the user {broker.user!r} or its password", "check RABBITMQ_URL")
+    if isinstance(error, ex.ProbableAccessDeniedError):
+        return _no_virtual_host(error, broker, said)
+    if isinstance(error, ex.ChannelClosedByBroker):
+        return _closed(error, said)
+    if isinstance(error, ex.ConnectionClosedByBroker):
+        return said(f"{broker} closed the connection ({error.reply_code} {error.reply_text})", "see the broker's log")
+    if isinstance(error, ssl.SSLError):
+        hint = "check that the port speaks TLS and that its certificate is valid"
+        return said(f"TLS with {broker} failed ({error.reason or error})", hint)
+    if isinstance(error, socket.gaierror):
+        return said(f"the host name {broker.host!r} is unknown", "check RABBITMQ_URL and the network")
+    if isinstance(error, late):
+        hint = "it may be out of memory or disk, or not be RabbitMQ"
+        return said(f"{broker} did not answer within {deadline:g} s", hint)
+    if isinstance(error, ConnectionRefusedError):
+        return said(f"nothing listens at {broker}", "start the broker, or check RABBITMQ_URL")
+    if isinstance(error, OSError):
+        why = error.strerror or type(error).__name__
+        return said(f"{broker} cannot be reached ({why})", "check RABBITMQ_URL and the network")
+    if isinstance(error, ex.StreamLostError):
+        return said(f"the connection to {broker} broke off", "it is tried again")
+    if isinstance(error, ex.IncompatibleProtocolError):
+        return said(f"{broker} does not speak AMQP 0-9-1", "check the port of RABBITMQ_URL")
+    if isinstance(error, ex.ConnectionBlockedTimeout):
+        return said(f"{broker} blocks publishers", "it is short of memory or disk")
+    if isinstance(error, (ex.AMQPError, workflow.AMQPConnectorException)):
+        message = f"nothing listens at {broker}, or it is no broker ({type(error).__name__})"
+        return said(message, "start the broker, or check RABBITMQ_URL")
     logger.error("unexpected %s while publishing", type(error).__name__, exc_info=error)
     return said(f"publishing to {broker} failed ({type(error).__name__})", "the announcer's log has the details")
 
@@ -129,8 +94,8 @@ def _no_virtual_host(error: BaseException, broker: Broker, said: Callable[[str, 
     )
 
 
-def _closed(error: BaseException, said: Callable[[str, str], PublishError]) -> PublishError:
-    code = getattr(error, "reply_code", 0)
+def _closed(error: ChannelClosedByBroker, said: Callable[[str, str], PublishError]) -> PublishError:
+    code = error.reply_code
     if code == 404:
         return said(
             f"there is no exchange {EXCHANGE!r} and this user may not make it",
@@ -138,7 +103,7 @@ def _closed(error: BaseException, said: Callable[[str, str], PublishError]) -> P
         )
     if code == 403:
         return said(f"this user may not write to the exchange {EXCHANGE!r}", "grant it write permission")
-    return said(f"the broker closed the channel ({code} {getattr(error, 'reply_text', '')})", "see the broker's log")
+    return said(f"the broker closed the channel ({code} {error.reply_text})", "see the broker's log")
 
 
 def _root(error: BaseException) -> BaseException:

@@ -44,27 +44,14 @@ def _restart(service: str, asked: Mapping[str, Any]) -> str:
     return f"the {part} was restarted"
 
 
-def _announce(service: str, asked: Mapping[str, Any]) -> str:
-    return client.announce(service)
-
-
 def _rotate_key(service: str, asked: Mapping[str, Any]) -> str:
     client.command(service, "rotate_key")
     return "there is another key; the old one ends within a second"
 
 
-def _keep(service: str, asked: Mapping[str, Any]) -> str:
-    return kept_line(client.keep(service))
-
-
 def _stop(service: str, asked: Mapping[str, Any]) -> str:
     client.down(service)
     return "stopped"
-
-
-def _size(service: str, asked: Mapping[str, Any]) -> str:
-    """What a pull would take, and what there is, before it starts."""
-    return figures.room_for(service, _text(asked, "model"))
 
 
 def _pull(service: str, asked: Mapping[str, Any]) -> str:
@@ -85,23 +72,6 @@ def _unload(service: str, asked: Mapping[str, Any]) -> str:
     return f"{model} is no longer in memory"
 
 
-def _models(service: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in figures.models(service)]
-
-
-def _usage(service: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in figures.usage(service)]
-
-
-def _logs(service: str, asked: Mapping[str, Any]) -> list[str]:
-    return client.logs(_text(asked, "part"), service, _LOG_LINES)
-
-
-def _snippets(service: str, asked: Mapping[str, Any]) -> dict[str, str]:
-    """Every snippet, with words in the place of URL and key."""
-    return {kind: snippet(kind) for kind in SNIPPETS}
-
-
 def _snippet(service: str, asked: Mapping[str, Any]) -> str:
     """A snippet with URL and key in it, for the clipboard."""
     kind = _text(asked, "kind")
@@ -114,17 +84,19 @@ def _snippet(service: str, asked: Mapping[str, Any]) -> str:
 _ACTIONS: Mapping[str, Action] = {
     "key": _key,
     "restart": _restart,
-    "announce": _announce,
+    "announce": lambda service, asked: client.announce(service),
     "rotate_key": _rotate_key,
-    "keep": _keep,
+    "keep": lambda service, asked: kept_line(client.keep(service)),
     "stop": _stop,
-    "size": _size,
+    # What a pull would take, and what there is, before it starts.
+    "size": lambda service, asked: figures.room_for(service, _text(asked, "model")),
     "pull": _pull,
     "load": _load,
     "unload": _unload,
-    "models": _models,
-    "usage": _usage,
-    "logs": _logs,
-    "snippets": _snippets,
+    "models": lambda service, asked: [asdict(each) for each in figures.models(service)],
+    "usage": lambda service, asked: [asdict(each) for each in figures.usage(service)],
+    "logs": lambda service, asked: client.logs(_text(asked, "part"), service, _LOG_LINES),
+    # With words in the place of URL and key.
+    "snippets": lambda service, asked: {kind: snippet(kind) for kind in SNIPPETS},
     "snippet": _snippet,
 }

@@ -67,15 +67,7 @@ def _values(shell: Any, parser: Any, flag: str, words: list[str]) -> Iterable[st
         return list(action.choices)
     if flag in _VARIABLES:
         return _variables(shell)
-    find: dict[str, Callable[[], Iterable[str]]] = {
-        "model_flag": _models,
-        "name": _services,
-        "chat": _chats,
-        "format": _formats,
-        "engine": lambda: _choices("engine"),
-        "tunnel": lambda: _choices("tunnel"),
-    }
-    return find.get(action.dest, tuple)()
+    return _known(action.dest)
 
 
 def _positional(shell: Any, parser: Any, words: list[str]) -> Iterable[str]:
@@ -87,57 +79,31 @@ def _positional(shell: Any, parser: Any, words: list[str]) -> Iterable[str]:
     place = places[min(len(given), len(places) - 1)]
     if place.choices:
         return list(place.choices)
-    find: dict[str, Callable[[], Iterable[str]]] = {
-        "models": _models,
-        "model": _models,
-        "part": _parts,
-        "key": _keys,
-        "names": _chats,
-    }
-    return find.get(place.dest, tuple)()
+    return _known(place.dest)
 
 
-def _models() -> Iterable[str]:
-    from ..runtime import client
-
-    return [model for state in client.services() if state.state.serving for model in state.models]
-
-
-def _services() -> Iterable[str]:
-    from ..runtime import client
-
-    return [state.name for state in client.services()]
-
-
-def _parts() -> Iterable[str]:
-    from ..runtime.state import LOGS
-
-    return LOGS
-
-
-def _keys() -> Iterable[str]:
+def _known(dest: str) -> Iterable[str]:
+    """What the argument `dest` may be at this moment, where that is known."""
     from .. import api_keys
     from ..runtime import client
-
-    return [str(entry.name) for entry in api_keys.entries(client.keys_file())]
-
-
-def _chats() -> Iterable[str]:
+    from ..runtime.state import LOGS
+    from ..settings import Settings
+    from .answers import FORMATS
     from .ollama_magic import chats
 
-    return chats.names()
-
-
-def _formats() -> Iterable[str]:
-    from .answers import FORMATS
-
-    return FORMATS
-
-
-def _choices(setting: str) -> Iterable[str]:
-    from ..settings import Settings
-
-    return Settings.OPTIONS[setting].choices
+    models, conversations = client.known_models, chats.names
+    find: dict[str, Callable[[], Iterable[str]]] = {
+        "model": models,
+        "models": models,
+        "model_flag": models,
+        "name": client.known_services,
+        "chat": conversations,
+        "names": conversations,
+        "format": lambda: FORMATS,
+        "part": lambda: LOGS,
+        "key": lambda: [str(entry.name) for entry in api_keys.entries(client.keys_file())],
+    }
+    return find[dest]() if dest in find else Settings.OPTIONS[dest].choices if dest in Settings.OPTIONS else ()
 
 
 def _variables(shell: Any) -> Iterable[str]:

@@ -22,9 +22,7 @@ from .attach import up as up
 from .control import ask
 from .events import Event, EventLog
 from .keys import read_key
-from .launch import (
-    ping,
-)
+from .launch import ping
 from .state import LOGS, CorruptState, ServiceFolder, ServiceRecord, all_folders, part_identities
 from .stopping import down as down
 
@@ -33,11 +31,10 @@ _REWRITTEN_SECONDS = 0.8
 _RESTARTED_SECONDS = 90.0
 _ANNOUNCED_SECONDS = 15.0
 _FOLLOW_SECONDS = 0.2
-_REPLACED = {
-    "message": "its supervisor was killed, and another one is being started",
-    "hint": "wait a moment",
-    "part": "supervisor",
-}
+
+
+def _of_supervisor(message: str, hint: str) -> dict[str, Any]:
+    return {"message": message, "hint": hint, "part": "supervisor"}
 
 
 def status(name: str = "default") -> ServiceRecord:
@@ -49,13 +46,13 @@ def status(name: str = "default") -> ServiceRecord:
         time.sleep(_REWRITTEN_SECONDS)  # whoever runs writes it again
         state = folder.read()
     if not state.live() and state.guarded():
-        state = replace(state, state=ServiceState.DEGRADED, error=dict(_REPLACED))
+        state = replace(
+            state,
+            state=ServiceState.DEGRADED,
+            error=_of_supervisor("its supervisor was killed, and another one is being started", "wait a moment"),
+        )
     elif not state.state.over and not state.live():
-        crashed = {
-            "message": "its supervisor is gone",
-            "hint": "{up} starts it again, {down} clears it away",
-            "part": "supervisor",
-        }
+        crashed = _of_supervisor("its supervisor is gone", "{up} starts it again, {down} clears it away")
         state = replace(state, state=ServiceState.FAILED, url=None, owners=[], error=state.error or crashed)
         for name_, part in state.parts.items():
             identity = part_identities(state).get(name_)
@@ -64,11 +61,8 @@ def status(name: str = "default") -> ServiceRecord:
     elif state.live() and state.elsewhere() is None and state.silent():
         answer = ping(state)
         if answer is None and state.live():
-            silent = {
-                "message": f"its supervisor has not answered for {time.time() - state.beat:.0f} s",
-                "hint": "another one takes over soon; {up} has it do so at once",
-                "part": "supervisor",
-            }
+            said = f"its supervisor has not answered for {time.time() - state.beat:.0f} s"
+            silent = _of_supervisor(said, "another one takes over soon; {up} has it do so at once")
             state = replace(state, state=ServiceState.DEGRADED, error=silent)
         elif answer and answer.get("trouble"):
             state = replace(state, notices=[*state.notices, str(answer["trouble"])])
@@ -84,6 +78,16 @@ def services() -> list[ServiceRecord]:
         except AvocadoError as error:
             found.append(ServiceRecord(folder.name, state=ServiceState.FAILED, error=error.to_dict()))
     return found
+
+
+def known_services() -> list[str]:
+    """The names of the services there are."""
+    return [state.name for state in services()]
+
+
+def known_models() -> list[str]:
+    """The models that services have ready now."""
+    return [model for state in services() if state.state.serving for model in state.models]
 
 
 def down_all(names: Iterable[str]) -> Iterator[str]:
@@ -103,10 +107,7 @@ def logs(part: str, name: str = "default", lines: int = 50) -> list[str]:
     """The last lines of a part's log. Raises NotRunningError where there is none."""
     if part not in LOGS:
         raise AvocadoError(f"there is no log of {part!r}", f"choose one of {', '.join(LOGS)}")
-    folder = ServiceFolder(name).check()
-    if not folder.logs.is_dir():
-        raise NotRunningError(f"there is no service {name!r}", "{up} starts one")
-    return tail(folder.log(part), lines)
+    return tail(_existing(name).log(part), lines)
 
 
 def added_lines(part: str, name: str = "default") -> Iterator[str]:
@@ -128,10 +129,14 @@ def added_lines(part: str, name: str = "default") -> Iterator[str]:
 
 def events(name: str = "default", last: int = 50) -> list[Event]:
     """The last so many events of a service, which need not run. Raises NotRunningError where there is none."""
+    return EventLog(_existing(name).events_file).read(last)
+
+
+def _existing(name: str) -> ServiceFolder:
     folder = ServiceFolder(name).check()
     if not folder.logs.is_dir():
         raise NotRunningError(f"there is no service {name!r}", "{up} starts one")
-    return EventLog(folder.events_file).read(last)
+    return folder
 
 
 def announce(name: str = "default") -> str:
@@ -202,16 +207,14 @@ def invite(name: str, who: str, *, with_broker: bool = False, settings: Settings
 
     `limits` are those of `api_keys.create`. `with_broker` hands the broker of `settings` on, so that the URL can be followed.
     """
-    state = status(name)
-    if not state.state.serving or not state.local_url:
-        raise NotRunningError(f"the service {name!r} is {state.state}", "{up} starts it")
+    way = connection(name)
     broker = settings.broker_url if settings and with_broker else None
     if with_broker and broker is None:
         raise ConfigError("there is no broker to hand on", "set RABBITMQ_URL, or leave --broker away")
     _, key = api_keys.create(keys_file(name), who, **limits)
     id_file = ServiceFolder(name).path / "instance_id"
     instance = id_file.read_text("ascii").strip() if id_file.exists() else name
-    return Invite(state.url or state.local_url, instance, key, broker.reveal() if broker else None).line()
+    return Invite(way.url, instance, key, broker.reveal() if broker else None).line()
 
 
 def keys_file(name: str = "default") -> Path:

@@ -78,6 +78,12 @@ class Restarts:
     def too_many(self) -> bool:
         return self._in_vain >= _IN_VAIN or len(self._at) >= _MOST or self._for_memory >= _MOST_FOR_MEMORY
 
+    def words(self) -> str:
+        """How often it was restarted."""
+        if self._in_vain >= _IN_VAIN:
+            return f"it was restarted {self._in_vain} times in vain"
+        return f"it was restarted {len(self._at)} times within {_WINDOW_SECONDS / 60:g} min"
+
     def memory_ran_out(self) -> bool:
         """Whether the kernel has ended a process for want of memory since this was asked the last time."""
         before, self._killed = self._killed, oom_kills()
@@ -171,7 +177,7 @@ class PartWatch:
             for_memory = self._restarts.memory_ran_out() and self.name == "engine"
             self._restarts.note(for_memory)
             if self._restarts.too_many():
-                why = self._told.short_of_memory() if for_memory else f"it was restarted {_IN_VAIN:g} times in vain"
+                why = self._told.short_of_memory() if for_memory else self._restarts.words()
                 self._give_up(f"{wrong}; {why}")
                 return
             pause = self._pauses.next()

@@ -205,11 +205,8 @@ def _signal(identity: Identity, number: int) -> None:
 
 
 def _wait_gone(identities: list[Identity], seconds: float) -> list[Identity]:
-    deadline = time.monotonic() + seconds
-    left = identities
-    while (left := [i for i in left if i.alive()]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return left
+    wait_until(lambda: not any(each.alive() for each in identities), seconds, 0.02)
+    return [each for each in identities if each.alive()]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, step: float = 0.05) -> bool:
@@ -241,7 +238,7 @@ class ManagedProcess:
         self._descriptors = tuple(descriptors)  # handed down under the same numbers
         self._env = dict(env or {})
         self._child: subprocess.Popen[bytes] | None = None
-        self._identity: Identity | None = None
+        self.identity: Identity | None = None
         self._lock = threading.Lock()
 
     def start(self) -> Identity:
@@ -258,36 +255,32 @@ class ManagedProcess:
                 cwd="/",
             )
         ticks = start_ticks(self._child.pid)
-        self._identity = Identity(host_name(), boot_id(), self._child.pid, ticks if ticks is not None else -1)
-        return self._identity
+        self.identity = Identity(host_name(), boot_id(), self._child.pid, ticks if ticks is not None else -1)
+        return self.identity
 
     @classmethod
     def running(cls, identity: Identity, log: Path) -> ManagedProcess:
         """One that an earlier supervisor started, and that is no child of ours."""
         process = cls((), log)
-        process._identity = identity
+        process.identity = identity
         return process
 
     @property
-    def identity(self) -> Identity | None:
-        return self._identity
-
-    @property
     def pid(self) -> int | None:
-        return self._identity.pid if self._identity and self.returncode() is None else None
+        return self.identity.pid if self.identity and self.returncode() is None else None
 
     def returncode(self) -> int | None:
         """The exit status (negative: the signal; -1 where it was no child of ours), or None while it runs. Reaps it."""
         with self._lock:
             if self._child:
                 return self._child.poll()
-            return None if self._identity is None or self._identity.alive() else -1
+            return None if self.identity is None or self.identity.alive() else -1
 
     def stop(self, budget: float, ask: Callable[[], None] | None = None) -> None:
         """Ask, wait, TERM, wait, KILL the whole group, within about `budget` seconds."""
-        if self._identity is None:
+        if self.identity is None:
             return
-        group = self._identity.pid
+        group = self.identity.pid
         if any(map(stopped, _group_members(group))):
             _signal_group(group, signal.SIGKILL)  # who is stopped hears no TERM
         steps: list[Callable[[], None]] = [
@@ -298,7 +291,9 @@ class ManagedProcess:
             steps.insert(0, ask)
         for step in steps:
             step()
-            if wait_until(lambda: self.returncode() is not None and not _group_alive(group), budget / len(steps), 0.02):
+            if wait_until(
+                lambda: self.returncode() is not None and not _group_members(group), budget / len(steps), 0.02
+            ):
                 break
 
 
@@ -319,10 +314,6 @@ def _group_members(group: int) -> list[int]:
         except (psutil.Error, OSError):
             continue
     return members
-
-
-def _group_alive(group: int) -> bool:
-    return bool(_group_members(group))
 
 
 class Busy:

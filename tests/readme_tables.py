@@ -1,4 +1,4 @@
-"""Writes the tables of settings, of what %%ollama takes, of routes and of who may what into the README, from the code that decides about them.
+"""Writes the README's reference (magics, commands, flags, settings, routes, who may do what) from the code that decides about them.
 
 usage: python tests/readme_tables.py [--check]
 """
@@ -9,7 +9,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from typer.main import get_command
+
+from avocado_magic.cli import app as avocado
+from avocado_magic.infer.__main__ import cli as avocado_infer
 from avocado_magic.infer.api.headers import check_role
 from avocado_magic.infer.api.refusals import Refused
 from avocado_magic.infer.api.routes import ROUTES, Access, Route, Serves
@@ -46,14 +51,73 @@ def settings() -> Iterator[str]:
         yield f"| `{name}` | {flag} | {variables} | {option.explained.replace('|', chr(92) + '|')} |"
 
 
-def prompts() -> Iterator[str]:
-    yield "| flag of `%%ollama` | meaning |"
+def magics() -> Iterator[str]:
+    yield "| magic | what it does |"
     yield "|---|---|"
-    for action in AvocadoMagics.ollama.parser._actions:
+    made = {
+        name: getattr(AvocadoMagics, name) for name in {*AvocadoMagics.magics["line"], *AvocadoMagics.magics["cell"]}
+    }
+    for name, magic in sorted(
+        made.items(), key=lambda pair: (pair[0].startswith("ollama"), pair[0] != "avocado_up", pair[0])
+    ):
+        takes = [_taken(action) for action in magic.parser._actions]
+        if len(takes) > 10:
+            takes = [one for one in takes if not one.startswith("[-")] + ["[flags]"]
+        line = f"`%{'%' * (name in AvocadoMagics.magics['cell'])}{' '.join([name, *takes])}`"
+        yield f"| {_cell(line)} | {_cell(_first(magic.parser.description))} |"
+
+
+def _taken(action: Any) -> str:
+    if action.option_strings:
+        return f"[{action.option_strings[0]}{_value(action)}]"
+    what = "|".join(action.choices) if action.choices else (action.metavar or action.dest).upper()
+    return what if action.nargs is None else f"[{what}]" if action.nargs == "?" else f"[{what} ...]"
+
+
+def _value(action: Any) -> str:
+    return f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else ""
+
+
+def _first(text: str) -> str:
+    """The first sentence of a docstring."""
+    told = " ".join(text.strip().removeprefix("::").strip().split("\n\n")[0].split()).replace("``", "`")
+    return re.split(r"(?<=[^.]\.) (?=[A-Z])", told)[0].rstrip(".").replace("%%", "%")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", chr(92) + "|")
+
+
+def flags_of(magic: Any, named: str) -> Iterator[str]:
+    yield f"| flag of `{named}` | meaning |"
+    yield "|---|---|"
+    for action in magic.parser._actions:
         if action.option_strings and action.dest != "help":
-            value = f" {action.metavar or action.dest.upper()}" if action.nargs != 0 else ""
             flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
-            yield f"| {flags}{value} | {(action.help or '').replace('%%', '%').replace('|', chr(92) + '|')} |"
+            yield f"| {flags}{_value(action)} | {_cell((action.help or '').replace('%%', '%'))} |"
+
+
+def commands() -> Iterator[str]:
+    yield "| command | what it does |"
+    yield "|---|---|"
+    for name, command in _commands("avocado", get_command(avocado)):
+        yield f"| `{name}` | {_cell(_first(command.help or ''))} |"
+
+
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    for each, inner in command.commands.items():
+        if hasattr(inner, "commands"):
+            yield from _commands(f"{name} {each}", inner)
+        else:
+            yield f"{name} {each}", inner
+
+
+def infer() -> Iterator[str]:
+    yield "| option of `avocado-infer` | what it is |"
+    yield "|---|---|"
+    for option in get_command(avocado_infer).params:
+        if option.param_type_name == "option" and option.name not in ("help", "install_completion", "show_completion"):
+            yield f"| `{option.opts[0]}` | {_cell(option.help.rstrip('.'))} |"
 
 
 def who() -> Iterator[str]:
@@ -85,7 +149,16 @@ def _cells(route: Route) -> Iterator[str]:
 
 def written(text: str) -> str:
     """`text` with the tables between their marks made anew."""
-    for name, lines in (("settings", settings()), ("prompts", prompts()), ("routes", routes()), ("who", who())):
+    for name, lines in (
+        ("magics", magics()),
+        ("keys", flags_of(AvocadoMagics.avocado_key, "%avocado_key create")),
+        ("prompts", flags_of(AvocadoMagics.ollama, "%%ollama")),
+        ("commands", commands()),
+        ("settings", settings()),
+        ("infer", infer()),
+        ("routes", routes()),
+        ("who", who()),
+    ):
         begin, end = f"<!-- {name}: made by `make tables` -->", f"<!-- /{name} -->"
         body = "\n".join(lines)
         text = re.sub(

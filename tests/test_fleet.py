@@ -32,8 +32,10 @@ from avocado_magic.discovery.message import URL_HEARTBEAT, URL_WITHDRAWN, UrlMes
 from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
 from avocado_magic.discovery.trust import KeyFile
 from avocado_magic.errors import AvocadoError, ConfigError
-from avocado_magic.infer.infrastructure.fleet import VIA, MemberWay
-from avocado_magic.infer.service.fleet import Fleet, Known
+from avocado_magic.infer.api.fleet import VIA
+from avocado_magic.infer.domain.types import Known
+from avocado_magic.infer.infrastructure.fleet import MemberWay
+from avocado_magic.infer.service.fleet import Fleet
 from avocado_magic.runtime import client
 
 SECRET = "fleet-SECRET-that-must-not-be-seen"

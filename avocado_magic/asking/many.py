@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..background import in_thread
@@ -20,9 +21,8 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """One item: what it was, its answer, or why there is none."""
+    """What came of one item: its answer, or why there is none."""
 
-    item: Any
     answer: Answer | None = None
     error: str = ""
 
@@ -72,7 +72,7 @@ def each(
 
     After an error that would befall every item the rest is asked all the same: one of them may be well.
     """
-    rows = [Row(item, error="not asked") for item, _ in items]
+    rows = [Row(error="not asked") for _ in items]
     running: dict[Future[Answer], int] = {}
     stopped, begun = threading.Event(), time.monotonic()
     following = iter(range(len(items)))
@@ -80,30 +80,26 @@ def each(
     try:
         while True:
             while len(running) < parallel and (number := next(following, None)) is not None:
-                running[in_thread(_asking(ask, items[number][1], stopped), "avocado-each")] = number
+                running[in_thread(partial(_unless_stopped, ask, items[number][1], stopped), "avocado-each")] = number
             if not running:
                 return rows, False
             for future in wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                 number = running.pop(future)
                 error = future.exception()
                 done, failed = done + 1, failed + (error is not None)
-                item = items[number][0]
-                rows[number] = Row(item, future.result()) if error is None else Row(item, error=unexpected(error))
+                rows[number] = Row(future.result()) if error is None else Row(error=unexpected(error))
             moved(Moved(done, len(items), failed, done / max(time.monotonic() - begun, 1e-9)))
     except KeyboardInterrupt:
         stopped.set()
         return rows, True
 
 
-def _asking(
+def _unless_stopped(
     ask: Callable[[Mapping[str, Any], threading.Event], Answer], names: Mapping[str, Any], stopped: threading.Event
-) -> Callable[[], Answer]:
-    def work() -> Answer:
-        if stopped.is_set():
-            raise AvocadoError("stopped before it was asked")
-        return ask(names, stopped)
-
-    return work
+) -> Answer:
+    if stopped.is_set():
+        raise AvocadoError("stopped before it was asked")
+    return ask(names, stopped)
 
 
 def table(rows: Sequence[Row], source: Any, worded: Callable[[str], str] = str) -> Any:

@@ -27,7 +27,6 @@ class Target:
     model: str
     key: str = field(default="", repr=False)
     where: str = ""  # it ran, in words
-    discovered: bool = False  # nobody here has started it
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -78,4 +77,4 @@ def at_url(url: str, model: str | None, key: str) -> Target:
 def discovered(settings: Settings, key_file: Path | None, model: str | None) -> Target:
     """Whatever service is out there. Raises NotRunningError, or AvocadoError where no key was given for it."""
     instance, key = way_to(settings, key_file, DISCOVER_SECONDS)
-    return Target(instance.url, model or next(iter(instance.models), ""), key, instance.url, True)
+    return Target(instance.url, model or next(iter(instance.models), ""), key, instance.url)

@@ -14,7 +14,7 @@ from typing import Any
 from ..back_off import BackOff
 from ..timestamps import utc_now, written
 from .broker import Broker
-from .failures import PublishError
+from .failures import PublishError, quiet
 from .message import HEARTBEAT_SECONDS, TTL_SECONDS, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
 from .publisher import DEADLINE, Outcome, Outgoing, publish
 
@@ -76,7 +76,7 @@ class UrlAnnouncer:
     def begin(self) -> None:
         """Start the thread, if there is anything for it to do."""
         if self.active and self._thread is None:
-            _quiet()
+            quiet()
             self._thread = threading.Thread(target=self._work, name="avocado-announcer", daemon=True)
             self._thread.start()
 
@@ -225,11 +225,3 @@ class UrlAnnouncer:
 
 def _until_heartbeat() -> float:
     return HEARTBEAT_SECONDS * random.uniform(1 - _JITTER, 1 + _JITTER)
-
-
-def _quiet() -> None:
-    # A wrong password makes pika log 19 lines; what matters of them is in our sentence.
-    log = logging.getLogger("pika")
-    if not any(isinstance(handler, logging.NullHandler) for handler in log.handlers):
-        log.addHandler(logging.NullHandler())
-        log.propagate = False

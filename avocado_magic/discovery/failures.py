@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def quiet() -> None:
+    """Keep pika from logging: a wrong password makes it 19 lines, and what matters of them is in our sentences."""
+    log = logging.getLogger("pika")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
+    log.propagate = False
+
+
 class PublishError(AvocadoError):
     """The message was not published; or, with `unknown` true, nobody can tell and it may still arrive.
 

@@ -14,7 +14,7 @@ from ..back_off import BackOff
 from ..config import services_dir
 from ..timestamps import utc_now
 from .broker import Broker
-from .failures import sentence
+from .failures import quiet, sentence
 from .message import EXCHANGE, EXCHANGE_TYPE, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
 from .publisher import LOG_QUEUE, log_declared, parameters
 
@@ -60,8 +60,7 @@ class BrokerReader:
         self._thread.join(2)
 
     def _work(self) -> None:
-        logging.getLogger("pika").addHandler(logging.NullHandler())
-        logging.getLogger("pika").propagate = False
+        quiet()
         pauses = BackOff(0.5, 15.0, jitter=0.2)
         number = 0
         while not self._stopped.is_set():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -165,9 +165,6 @@ class Table:
                 found.append((entry, replace(entry.instance, expires_in=max(0.0, left), stale=away or left <= 0)))
         found.sort(key=lambda pair: (pair[1].stale, pair[1].replayed, not pair[1].signed, -pair[0].seq))
         return [instance for _, instance in found]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
 
 
 def _instance(message: UrlMessage, key: str, signed: bool, replayed: bool) -> Instance:

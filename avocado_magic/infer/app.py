@@ -35,7 +35,7 @@ from .domain.ports import Keys, Limits, UsageStore
 from .domain.presets import Preset
 from .domain.selector import Rules, Selector
 from .infrastructure.gpu import gpus
-from .infrastructure.storage.keys import AllKeys, DatabaseKeys, KeyFiles
+from .infrastructure.storage.keys import DatabaseKeys, KeyPlaces
 from .infrastructure.storage.sqlite import SqliteUsageStore
 from .infrastructure.telemetry.logs import RequestLog, configure
 from .infrastructure.telemetry.metrics import Metrics
@@ -179,8 +179,7 @@ def _keys(settings: InferSettings, shared: DatabaseKeys | None) -> Keys | None:
     if settings.no_auth:
         return None
     given = settings.api_key.get_secret_value() if settings.api_key else None
-    own = KeyFiles(settings.api_key_file, settings.admin_key_file, settings.keys_file, given)
-    return own if shared is None else AllKeys(own, shared)
+    return KeyPlaces(settings.api_key_file, settings.admin_key_file, settings.keys_file, given, shared)
 
 
 def _cluster(settings: InferSettings) -> tuple[Cluster | None, DatabaseKeys | None]:

@@ -190,7 +190,8 @@ class DiscoveryBackend(Backend):
     async def prepare(self) -> None:
         """Begin to follow what announces itself."""
         from ..discovery.directory import Directory
-        from .infrastructure.fleet import VIA, Members, MemberWay
+        from .api.fleet import VIA
+        from .infrastructure.fleet import Members, MemberWay
 
         given = lookup(["broker_url", "discovery_secret"], {})
         broker, secret = given.get("broker_url"), given.get("discovery_secret")
@@ -203,16 +204,16 @@ class DiscoveryBackend(Backend):
                 "--backend discovery takes signed messages: set AVOCADO_DISCOVERY_SECRET, or --trust-unsigned"
             )
         via = self._fleet.name.encode()
+        directory = Directory(broker and broker.reveal(), secret=secret and secret.reveal())
         self._members = Members(
-            Directory(broker and broker.reveal(), secret=secret and secret.reveal()),
-            self._fleet,
+            directory,
+            self._fleet.update,
             lambda url, key: MemberWay(url, key, [(VIA, via)]),
             None if broker is None else self._keys,
             trust_unsigned=self._settings.trust_unsigned,
             allow_private=self._settings.allow_private,
         )
-        members = self._members
-        self._fleet.notice = lambda: members.notice
+        self._fleet.notice = lambda: directory.notice
 
     def break_off(self, why: str) -> None:
         self._fleet.break_off(why)

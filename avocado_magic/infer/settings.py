@@ -24,12 +24,12 @@ class InferSettings(BaseSettings):
     watcher: int | None = Field(
         None,
         ge=3,
-        description="Descriptor of a pipe on which the supervisor of this service beats; unwatched, it ends.",
+        description="Descriptor of a socket on which the supervisor of this service beats; unwatched, it ends.",
     )
     socket: Path | None = Field(None, description="Unix socket to listen on, for its owner alone, instead of a port.")
     backend: Literal["ollama", "llamacpp", "openai", "remote", "discovery", "ray"] = Field(
         "ollama",
-        description="ollama (pass through), llamacpp (run the model here), openai (an engine that speaks OpenAI: vLLM, SGLang, llama-server, a hosted one), remote (a service elsewhere, with a key) discovery (all that announce themselves) or ray (the deployments of a Ray Serve application).",
+        description="ollama (pass through), llamacpp (run the model here), openai (an engine that speaks OpenAI: vLLM, SGLang, llama-server, a hosted one), remote (a service elsewhere, with a key), discovery (all that announce themselves) or ray (the deployments of a Ray Serve application).",
     )
     upstream: str = Field(
         "http://127.0.0.1:11434",
@@ -123,7 +123,10 @@ class InferSettings(BaseSettings):
 
     # usage
     state_dir: Path | None = Field(None, description="Folder for usage.db; Avocado's own by default.")
-    database: SecretStr | None = Field(None, description="SQLAlchemy URL for usage (environment or file only).")
+    database: SecretStr | None = Field(
+        None,
+        description="SQLAlchemy URL for usage, and with --cluster PostgreSQL's for keys, limits and metrics as well (environment or file only).",
+    )
 
     cluster: bool = Field(
         False,

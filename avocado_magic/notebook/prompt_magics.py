@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.magic import line_cell_magic, line_magic, no_var_expand
@@ -34,6 +35,9 @@ class PromptMagics:
 
     shell: Any
     tracebacks: Tracebacks
+    _name: Callable[[Any], str]
+    _settings: Callable[[dict[str, Any]], Any]
+    _elsewhere: Callable[[], dict[str, Any]]
 
     @no_var_expand  # ours fills in values, and nothing that a prompt could do with them
     @line_cell_magic
@@ -195,15 +199,6 @@ class PromptMagics:
         from .ollama_magic import Sources
 
         return Sources(self._name(args), self._elsewhere, lambda: self._settings({}))
-
-    def _name(self, args: Any) -> str:
-        raise NotImplementedError
-
-    def _settings(self, flags: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    def _elsewhere(self) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 def _unquoted(line: str) -> str:

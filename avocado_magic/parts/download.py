@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from filelock import FileLock
 from ..back_off import BackOff
 from ..config import cache_dir
 from ..errors import StartError
+from ..files import sha256_of
 from ..sizes import human_bytes
 from .base import StartContext
 
@@ -63,7 +63,7 @@ class Download:
             raise self.disk_error(error) from None
 
     def _verified(self, part: Path, digest: str) -> None:
-        if _sha256(part) != digest:
+        if sha256_of(part) != digest:
             part.unlink()
             raise self.error(
                 f"the checksum of {self.what} does not match: it was thrown away",
@@ -154,11 +154,3 @@ class Download:
 
     def error(self, message: str, hint: str) -> StartError:
         return StartError(message, hint, part=self.part)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

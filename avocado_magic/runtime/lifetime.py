@@ -30,17 +30,13 @@ class Lifetime:
         self._owners = list(owners)
         # Kernels that are gone, by when (time.monotonic()): one that restarts late is an owner again.
         self._gone: list[tuple[Owner, float]] = []
-        self._kept = kept  # it needs no owner: it lives until it is told to end
+        self.kept = kept  # it needs no owner: it lives until it is told to end
         self._born = time.monotonic()
         self._ownerless_since: float | None = None
         if left is not None and kept:
             self._born -= self._longest - left
         elif left is not None:
             self._ownerless_since = self._born - (self._grace - left)
-
-    @property
-    def kept(self) -> bool:
-        return self._kept
 
     def owners(self) -> list[dict[str, object]]:
         with self._lock:
@@ -68,7 +64,7 @@ class Lifetime:
     def keep(self) -> None:
         """Live on without an owner, for the maximum lifetime from now."""
         with self._lock:
-            self._kept, self._born = True, time.monotonic()
+            self.kept, self._born = True, time.monotonic()
 
     def leaving(self) -> bool:
         """Whether it ends so soon, by --until, that it takes no new work."""
@@ -90,7 +86,7 @@ class Lifetime:
             if self._owners:
                 self._ownerless_since = None
                 return None, None
-            if self._kept:
+            if self.kept:
                 left = self._longest - (now - self._born)
                 return _in(left), f"its lifetime of {self._longest / 3600:g} h is over" if left <= 0 else None
             self._ownerless_since = self._ownerless_since or now

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ class PartRecord:
     about: dict[str, Any] = field(default_factory=dict)  # what the part says of itself
     identity: dict[str, Any] | None = None
 
-    def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
-        error = self.error and worded(self.error, front_end)
+    def public(self) -> dict[str, Any]:
+        error = self.error and worded(self.error, in_shell)
         return {"state": self.state.value, "pid": self.pid, "since": self.since, "error": error}
 
 
@@ -85,7 +85,7 @@ class ServiceRecord:
     kept: bool = False  # it needs no owner
     leaving: bool = False  # it ends soon, and takes no new requests
 
-    def public(self, front_end: Callable[[str], str] = in_shell) -> dict[str, Any]:
+    def public(self) -> dict[str, Any]:
         """The object that scripts rely on (`avocado status --json`)."""
         return {
             "name": self.name,
@@ -95,7 +95,7 @@ class ServiceRecord:
             "api_key_file": self.api_key_file,
             "engine": {key: self.engine.get(key) for key in ("kind", "version", "adopted")},
             "models": self.models,
-            "parts": {name: self.parts[name].public(front_end) for name in PARTS},
+            "parts": {name: self.parts[name].public() for name in PARTS},
             "owners": self.owners,
             "started_at": self.started_at,
             "announced": self.announced,
@@ -167,6 +167,13 @@ class ServiceFolder:
     def __init__(self, name: str) -> None:
         self.name = check_name(name)
         self.path = services_dir() / name
+        self.logs = self.path / "logs"
+        self.state_file = self.path / "state.json"
+        self.events_file = self.path / "events.jsonl"
+        self.reserve_file = self.path / "reserve"
+        self.lock_file, self.up_lock_file = self.path / "lock", self.path / "up.lock"
+        # The instance id of the last supervisor, so that its orphans are found even if state.json is lost.
+        self.instance_file = self.path / "instance"
 
     def make(self) -> ServiceFolder:
         """Create it; AvocadoError where that is not possible."""
@@ -196,37 +203,8 @@ class ServiceFolder:
                 raise AvocadoError(f"{place} is a link, and what is kept there must not be", "remove it")
         return self
 
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
     def log(self, part: str) -> Path:
         return self.logs / f"{part}.log"
-
-    @property
-    def state_file(self) -> Path:
-        return self.path / "state.json"
-
-    @property
-    def events_file(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def reserve_file(self) -> Path:
-        return self.path / "reserve"
-
-    @property
-    def lock_file(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def up_lock_file(self) -> Path:
-        return self.path / "up.lock"
-
-    @property
-    def instance_file(self) -> Path:
-        """The instance id of the last supervisor, so that its orphans are found even if state.json is lost."""
-        return self.path / "instance"
 
     def of_another(self, instance: str) -> bool:
         """True if the folder is gone, or is no longer that of `instance`; a file system that only fails says neither."""

@@ -55,7 +55,7 @@ class Supervisor:
         self._held = held
         self._watcher: Watcher | None = None
         self._watching, self._ended = threading.Event(), threading.Event()
-        self._handing_over = False
+        self.handed_over = False
         state = service.store.state
         self._guarding = Guarding(
             service.folder.log("supervisor"),
@@ -92,7 +92,7 @@ class Supervisor:
             failed = True
             service.store.failure(error if isinstance(error, AvocadoError) else self._unexpected(error))
         finally:
-            if self._handing_over:
+            if self.handed_over:
                 self._leave()
             else:
                 self._stop(failed)
@@ -118,7 +118,7 @@ class Supervisor:
         """End, and have another supervisor go on with the parts. Raises AvocadoError while there is nothing to go on with."""
         if self._watcher is None or self._service.stopping.is_set():
             raise AvocadoError("the service is not ready", "wait until it is")
-        self._handing_over = True
+        self.handed_over = True
         self._service.request_stop("another supervisor takes over")
 
     def _restart(self, part: str) -> None:
@@ -134,10 +134,6 @@ class Supervisor:
         logger.error("unexpected error", exc_info=error)
         log = self._service.folder.log("supervisor")
         return part_error("supervisor", f"unexpected {type(error).__name__}", "its log has the details", log)
-
-    @property
-    def handed_over(self) -> bool:
-        return self._handing_over
 
     # time
 

@@ -29,7 +29,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from gateway import KEY, free_port, load, start_gateway, wait  # noqa: E402
 
-from avocado_magic.infer.service.fleet import Fleet, Known  # noqa: E402
+from avocado_magic.infer.domain.types import Known  # noqa: E402
+from avocado_magic.infer.service.fleet import Fleet  # noqa: E402
 
 
 def choice(count: int = 1000, rounds: int = 20_000) -> None:

@@ -7,11 +7,11 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ..domain.ports import Upstream, UpstreamAnswer
-from ..domain.types import ModelDetails, UpstreamError
-from ..service.fleet import Fleet, Known, Member
+from ..domain.types import Known, ModelDetails, UpstreamError
+from ..service.fleet import Fleet, Member
 from . import wire
 from .answers import answer_error
 from .asgi import Send
@@ -20,9 +20,11 @@ from .dispatch import Request
 from .lists import MergedLists
 from .refusals import Headers
 from .relay import FORWARDED, RETURNED, Relay
+from .routes import Access, model_in
 
 logger = logging.getLogger(__name__)
-_VIA = b"via"
+# Where a gateway of this kind names itself; one that finds itself there, or two of them, goes no further.
+VIA = b"via"
 _NAME = "avocado-fleet-"
 # So many gateways of this kind may pass a request on.
 _DEEPEST = 2
@@ -32,30 +34,6 @@ _RETRY: Headers = ((b"retry-after", b"5"),)
 # Where the beginning of a conversation stands, by the member of a request's body.
 _BEGINNINGS = ("messages", "input")
 _LONGEST_LOOK = 64 * 1024
-
-
-class Way(Upstream, Protocol):
-    """An instance, with its key."""
-
-    def abort(self, why: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Entry(Protocol):
-    """What is known of an instance, and the way to it."""
-
-    @property
-    def instance_id(self) -> str: ...
-
-    @property
-    def url(self) -> str: ...
-
-    @property
-    def models(self) -> tuple[str, ...]: ...
-
-    @property
-    def way(self) -> Any: ...
 
 
 Probe = Callable[[Any], Any]
@@ -77,7 +55,7 @@ class FleetHandler:
         self._probe = probe
         self._ways: dict[Member, Any] = {}
         self._probes: dict[Member, asyncio.Task[None]] = {}
-        self._lists = MergedLists(self._asked_for_lists, [(_VIA, self.name.encode())])
+        self._lists = MergedLists(self._asked_for_lists, [(VIA, self.name.encode())])
 
     @property
     def reached(self) -> bool | None:
@@ -93,11 +71,11 @@ class FleetHandler:
 
     # members
 
-    def update(self, entries: Sequence[Entry], passed_over: Sequence[tuple[str, str]]) -> None:
-        """These are the instances there are."""
+    def update(self, known: Sequence[tuple[Known, Any]], passed_over: Sequence[tuple[str, str]]) -> None:
+        """These are the instances there are, each with the way to it."""
         self.passed_over = passed_over
-        ways = {entry.instance_id: entry.way for entry in entries}
-        fresh, gone = self.fleet.update([Known(entry.instance_id, entry.url, entry.models) for entry in entries])
+        ways = {instance.instance_id: way for instance, way in known}
+        fresh, gone = self.fleet.update([instance for instance, _ in known])
         for member in gone:
             way = self._ways.pop(member, None)
             if way is not None and way not in ways.values():
@@ -131,14 +109,14 @@ class FleetHandler:
     # requests
 
     async def __call__(self, request: Request, send: Send) -> None:
-        via = request.headers.get(_VIA, b"").decode("latin-1")
+        via = request.headers.get(VIA, b"").decode("latin-1")
         if self.name in via or via.count(_NAME) >= _DEEPEST:
             said = "this fleet is behind itself: the request has come back to where it was"
             await answer_error(send, request.route.dialect, 508, said)
             return
         if request.route.lists:
             await self._lists(request, send)
-        elif request.route.access.name == "ADMIN" or request.route.uploads:
+        elif request.route.access is Access.ADMIN or request.route.uploads:
             said = "a fleet changes no models: do that at an instance"
             await answer_error(send, request.route.dialect, 403, said)
         else:
@@ -187,7 +165,7 @@ class FleetHandler:
         given = request.headers
         headers = [(name, given[name]) for name in FORWARDED if name in given]
         if via:
-            headers.append((_VIA, via.encode("latin-1")))
+            headers.append((VIA, via.encode("latin-1")))
         member.open += 1
         reply: UpstreamAnswer | None = None
         try:
@@ -229,7 +207,7 @@ class FleetHandler:
         return [ModelDetails(name) for name in self.fleet.models()]
 
     async def version(self) -> str | None:
-        """The lowest that some member says; None where none is in."""
+        """No more than that there is one, for members may differ; None where none is in."""
         return "0.0.0" if self.reached else None
 
     def table(self) -> Mapping[str, Any]:
@@ -253,7 +231,7 @@ class FleetHandler:
 
 
 def _model_of(request: Request) -> str:
-    return request.path.rpartition("/")[2] if request.route.one_model else ""
+    return model_in(request.path) if request.route.one_model else ""
 
 
 def _conversation(request: Request) -> int | None:

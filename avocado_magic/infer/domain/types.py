@@ -67,6 +67,15 @@ class Dialect(Enum):
 
 
 @dataclass(frozen=True)
+class Known:
+    """An instance of a fleet as it is known: where it is, and what it serves."""
+
+    instance_id: str
+    url: str
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Model:
     """A model the engine can run. Sizes in bytes; numbers are 0 where they are not known.
 
@@ -184,6 +193,10 @@ class UsageRow:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated_tokens: int = 0  # of the completion's, those that were counted by chunks
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        return self.requests, self.prompt_tokens, self.completion_tokens, self.estimated_tokens
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,22 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Protocol
 from urllib.parse import urlsplit
 
+from ...back_off import BackOff
 from ...discovery.directory import Directory
 from ...discovery.table import Instance
 from ...discovery.trust import KeyFile, own_key
 from ...errors import AvocadoError
+from ..domain.types import Known
 from .ollama import VERSION_PATH
 from .way import Way
 
 logger = logging.getLogger("avocado_magic.infer")
 KIND = "fleet"
-# Another gateway of this kind names itself in it; one that finds itself there, or two of them, goes no further.
-VIA = b"via"
 # A member that is out is asked whether it is back after so many seconds, then after twice as many, and so on.
 _FIRST_PROBE, _LAST_PROBE, _PROBE_PATIENCE = 0.2, 10.0, 5.0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An instance that may be a member: `instance_id`, `url`, `models` and the way to it."""
-
-    instance_id: str
-    url: str
-    models: tuple[str, ...]
-    way: MemberWay
 
 
 class MemberWay(Way):
@@ -52,10 +40,9 @@ class MemberWay(Way):
             return False
 
 
-class Told(Protocol):
-    """Who is told of the instances, on the event loop."""
-
-    def update(self, entries: Sequence[Entry], passed_over: Sequence[tuple[str, str]]) -> None: ...
+# What is told, on the event loop: the instances that may be members, each with the way to it, and those that are passed over, and
+# why.
+Told = Callable[[Sequence[tuple[Known, MemberWay]], Sequence[tuple[str, str]]], None]
 
 
 class Members:
@@ -83,11 +70,6 @@ class Members:
         self._loop = asyncio.get_running_loop()
         directory.on_any_change(self._look)
 
-    @property
-    def notice(self) -> str | None:
-        """What is not as it should be with the directory."""
-        return self._directory.notice
-
     def _look(self) -> None:
         """On a thread of the directory's."""
         entries, passed_over, ways = [], [], {}
@@ -102,13 +84,13 @@ class Members:
             name = (instance.instance_id, instance.url, key)
             way = self._ways.get(name) or self._make(instance.url, key)
             ways[name] = way
-            entries.append(Entry(instance.instance_id, instance.url, instance.models, way))
+            entries.append((Known(instance.instance_id, instance.url, instance.models), way))
         self._ways = ways
         for who, why in passed_over:
             if self._said.get(who) != why:
                 self._said[who] = why
                 logger.warning("%s is passed over: %s", who, why)
-        self._loop.call_soon_threadsafe(self._told.update, entries, passed_over)
+        self._loop.call_soon_threadsafe(self._told, entries, passed_over)
 
     def _key(self, instance: Instance) -> str:
         """The key for an instance that may be a member. Raises AvocadoError, which says why it may not."""
@@ -145,9 +127,8 @@ class Members:
 
 async def probed(way: MemberWay) -> None:
     """Return when an instance that was out is well again; it is asked less and less often."""
-    pause = _FIRST_PROBE
+    pauses = BackOff(_FIRST_PROBE, _LAST_PROBE)
     while True:
-        await asyncio.sleep(pause)
+        await asyncio.sleep(pauses.next())
         if await way.well():
             return
-        pause = min(2 * pause, _LAST_PROBE)

@@ -13,18 +13,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...model_names import ModelName
+from ..domain.types import Known
 
 # Conversations that are remembered; and by how many open requests their instance may be busier than another one.
 _CONVERSATIONS, _SLACK = 20_000, 4
-
-
-@dataclass(frozen=True)
-class Known:
-    """An instance as it is known: where it is, and what it serves."""
-
-    instance_id: str
-    url: str
-    models: tuple[str, ...]
 
 
 @dataclass(eq=False)

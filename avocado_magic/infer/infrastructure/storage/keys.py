@@ -7,17 +7,16 @@ import logging
 import os
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from ....api_keys import KeyEntry, entries
 from ....errors import AvocadoError, ConfigError
 from ....model_names import ModelName
 from ....timestamps import parsed
 from ...domain.keys import ApiKey, Role
-from ...domain.ports import Keys
 
 logger = logging.getLogger(__name__)
 # The keys in a database are looked at so often; where it does not give them for longer, they open nothing: seconds.
@@ -25,11 +24,14 @@ _LOOK_SECONDS, _BELIEVED_SECONDS = 0.5, 60.0
 _Stamp = tuple[int, int, int]
 
 
-class _File(ABC):
-    """What a file holds, by hash; nothing where it cannot be read: a key that was taken away opens nothing."""
+class _File:
+    """What a file holds, by hash, as `read` has it; nothing where that raises OSError, ValueError or ConfigError: a key that was
+    taken away opens nothing.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Callable[[Path], Mapping[bytes, ApiKey]]) -> None:
         self._path = path
+        self._read = read
         self._stamp: _Stamp | None = None
         self._keys: Mapping[bytes, ApiKey] = {}
 
@@ -43,7 +45,7 @@ class _File(ABC):
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp != self._stamp:
             try:
-                self._keys = self.read(self._path)
+                self._keys = self._read(self._path)
             except (OSError, ValueError, ConfigError) as error:
                 said = error.message if isinstance(error, ConfigError) else error
                 logger.error("the keys in %s open nothing until it is mended: %s", self._path.name, said)
@@ -54,36 +56,16 @@ class _File(ABC):
             self._stamp = stamp
         return self._keys
 
-    @abstractmethod
-    def read(self, path: Path) -> Mapping[bytes, ApiKey]:
-        """The keys in `path`. Raises OSError, ValueError or ConfigError for a file that cannot be used."""
 
-
-class _OneKey(_File):
-    def __init__(self, path: Path, key: ApiKey) -> None:
-        super().__init__(path)
-        self._key = key
-        self.read(path)  # a file that is wrong from the beginning is said at once
-
-    def read(self, path: Path) -> Mapping[bytes, ApiKey]:
-        try:
-            secret = path.read_bytes().strip()
-        except OSError as error:
-            raise ValueError(f"the key file {path} cannot be read: {error.strerror}") from None
-        if not secret:
-            raise ValueError(f"the key file {path} is empty")
-        digest = hashlib.sha256(secret).digest()
-        return {digest: replace(self._key, digest=digest)}
-
-
-class _NamedKeys(_File):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        if path.exists():
-            self.read(path)
-
-    def read(self, path: Path) -> Mapping[bytes, ApiKey]:
-        return _by_hash(entries(path))
+def _one_key(path: Path, key: ApiKey) -> Mapping[bytes, ApiKey]:
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ValueError(f"the key file {path} cannot be read: {error.strerror}") from None
+    if not secret:
+        raise ValueError(f"the key file {path} is empty")
+    digest = hashlib.sha256(secret).digest()
+    return {digest: replace(key, digest=digest)}
 
 
 def _by_hash(found: Iterable[KeyEntry]) -> Mapping[bytes, ApiKey]:
@@ -107,8 +89,15 @@ def _names(models: tuple[str, ...]) -> frozenset[ModelName] | None:
     return frozenset(filter(None, map(ModelName.parse, models))) if models else None
 
 
-class KeyFiles:
-    """Keys over files, and over keys given directly. ValueError or OSError for a file that is wrong from the start.
+class _Place(Protocol):
+    """Where keys are."""
+
+    def keys(self) -> Mapping[bytes, ApiKey]: ...
+
+
+class KeyPlaces:
+    """Keys over files, one given directly, and those that gateways share; the first place that knows one counts. ValueError or
+    OSError for a file that is wrong from the start.
 
     Only hashes are held, so that a key is in no dump of this process's objects.
     """
@@ -119,16 +108,24 @@ class KeyFiles:
         admin_key_file: Path | None = None,
         named: Path | None = None,
         key: str | None = None,
+        shared: _Place | None = None,
     ) -> None:
-        self._files: list[_File] = []
+        self._places: list[_Place] = []
         if key_file:
-            self._files.append(_OneKey(key_file, ApiKey("default", Role.INFERENCE)))
+            self._of_one(key_file, ApiKey("default", Role.INFERENCE))
         if named:
-            self._files.append(_NamedKeys(named))
+            if named.exists():
+                entries(named)  # a file that is wrong from the beginning is said at once
+            self._places.append(_File(named, lambda path: _by_hash(entries(path))))
         if admin_key_file:
-            self._files.append(_OneKey(admin_key_file, ApiKey("admin", Role.ADMIN)))
+            self._of_one(admin_key_file, ApiKey("admin", Role.ADMIN))
         digest = hashlib.sha256(key.encode()).digest() if key else b""
         self._given = {digest: ApiKey("default", Role.INFERENCE, digest=digest)} if key else {}
+        self._shared = shared
+
+    def _of_one(self, file: Path, key: ApiKey) -> None:
+        _one_key(file, key)
+        self._places.append(_File(file, lambda path: _one_key(path, key)))
 
     def find(self, secret: bytes) -> ApiKey | None:
         """The key whose secret this is. Looked up by hash: how long it takes tells nothing about a key."""
@@ -139,11 +136,11 @@ class KeyFiles:
         return self._of(key.digest)
 
     def _of(self, digest: bytes) -> ApiKey | None:
-        for file in self._files:
-            found = file.keys().get(digest)
+        for place in self._places:
+            found = place.keys().get(digest)
             if found is not None:
                 return found
-        return self._given.get(digest)
+        return self._given.get(digest) or (self._shared.keys().get(digest) if self._shared else None)
 
 
 class DatabaseKeys:
@@ -176,25 +173,6 @@ class DatabaseKeys:
                     logger.error("%s; what is not seen for %d s opens nothing", said, _BELIEVED_SECONDS)
                 failing = True
 
-    def _of(self, digest: bytes) -> ApiKey | None:
+    def keys(self) -> Mapping[bytes, ApiKey]:
         # A look that hangs says nothing, either.
-        return self._keys.get(digest) if time.monotonic() - self._seen < _BELIEVED_SECONDS else None
-
-    def find(self, secret: bytes) -> ApiKey | None:
-        return self._of(hashlib.sha256(secret).digest())
-
-    def again(self, key: ApiKey) -> ApiKey | None:
-        return self._of(key.digest)
-
-
-class AllKeys:
-    """Keys from several places; the first that knows one counts."""
-
-    def __init__(self, *places: Keys) -> None:
-        self._places = places
-
-    def find(self, secret: bytes) -> ApiKey | None:
-        return next((key for place in self._places if (key := place.find(secret)) is not None), None)
-
-    def again(self, key: ApiKey) -> ApiKey | None:
-        return next((found for place in self._places if (found := place.again(key)) is not None), None)
+        return self._keys if time.monotonic() - self._seen < _BELIEVED_SECONDS else {}

@@ -31,7 +31,7 @@ class SqliteUsageStore:
 
     def add(self, rows: Sequence[UsageRow]) -> None:
         """Add the counts of `rows` to what is kept, all of them or none. Raises StoreError."""
-        self._run(_ADD, [(row.key[:255], row.model[:255], row.day, *_counts(row)) for row in rows])
+        self._run(_ADD, [(row.key[:255], row.model[:255], row.day, *row.counts) for row in rows])
 
     def since(self, day: str) -> Sequence[UsageRow]:
         """What is kept of `day` and later. Raises StoreError."""
@@ -46,7 +46,3 @@ class SqliteUsageStore:
                 return [row for value in values for row in connection.execute(statement, value).fetchall()]
         except sqlite3.Error as error:
             raise StoreError(f"{type(error).__name__}: {error}") from None
-
-
-def _counts(row: UsageRow) -> tuple[int, ...]:
-    return row.requests, row.prompt_tokens, row.completion_tokens, row.estimated_tokens

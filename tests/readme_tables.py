@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from avocado_magic.cli import app as avocado
+from avocado_magic.cli.common import app as avocado
 from avocado_magic.infer.__main__ import cli as avocado_infer
 from avocado_magic.infer.api.headers import check_role
 from avocado_magic.infer.api.refusals import Refused
@@ -115,7 +115,8 @@ def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 def infer() -> Iterator[str]:
     yield "| option of `avocado-infer` | what it is |"
     yield "|---|---|"
-    for option in get_command(avocado_infer).params:
+    options: list[Any] = get_command(avocado_infer).params
+    for option in options:
         if option.param_type_name == "option" and option.name not in ("help", "install_completion", "show_completion"):
             yield f"| `{option.opts[0]}` | {_cell(option.help.rstrip('.'))} |"
 

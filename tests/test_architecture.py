@@ -32,7 +32,7 @@ MAY: dict[str, set[str]] = {
     "process": {"settings", "files"},
     "api_keys": {"files", "errors", "timestamps"},
     "shared_keys": {"api_keys", "errors"},
-    "discovery": {"background", "back_off", "config", "errors", "timestamps"},
+    "discovery": {"background", "back_off", "config", "errors", "states", "timestamps"},
     "parts": {
         "gpus",
         "sizes",
@@ -104,6 +104,8 @@ MAY: dict[str, set[str]] = {
     "infer/service": {"infer/domain", "model_names", "timestamps"},
     "infer/api": {"infer/service", "infer/domain", "model_names"},
     "infer/infrastructure": {
+        "back_off",
+        "files",
         "gpus",
         "config",
         "model_names",

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..back_off import BackOff
+from ..states import PartState
 from ..timestamps import utc_now, written
 from .broker import Broker
 from .failures import PublishError, quiet
 from .message import HEARTBEAT_SECONDS, TTL_SECONDS, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
-from .publisher import DEADLINE, Outcome, Outgoing, publish
+from .publisher import DEADLINE, Delivery, Outcome, Outgoing, publish
 
 logger = logging.getLogger(__name__)
 # Seconds until a failed announcement is tried again.
@@ -25,6 +26,7 @@ _AFTER_UNKNOWN = 5.0
 _JITTER = 0.1
 # What `down` waits for a broker at most.
 _WITHDRAW_SECONDS = 2.0
+_UNSETTLED = (PartState.WAITING, PartState.PUBLISHING)
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Known:
 class UrlAnnouncer:
     """Publishes in a daemon thread of its own, so that nothing ever waits for a broker.
 
-    `state` is waiting, publishing, healthy, unrouted, failed or what the owner settles; `reason` says why.
+    `reason` says why `state` is as it is.
     `changed` is called, on any thread, whenever one of them changes. `last_seq` is the number of the last message of this
     instance, before.
     """
@@ -62,7 +64,7 @@ class UrlAnnouncer:
         self._wanted: UrlMessage | None = None
         self._known: Known | None = None
         self.seq = last_seq
-        self.state = "waiting"
+        self.state = PartState.WAITING
         self.reason: str | None = None
         self.announced: dict[str, str] | None = None
         self.outcome: Outcome | None = None  # of the last `changed`
@@ -100,9 +102,9 @@ class UrlAnnouncer:
     def settled(self, seconds: float) -> bool:
         """Wait until the first try has an outcome, `seconds` at most."""
         until = time.monotonic() + seconds
-        while self.active and self.state in ("waiting", "publishing") and time.monotonic() < until:
+        while self.active and self.state in _UNSETTLED and time.monotonic() < until:
             self._stopped.wait(0.02)
-        return self.state not in ("waiting", "publishing")
+        return self.state not in _UNSETTLED
 
     def _work(self) -> None:
         retries = BackOff(_SHORTEST, _LONGEST, jitter=_JITTER)
@@ -120,7 +122,7 @@ class UrlAnnouncer:
                 pause = self._turn(wanted, known, retries)
             except Exception:
                 logger.exception("announcing failed")
-                self.settle("failed", "unexpected error: the supervisor's log has it", None)
+                self.settle(PartState.FAILED, "unexpected error: the supervisor's log has it", None)
                 pause = _LONGEST
 
     def _turn(self, wanted: UrlMessage | None, known: Known | None, retries: BackOff) -> float | None:
@@ -133,8 +135,8 @@ class UrlAnnouncer:
                         self._known = None
             return None
         routed = known is not None and known.message is wanted and known.routed
-        if self.state == "waiting":
-            self.settle("publishing", None, None)
+        if self.state is PartState.WAITING:
+            self.settle(PartState.PUBLISHING, None, None)
         fresh = self._numbered(wanted)
         heartbeat = Outgoing(URL_HEARTBEAT, fresh.to_json(), expires=TTL_SECONDS)
         changed = [] if routed else [Outgoing(URL_CHANGED, fresh.to_json(), mandatory=True)]
@@ -142,12 +144,12 @@ class UrlAnnouncer:
             outcome = self._send([*changed, heartbeat], DEADLINE)
         except PublishError as error:
             self._unknown = self._unknown or error.unknown
-            self.settle("failed", error.sentence(), None)
+            self.settle(PartState.FAILED, error.sentence(), None)
             return retries.next()
         retries.reset()
         if routed:
-            if self.state != "healthy":
-                self.settle("healthy", None, None)
+            if self.state is not PartState.HEALTHY:
+                self.settle(PartState.HEALTHY, None, None)
             return _until_heartbeat()
         again, delivered = self._unknown, outcome.delivered
         if delivered:
@@ -159,7 +161,9 @@ class UrlAnnouncer:
         self.outcome = outcome
         said = outcome.warning or (None if delivered else outcome.text)
         self.settle(
-            "healthy" if delivered else "unrouted", said, {"at": written(fresh.timestamp), "outcome": outcome.text}
+            PartState.HEALTHY if delivered else PartState.UNROUTED,
+            said,
+            {"at": written(fresh.timestamp), "outcome": outcome.text},
         )
         if not delivered:
             return min(retries.next(), _until_heartbeat())
@@ -184,7 +188,7 @@ class UrlAnnouncer:
             logger.error("%s: %s", names, error.sentence())
             raise
         quiet = messages[0].routing_key == URL_HEARTBEAT
-        if outcome.kind != "unroutable" or not quiet:  # nobody need be bound to heartbeats
+        if outcome.kind is not Delivery.UNROUTABLE or not quiet:  # nobody need be bound to heartbeats
             self.counts[outcome.kind] += 1
         if outcome.warning:
             logger.warning("%s: %s", names, outcome.warning)
@@ -193,7 +197,7 @@ class UrlAnnouncer:
         self.outcome = outcome if quiet and outcome.queue else self.outcome
         return outcome
 
-    def settle(self, state: str, reason: str | None, announced: dict[str, str] | None) -> None:
+    def settle(self, state: PartState, reason: str | None, announced: dict[str, str] | None) -> None:
         self.state, self.reason = state, reason
         self.announced = announced or self.announced
         self._changed()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..back_off import BackOff
@@ -59,14 +60,24 @@ class Queue:
     waiting: int
 
 
+class Delivery(str, Enum):
+    """What a broker did with a message."""
+
+    CONFIRMED = "confirmed"
+    UNROUTABLE = "unroutable"
+    NACKED = "nacked"
+
+    __str__ = str.__str__
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a publish: `kind` is confirmed, unroutable or nacked, `text` that in words, `warning` what was odd.
+    """What became of a publish: `kind`, `text` that in words, `warning` what was odd.
 
     `queue` is None where there is none, or we may not look at it.
     """
 
-    kind: str
+    kind: Delivery
     text: str
     warning: str = ""
     queue: Queue | None = None
@@ -74,7 +85,7 @@ class Outcome:
     @property
     def delivered(self) -> bool:
         """A queue took it."""
-        return self.kind == "confirmed"
+        return self.kind is Delivery.CONFIRMED
 
 
 def publish(
@@ -187,7 +198,7 @@ def _published(broker: Broker, messages: Sequence[Outgoing], secret: str | None,
         sent = True
         kind, text = _send(channel, first, secret)
         channel, queue, seen = _look_at_queue(connection, channel)
-        if kind == "confirmed" and first.mandatory and seen == 404:
+        if kind is Delivery.CONFIRMED and first.mandatory and seen == 404:
             warning = warning or f"a queue took it, but there is no {CONSUMERS_QUEUE}"
         if others:
             warning = (
@@ -204,7 +215,7 @@ def _published(broker: Broker, messages: Sequence[Outgoing], secret: str | None,
             watch.cancel()
 
 
-def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[str, str]:
+def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[Delivery, str]:
     import pika
 
     headers = {HEADER: sign(secret, message.routing_key, message.body)} if secret else None
@@ -218,10 +229,10 @@ def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[str, str
     try:
         channel.basic_publish(EXCHANGE, message.routing_key, message.body, properties, mandatory=message.mandatory)
     except pika.exceptions.UnroutableError:
-        return "unroutable", "nobody is listening: no queue is bound to it yet"
+        return Delivery.UNROUTABLE, "nobody is listening: no queue is bound to it yet"
     except pika.exceptions.NackError:
-        return "nacked", "the broker refused the message (a full queue answers so)"
-    return "confirmed", "confirmed"
+        return Delivery.NACKED, "the broker refused the message (a full queue answers so)"
+    return Delivery.CONFIRMED, Delivery.CONFIRMED.value
 
 
 def _send_others(

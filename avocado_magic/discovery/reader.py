@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..back_off import BackOff
 from ..config import services_dir
+from ..states import ServiceState
 from ..timestamps import utc_now
 from .broker import Broker
 from .failures import quiet, sentence
@@ -185,7 +186,7 @@ def _message(state: dict[str, Any]) -> UrlMessage | None:
     """What a service on this machine would announce; None where it does not serve."""
     url = state.get("url") or state.get("local_url")
     if (
-        state["state"] not in ("ready", "degraded")
+        not ServiceState(state["state"]).serving
         or state.get("leaving")
         or not url
         or time.time() - float(state["beat"]) > 60

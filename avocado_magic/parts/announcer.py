@@ -62,7 +62,9 @@ class Announcer(UrlAnnouncer, Part):
         if not self.active:
             return
         if message is None:
-            self.settle("not announced", "there is no public URL: use a tunnel, or say yours with --public-url", None)
+            self.settle(
+                PartState.NOT_ANNOUNCED, "there is no public URL: use a tunnel, or say yours with --public-url", None
+            )
         self.publish(message)
 
     def withdraw(self) -> None:
@@ -71,7 +73,7 @@ class Announcer(UrlAnnouncer, Part):
             self.publish(None)
 
     def check(self) -> str | None:
-        return self.reason if self.state in ("failed", "unrouted") else None
+        return self.reason if self.state in (PartState.FAILED, PartState.UNROUTED) else None
 
     def describe(self) -> Mapping[str, Any]:
         brokers = ", ".join(map(str, self._brokers)) or None

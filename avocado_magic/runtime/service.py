@@ -186,7 +186,7 @@ class Service:
             self.store.event("announcer", "announced", announcer.announced["outcome"])
         with self.store.change() as state:
             state.announced, state.seq = announcer.announced, announcer.seq
-        self.store.part("announcer", PartState(announcer.state), announcer.reason, None, announcer.describe())
+        self.store.part("announcer", announcer.state, announcer.reason, None, announcer.describe())
 
     def prove(self, context: StartContext) -> None:
         """A request out through the public URL and back, through the local one where there is no other.

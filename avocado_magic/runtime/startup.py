@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 
 from ..background import in_thread
+from ..discovery.publisher import Delivery
 from ..parts import engine as engines
 from ..parts import tunnel as tunnels
 from ..parts.announcer import Announcer, instance_id
@@ -66,7 +67,7 @@ def go_on(service: Service, held: Mapping[str, int]) -> None:
     service.announced_url = record.url
     parts.announcer.start(service.context("announcer"))
     message = parts.message()
-    if message is not None and announced and announced.get("outcome") == "confirmed":
+    if message is not None and announced and announced.get("outcome") == Delivery.CONFIRMED:
         parts.announcer.go_on(message)
     else:
         parts.announce()

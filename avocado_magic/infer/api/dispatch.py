@@ -16,7 +16,7 @@ from ..domain.limits import Ticket, cut_short
 from ..domain.ports import Limits
 from ..domain.presets import Preset
 from ..domain.requests import SMALL
-from ..domain.types import Dialect, RequestRecord
+from ..domain.types import Dialect, RequestOutcome, RequestRecord
 from ..service.admission import Admission
 from ..service.cache import ResponseCache
 from ..service.selection import ModelRouter, Selection
@@ -176,7 +176,12 @@ class Dispatch:
             await self._try(request, chosen, out)
         finally:
             self._admission.leave()
-        if where is not None and out.capture is not None and out.complete and out.record.outcome == "answered":
+        if (
+            where is not None
+            and out.capture is not None
+            and out.complete
+            and out.record.outcome == RequestOutcome.ANSWERED
+        ):
             assert self._cache is not None
             kept = out.capture.response(out.headers, stream=where.stream)
             if kept is not None:
@@ -266,7 +271,7 @@ class Dispatch:
         if found is None or kept is None:
             return False
         out.capture = None
-        out.record.outcome = "cached"
+        out.record.outcome = RequestOutcome.CACHED
         extra = ((b"cache-status", b"avocado; hit"), (b"age", str(found[1]).encode()))
         await out.send({"type": "http.response.start", "status": 200, "headers": [*kept.headers, *extra]})
         for piece in kept.pieces:

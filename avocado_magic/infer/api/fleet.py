@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..domain.ports import Upstream, UpstreamAnswer
-from ..domain.types import Known, ModelDetails, UpstreamError
+from ..domain.types import Known, ModelDetails, RequestOutcome, UpstreamError
 from ..service.fleet import Fleet, Member
 from . import wire
 from .answers import answer_error
@@ -134,7 +134,7 @@ class FleetHandler:
                 refused = self._nobody(request, model, said, until)
                 if refused is not None:
                     status, said, more = refused
-                    request.record.outcome = "failed" if status >= 500 else "refused"
+                    request.record.outcome = RequestOutcome.FAILED if status >= 500 else RequestOutcome.REFUSED
                     await answer_error(send, request.route.dialect, status, said, headers=more)
                     return
                 await self.fleet.changed(max(0.0, min(1.0, until - time.monotonic())))

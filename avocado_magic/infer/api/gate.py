@@ -16,7 +16,7 @@ from time import perf_counter
 from ..domain.keys import ApiKey
 from ..domain.limits import OverLimit
 from ..domain.ports import Limits, ModelInfo, Observer
-from ..domain.types import InferError, RequestRecord, UpstreamError
+from ..domain.types import InferError, RequestOutcome, RequestRecord, UpstreamError
 from ..service.access import AccessPolicy, Denied
 from ..service.admission import Busy
 from . import wire
@@ -122,24 +122,24 @@ class Gate:
         try:
             await self._handle(scope, path, receive, out)
         except InferError as refusal:
-            record.outcome = "refused"
+            record.outcome = RequestOutcome.REFUSED
             await _refuse(refusal, path, out)
         except asyncio.CancelledError:
             ending = out.in_flight.ending
             if ending is not None:
-                record.outcome = "cut"
+                record.outcome = RequestOutcome.CUT
                 logger.info("%s %s %s: ended: %s", record.id, scope["method"], record.route, ending.message)
                 await _refuse(ending, path, out)
                 return
             left = scope.get("extensions", {}).get(CANCELS)
             if left is None or not left():
-                record.outcome = "broken"
+                record.outcome = RequestOutcome.BROKEN
                 raise
-            record.outcome = "left"
+            record.outcome = RequestOutcome.LEFT
             if record.key:
                 logger.info("%s %s %s: the client left, the engine's work is stopped", record.id, scope["method"], path)
         except UpstreamError as error:
-            record.outcome = "broken"
+            record.outcome = RequestOutcome.BROKEN
             logger.error("%s %s %s: %s in mid-answer", record.id, scope["method"], record.route, error)
             if out.begun:
                 # Where that cannot be said, the connection that breaks off says it.
@@ -147,7 +147,7 @@ class Gate:
             else:
                 await _refuse(Refused(502, f"{error} in the middle of the answer"), path, out)
         except Exception:
-            record.outcome = "failed"
+            record.outcome = RequestOutcome.FAILED
             raise
         finally:
             out.comments, recorder = None, out.recorder

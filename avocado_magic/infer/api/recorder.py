@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from ..domain.limits import Reservation
-from ..domain.types import InferError, RequestRecord
+from ..domain.types import InferError, RequestOutcome, RequestRecord
 from . import wire
 from .dialects.shapes import FRAME
 from .dialects.tokens import BYTES_PER_TOKEN, tokens_in, tokens_of
@@ -84,8 +84,8 @@ class Recorder:
         `asked` is when the engine got the request (perf_counter), 0 where it never did.
         """
         record = self._record
-        ended = record.outcome in ("left", "broken", "cut")
-        if not asked or not (ended or (record.outcome == "answered" and status == 200)):
+        ended = record.outcome.unfinished
+        if not asked or not (ended or (record.outcome == RequestOutcome.ANSWERED and status == 200)):
             return
         found = self._told() if complete and not ended else None
         if found is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ..domain.ports import UpstreamAnswer
-from ..domain.types import UpstreamError
+from ..domain.types import RequestOutcome, UpstreamError
 from ..service.patience import Patient
 from .answers import answer_error
 from .application import PROMPT_CUT
@@ -43,7 +43,7 @@ class Relay:
                 chunk = await answer.read()
             except UpstreamError as error:
                 self._engine.broke_off()
-                request.record.outcome = "failed"
+                request.record.outcome = RequestOutcome.FAILED
                 logger.error("%s %s %s: %s", request.record.id, request.method, request.route.path, error)
                 status, more = (503, _RETRY) if self._engine.returning else (502, ())
                 said = f"{error}; see the engine's log"

@@ -154,12 +154,30 @@ class Vectors:
     tokens: int
 
 
+class RequestOutcome(str, Enum):
+    """What became of a request, as logs and metrics have it."""
+
+    ANSWERED = "answered"
+    CACHED = "cached"
+    REFUSED = "refused"
+    FAILED = "failed"
+    LEFT = "left"  # the client went away
+    BROKEN = "broken"  # the engine broke off
+    CUT = "cut"  # we ended the answer: its key has no tokens left, or the gateway stops
+
+    __str__ = str.__str__
+
+    @property
+    def unfinished(self) -> bool:
+        """The answer had begun, and has no end."""
+        return self in (RequestOutcome.LEFT, RequestOutcome.BROKEN, RequestOutcome.CUT)
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """One request and what became of it. Times are time.perf_counter(); 0 is "not yet".
 
-    `outcome`: answered, left (the client went away), broken (the engine broke off), refused, failed,
-    cached. `limit` names the limit that was hit. No prompt and no answer are in here.
+    `limit` names the limit that was hit. No prompt and no answer are in here.
     """
 
     id: str
@@ -177,7 +195,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     estimated: bool = False
-    outcome: str = "answered"
+    outcome: RequestOutcome = RequestOutcome.ANSWERED
     limit: str = ""
     runs: bool = False  # it was one for the engine's model
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TextIO
 
-from ...domain.types import RequestRecord
+from ...domain.types import RequestOutcome, RequestRecord
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Lines of requests are written together this often, in seconds: a write for each would cost more than the rest.
@@ -77,7 +77,7 @@ class RequestLog:
         self._keyless = 0  # requests without a key in these seconds
 
     def record(self, record: RequestRecord) -> None:
-        if not self._everything and record.status < 400 and record.outcome == "answered":
+        if not self._everything and record.status < 400 and record.outcome == RequestOutcome.ANSWERED:
             return
         if not record.key and not self._admits_keyless():
             return

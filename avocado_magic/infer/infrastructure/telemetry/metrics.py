@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from ....model_names import common_name
-from ...domain.types import RequestRecord
+from ...domain.types import RequestOutcome, RequestRecord
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 # What other gateways have counted in another shape, before an update or after it, is left out.
@@ -70,10 +70,10 @@ class Metrics:
 
     def record(self, record: RequestRecord) -> None:
         route = record.route or "other"
-        self._requests[route, record.method, record.status, record.outcome] += 1
+        self._requests[route, record.method, record.status, record.outcome.value] += 1
         if record.limit:
             self._limits[record.limit] += 1
-        if not record.runs or record.outcome == "refused":
+        if not record.runs or record.outcome == RequestOutcome.REFUSED:
             return
         self.answered += 1
         self.tokens += record.completion_tokens

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # What does not wait for one another is installed side by side.
 MAKEFLAGS += --jobs=4
+# A thousand processes start: each would compile everything that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -94,6 +96,7 @@ unit: $(VENV)/.test
 test: suite at-lowest on-ray
 
 suite: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done .venv-ray/.done
+	$(BIN)/python -m compileall -q avocado_magic
 	$(BIN)/python tests/once_more.py --numprocesses 4 --dist loadfile
 
 # Both wait for the suite, which needs the machine for itself.

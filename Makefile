@@ -14,7 +14,7 @@ help:
 	@echo "make demo   run examples/quickstart.ipynb in a real kernel and print what it printed"
 	@echo "make lab    open it in JupyterLab"
 	@echo "make unit   run the tests that need no broker, no browser and no model: seconds"
-	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict"
+	@echo "make test   install what the tests need and run everything: pytest, ruff, mypy --strict, at the lowest versions, on Ray"
 	@echo "make suite  the tests of make test without the two jobs after them"
 	@echo "make at-lowest run the part of the suite marked so at the lowest versions, after the suite"
 	@echo "make on-ray run the tests of a Ray cluster, after the suite"
@@ -22,7 +22,7 @@ help:
 	@echo "make fuzz MINUTES=5 SEED=1  attack the gateway's server for as long as asked"
 	@echo "make faults break a running service in every way we know, and write what each cost: tests/faults/README.md"
 	@echo "make soak MINUTES=60 SEED=1  load with a random fault every ten seconds"
-	@echo "make tables write the README's tables of routes from the code"
+	@echo "make tables write the tables of the README's reference from the code"
 	@echo "make debian install the programs that the tests drive (as root, on a Debian)"
 	@echo "make clean  remove the virtual environments"
 

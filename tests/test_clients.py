@@ -25,7 +25,7 @@ from gateways import BEARER, KEY, Gateway, embedded_engine, running, templated_e
 
 from avocado_magic.discovery.broker import parse_broker_url
 from avocado_magic.discovery.message import URL_CHANGED, UrlMessage
-from avocado_magic.discovery.publisher import Outgoing, publish
+from avocado_magic.discovery.publisher import Publication, publish
 
 MODEL = "smollm2:135m"
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
@@ -306,7 +306,7 @@ def test_the_consumer_in_javascript(broker: Any, tmp_path: Path) -> None:
         ["node", str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "RABBITMQ_URL": broker.url}
     ) as run:
         try:
-            changed = Outgoing(URL_CHANGED, message.to_json(), mandatory=True)
+            changed = Publication(URL_CHANGED, message.to_json(), mandatory=True)
             until(lambda: publish(parse_broker_url(broker.url), [changed]).delivered, 20, what="a queue")
             assert run.stdout is not None
             assert run.stdout.readline() == "the model is at https://abc.ngrok-free.app [ 'llama3:latest' ]\n"

@@ -28,8 +28,8 @@ from avocado_magic.discovery import Directory
 from avocado_magic.discovery.broker import parse_broker_url
 from avocado_magic.discovery.invite import Invite
 from avocado_magic.discovery.message import URL_CHANGED, URL_HEARTBEAT, UrlMessage
-from avocado_magic.discovery.publisher import Outgoing, publish
-from avocado_magic.discovery.trust import KeyFile
+from avocado_magic.discovery.publisher import Publication, publish
+from avocado_magic.discovery.trust import HostKeys
 from avocado_magic.errors import AvocadoError, ConfigError
 from avocado_magic.runtime import client
 
@@ -163,7 +163,9 @@ def test_a_forged_message_gets_no_key(home: Path, broker: Any, elsewhere: Gatewa
             # The forger's number is the larger one, always: what is forged comes first, and keeps nobody from the other.
             seq = time.time_ns() // 1_000_000 + (3_000_000 if name == "forged" else 0)
             body = UrlMessage(url, instance_id=name, seq=seq, ttl=90).to_json()
-            publish(parse_broker_url(broker.url), [Outgoing(URL_CHANGED, body), Outgoing(URL_HEARTBEAT, body)], secret)
+            publish(
+                parse_broker_url(broker.url), [Publication(URL_CHANGED, body), Publication(URL_HEARTBEAT, body)], secret
+            )
 
         with connected("--discover", "--key-file", str(file), RABBITMQ_URL=broker.url) as url:
             tell(f"http://127.0.0.1:{thief.port}", "forged")
@@ -202,7 +204,7 @@ def test_a_key_goes_only_where_it_was_given_for(
 ) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
-    keys = KeyFile(file, given_for, trusted)
+    keys = HostKeys(file, given_for, trusted)
     if wanted is not None:
         assert keys.key_for(url, signed=signed) == wanted
     else:
@@ -218,7 +220,7 @@ def test_a_key_file_that_is_none(tmp_path: Path, make: Callable[[Path], object])
     file = tmp_path / "keys"
     make(file)
     with pytest.raises(ConfigError):
-        KeyFile(file)
+        HostKeys(file)
 
 
 @pytest.mark.parametrize(

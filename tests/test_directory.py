@@ -29,10 +29,10 @@ from avocado_magic.discovery.announcer import UrlAnnouncer
 from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
 from avocado_magic.discovery.client import FollowingClient
 from avocado_magic.discovery.message import URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
-from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
+from avocado_magic.discovery.publisher import LOG_QUEUE, Publication, publish
 from avocado_magic.discovery.signature import HEADER, sign
 from avocado_magic.discovery.table import Table
-from avocado_magic.discovery.trust import KeyFile
+from avocado_magic.discovery.trust import HostKeys
 from avocado_magic.errors import AvocadoError, ConfigError, NotRunningError
 from avocado_magic.runtime import client, follow
 from avocado_magic.runtime.state import ServiceRecord
@@ -310,9 +310,9 @@ def test_signed_ones_through_a_broker(
     broker: Any, directory: Callable[..., Directory], announcer: UrlAnnouncer
 ) -> None:
     known = directory(secret=SECRET)
-    publish(parse_broker_url(broker.url), [Outgoing(URL_HEARTBEAT, message("https://forged.example").to_json())])
+    publish(parse_broker_url(broker.url), [Publication(URL_HEARTBEAT, message("https://forged.example").to_json())])
     signed = replace(message("https://signed.example"), instance_id="two")
-    publish(parse_broker_url(broker.url), [Outgoing(URL_HEARTBEAT, signed.to_json())], SECRET)
+    publish(parse_broker_url(broker.url), [Publication(URL_HEARTBEAT, signed.to_json())], SECRET)
     found = known.wait(10)
     assert found is not None
     assert (found.url, found.signed) == ("https://signed.example", True)
@@ -327,8 +327,8 @@ def test_poison_reaches_no_callback_and_stops_nothing(
     told: list[Instance | None] = []
     known.subscribe(told.append)
     until(lambda: not known._away, 10)
-    poison = [Outgoing(URL_HEARTBEAT, body) for name, body in POISON.items() if name != "ten megabytes"]
-    publish(parse_broker_url(broker.url), [*poison, Outgoing("inference.url.withdrawn", b"\x00")])
+    poison = [Publication(URL_HEARTBEAT, body) for name, body in POISON.items() if name != "ten megabytes"]
+    publish(parse_broker_url(broker.url), [*poison, Publication("inference.url.withdrawn", b"\x00")])
     announcer.publish(UrlMessage("https://a.example", instance_id="one"))
     assert known.wait(10)
     until(lambda: len(told) == 2, 5)
@@ -517,7 +517,7 @@ def test_many_reasons_take_a_bounded_room() -> None:
 def test_a_client_has_no_key_for_a_stranger(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a.example k\n")
-    stranger = FollowingClient(Only(ODD), lambda each: KeyFile(keys).key_for("https://b.example"), 0.2)
+    stranger = FollowingClient(Only(ODD), lambda each: HostKeys(keys).key_for("https://b.example"), 0.2)
     with pytest.raises(AvocadoError, match=r"no key was given for b\.example"):
         stranger.list()
 

@@ -31,7 +31,7 @@ from avocado_magic.config import resolve
 from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
 from avocado_magic.discovery.failures import PublishError
 from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
-from avocado_magic.discovery.publisher import LOG_QUEUE, Outcome, Outgoing, publish
+from avocado_magic.discovery.publisher import LOG_QUEUE, Outcome, Publication, publish
 from avocado_magic.discovery.signature import HEADER, verifies
 from avocado_magic.errors import ConfigError
 from avocado_magic.notebook.render import text
@@ -41,7 +41,7 @@ from avocado_magic.runtime.state import ServiceRecord
 
 QUEUE = "inference-url-updates"
 BODY = UrlMessage("https://abc.ngrok-free.app").to_json()
-CHANGED = Outgoing(URL_CHANGED, BODY, mandatory=True)
+CHANGED = Publication(URL_CHANGED, BODY, mandatory=True)
 
 
 class Consumer:
@@ -464,7 +464,7 @@ def test_what_was_published_outlives_a_restart_of_the_broker(broker: Any) -> Non
 
 @pytest.mark.broker
 def test_a_stalled_log_holds_up_no_change_of_the_url(broker: Any, consumer: Consumer) -> None:
-    beat = Outgoing(URL_HEARTBEAT, UrlMessage("https://abc.ngrok-free.app", instance_id="one", seq=1).to_json())
+    beat = Publication(URL_HEARTBEAT, UrlMessage("https://abc.ngrok-free.app", instance_id="one", seq=1).to_json())
     assert publish(parse_broker_url(broker.url), [CHANGED, beat], deadline=5).delivered
     consumer.next()
     broker.stall("service-discovery.log")
@@ -483,10 +483,10 @@ def test_a_stalled_log_holds_up_no_change_of_the_url(broker: Any, consumer: Cons
 def test_a_consumer_that_is_slow_gets_every_change_and_no_heartbeat(broker: Any, consumer: Consumer) -> None:
     """As the existing ones do: a durable queue, one message at a time, acknowledged when it is done."""
     reader = Reader(broker.url)
-    beat = Outgoing(URL_HEARTBEAT, UrlMessage("https://0.example", instance_id="one", seq=1).to_json())
+    beat = Publication(URL_HEARTBEAT, UrlMessage("https://0.example", instance_id="one", seq=1).to_json())
     try:
         for number in range(20):
-            changed = Outgoing(URL_CHANGED, UrlMessage(f"https://{number}.example").to_json(), mandatory=True)
+            changed = Publication(URL_CHANGED, UrlMessage(f"https://{number}.example").to_json(), mandatory=True)
             outcome = publish(parse_broker_url(broker.url), [changed, beat], deadline=5)
             assert outcome.delivered
         assert outcome.queue is not None
@@ -739,9 +739,9 @@ def test_an_exchange_with_other_arguments_is_named_as_that(broker: Any) -> None:
 @pytest.mark.broker
 def test_publishers_that_make_the_log_at_the_same_moment_all_deliver(broker: Any, consumer: Consumer) -> None:
     """A stream is there for the second who declares it before it can take a message: RabbitMQ closes the connection (541)."""
-    heartbeat = Outgoing(URL_HEARTBEAT, BODY)
+    heartbeat = Publication(URL_HEARTBEAT, BODY)
 
-    def told(messages: list[Outgoing]) -> Future[Outcome]:
+    def told(messages: list[Publication]) -> Future[Outcome]:
         return in_thread(lambda: publish(parse_broker_url(broker.url), messages), "told")
 
     for _ in range(30):

@@ -29,12 +29,12 @@ from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
 from avocado_magic.discovery.broker import parse_broker_url
 from avocado_magic.discovery.message import URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
-from avocado_magic.discovery.publisher import LOG_QUEUE, Outgoing, publish
-from avocado_magic.discovery.trust import KeyFile
+from avocado_magic.discovery.publisher import LOG_QUEUE, Publication, publish
+from avocado_magic.discovery.trust import HostKeys
 from avocado_magic.errors import AvocadoError, ConfigError
 from avocado_magic.infer.api.fleet import VIA
 from avocado_magic.infer.domain.types import Known
-from avocado_magic.infer.infrastructure.fleet import MemberWay
+from avocado_magic.infer.infrastructure.fleet import MemberClient
 from avocado_magic.infer.service.fleet import Fleet
 from avocado_magic.runtime import client
 
@@ -114,7 +114,7 @@ def test_what_moves_or_changes_is_another_or_the_same() -> None:
 def test_a_key_by_instance_counts_where_that_is_signed(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("one-0123 first\nb.example second\n")
-    keys = KeyFile(file)
+    keys = HostKeys(file)
     assert keys.key_for("https://any.example", signed=True, instance_id="one-0123") == "first"
     assert keys.key_for("https://b.example", instance_id="two") == "second"
     for more in ({"instance_id": "one-0123"}, {"signed": True, "instance_id": "two"}):
@@ -309,7 +309,7 @@ def told(broker: Any) -> Callable[..., None]:
         }
         key = URL_HEARTBEAT if url else URL_WITHDRAWN
         body = UrlMessage(url, instance_id=instance, **given).to_json()
-        publish(parse_broker_url(broker.url), [Outgoing(key, body)], secret)
+        publish(parse_broker_url(broker.url), [Publication(key, body)], secret)
 
     return tell
 
@@ -423,7 +423,7 @@ def test_a_time_of_day_is_the_next_one() -> None:
 
 def test_an_instance_may_be_below_a_path() -> None:
     async def asked(url: str) -> None:
-        way = MemberWay(url, KEY, [(VIA, b"me")])
+        way = MemberClient(url, KEY, [(VIA, b"me")])
         await way.well()
         way.close()
 

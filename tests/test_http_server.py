@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from avocado_magic.infer.infrastructure.http.connection import TRUSTS, Limits
+from avocado_magic.infer.infrastructure.http.connection import TRUSTS, ServerLimits
 from avocado_magic.infer.infrastructure.http.server import HttpServer
 
 CLIENTS: list[asyncio.StreamWriter] = []
@@ -26,7 +26,7 @@ async def send_all(send: Any, body: bytes, status: int = 200) -> None:
 
 @asynccontextmanager
 async def serving(app: Any, **limits: Any) -> AsyncIterator[HttpServer]:
-    server = HttpServer(app, Limits(**limits))
+    server = HttpServer(app, ServerLimits(**limits))
     await server.start()
     try:
         yield server

@@ -19,7 +19,7 @@ from avocado_magic.infer.app import create_app
 from avocado_magic.infer.domain.keys import ApiKey, Role
 from avocado_magic.infer.domain.limits import OverLimit
 from avocado_magic.infer.domain.types import Dialect, InferError, Refusal, RequestRecord, StoreError, UsageRow
-from avocado_magic.infer.infrastructure.http.connection import Limits
+from avocado_magic.infer.infrastructure.http.connection import ServerLimits
 from avocado_magic.infer.infrastructure.http.server import HttpServer
 from avocado_magic.infer.service.admission import Admission, Busy
 from avocado_magic.infer.service.limits import Limiter
@@ -167,7 +167,7 @@ def test_a_write_that_stalls_is_cut_and_its_application_cancelled() -> None:
                 ended.set_result("cancelled")
                 raise
 
-        server = HttpServer(app, Limits(write=0.5))
+        server = HttpServer(app, ServerLimits(write=0.5))
         await server.start("127.0.0.1", 0)
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

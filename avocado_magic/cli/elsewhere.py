@@ -14,6 +14,7 @@ import typer
 from ..config import resolve, service_name
 from ..errors import ConfigError
 from ..runtime import client
+from ..settings import DEFAULT_PORT
 from .common import (
     Name,
     app,
@@ -91,7 +92,7 @@ def _show_live(tables: Iterator[str]) -> None:
 def fleet(
     url: Annotated[
         str, typer.Option(metavar="URL", help="The fleet, an avocado-infer --backend discovery.")
-    ] = "http://127.0.0.1:11435",
+    ] = f"http://127.0.0.1:{DEFAULT_PORT}",
     key_file: Annotated[Path | None, typer.Option(help="File with its key; AVOCADO_API_KEY otherwise.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print instances, passed_over, models and notice.")] = False,
 ) -> None:

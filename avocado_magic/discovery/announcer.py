@@ -17,7 +17,7 @@ from ..timestamps import utc_now, written
 from .broker import Broker
 from .failures import PublishError, quiet
 from .message import HEARTBEAT_SECONDS, TTL_SECONDS, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
-from .publisher import DEADLINE, Delivery, Outcome, Outgoing, publish
+from .publisher import DEADLINE, Delivery, Outcome, Publication, publish
 
 logger = logging.getLogger(__name__)
 # Seconds until a failed announcement is tried again.
@@ -138,8 +138,8 @@ class UrlAnnouncer:
         if self.state is PartState.WAITING:
             self.settle(PartState.PUBLISHING, None, None)
         fresh = self._numbered(wanted)
-        heartbeat = Outgoing(URL_HEARTBEAT, fresh.to_json(), expires=TTL_SECONDS)
-        changed = [] if routed else [Outgoing(URL_CHANGED, fresh.to_json(), mandatory=True)]
+        heartbeat = Publication(URL_HEARTBEAT, fresh.to_json(), expires=TTL_SECONDS)
+        changed = [] if routed else [Publication(URL_CHANGED, fresh.to_json(), mandatory=True)]
         try:
             outcome = self._send([*changed, heartbeat], DEADLINE)
         except PublishError as error:
@@ -174,11 +174,11 @@ class UrlAnnouncer:
         self.seq = max(self.seq + 1, time.time_ns() // 1_000_000)
         return replace(message, timestamp=utc_now(), seq=self.seq, ttl=TTL_SECONDS)
 
-    def _withdrawal(self, message: UrlMessage) -> list[Outgoing]:
+    def _withdrawal(self, message: UrlMessage) -> list[Publication]:
         gone = replace(self._numbered(message), new_url=None, previous_url=message.new_url)
-        return [Outgoing(URL_WITHDRAWN, gone.to_json(), expires=TTL_SECONDS)]
+        return [Publication(URL_WITHDRAWN, gone.to_json(), expires=TTL_SECONDS)]
 
-    def _send(self, messages: Sequence[Outgoing], seconds: float) -> Outcome:
+    def _send(self, messages: Sequence[Publication], seconds: float) -> Outcome:
         """Publish, count and log. Raises PublishError."""
         names = " and ".join(message.routing_key.rpartition(".")[2] for message in messages)
         try:

@@ -15,7 +15,7 @@ from .invite import Invite
 from .message import SERVICE_ID
 from .reader import BrokerReader, MachineReader
 from .table import Instance, Table
-from .trust import KeyFile, own_key
+from .trust import HostKeys, own_key
 
 if TYPE_CHECKING:
     from .client import FollowingClient
@@ -57,7 +57,7 @@ class Directory:
         """
         self._lock = threading.Condition()
         self._table = Table(secret, service_id, instance_id)
-        self._keys: KeyFile | None = None
+        self._keys: HostKeys | None = None
         self._away = True
         self._current: Instance | None = None
         self._callbacks: list[Callback] = []
@@ -80,7 +80,7 @@ class Directory:
         invite = Invite.read(line)
         fixed = None if invite.broker else invite.url
         directory = Directory(invite.broker, secret=secret, instance_id=invite.instance_id, fixed=fixed)
-        directory._keys = KeyFile.of(invite.key_line())
+        directory._keys = HostKeys.of(invite.key_line())
         return directory
 
     # what a program asks
@@ -137,7 +137,7 @@ class Directory:
         """
         from .client import FollowingClient
 
-        keys = self._keys if key_file is None else KeyFile(key_file, trusted=trust)
+        keys = self._keys if key_file is None else HostKeys(key_file, trusted=trust)
         if keys is None:
             return FollowingClient(self, own_key, wait)
         return FollowingClient(self, lambda each: keys.key_for(each.url, signed=each.signed), wait)

@@ -43,7 +43,7 @@ _TRIES_OF_A_NEW_LOG = 5
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class Publication:
     """A message on its way out. `mandatory` asks to be told where no queue takes it; `expires` is in seconds."""
 
     routing_key: str
@@ -90,7 +90,7 @@ class Outcome:
 
 def publish(
     brokers: Broker | Sequence[Broker],
-    messages: Sequence[Outgoing],
+    messages: Sequence[Publication],
     secret: str | None = None,
     deadline: float = DEADLINE,
 ) -> Outcome:
@@ -166,7 +166,7 @@ def _connect(broker: Broker, attempt: _Attempt) -> pika.BlockingConnection:
     return pika.BlockingConnection(parameters(broker, attempt.left()))
 
 
-def _publish(broker: Broker, messages: Sequence[Outgoing], secret: str | None, attempt: _Attempt) -> Outcome:
+def _publish(broker: Broker, messages: Sequence[Publication], secret: str | None, attempt: _Attempt) -> Outcome:
     """Publish, and once more where the log was not ready yet: what is told twice, consumers know by its number."""
     import pika
 
@@ -182,7 +182,7 @@ def _publish(broker: Broker, messages: Sequence[Outgoing], secret: str | None, a
     return _published(broker, messages, secret, attempt)
 
 
-def _published(broker: Broker, messages: Sequence[Outgoing], secret: str | None, attempt: _Attempt) -> Outcome:
+def _published(broker: Broker, messages: Sequence[Publication], secret: str | None, attempt: _Attempt) -> Outcome:
     connection = _connect(broker, attempt)
     watch: _Deadline | None = None
     sent = False
@@ -215,7 +215,7 @@ def _published(broker: Broker, messages: Sequence[Outgoing], secret: str | None,
             watch.cancel()
 
 
-def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[Delivery, str]:
+def _send(channel: Any, message: Publication, secret: str | None) -> tuple[Delivery, str]:
     import pika
 
     headers = {HEADER: sign(secret, message.routing_key, message.body)} if secret else None
@@ -238,7 +238,7 @@ def _send(channel: Any, message: Outgoing, secret: str | None) -> tuple[Delivery
 def _send_others(
     connection: pika.BlockingConnection,
     channel: Any,
-    messages: Sequence[Outgoing],
+    messages: Sequence[Publication],
     secret: str | None,
     again: Callable[[], Outcome],
 ) -> str:

@@ -16,7 +16,7 @@ from .table import Instance
 _FORMAT = "write a line `HOST KEY` for each service, or the key alone"
 
 
-class KeyFile:
+class HostKeys:
     """Keys from a file of lines ``HOST KEY``, or one line with a key alone; what it holds is in no repr.
 
     A key alone goes to `given_for`, the URL that was named together with the file; to hosts that one of the `trusted`
@@ -34,7 +34,7 @@ class KeyFile:
         self._trusted = [pattern.lower() for pattern in trusted]
 
     @classmethod
-    def of(cls, text: str) -> KeyFile:
+    def of(cls, text: str) -> HostKeys:
         """The keys of a file that holds `text`."""
         keys = cls.__new__(cls)
         keys._read(text, "it")

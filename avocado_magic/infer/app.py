@@ -1,4 +1,4 @@
-"""avocado-infer: the only place where the layers are wired together."""
+"""avocado-infer: where the layers are wired together; what is behind them is in `backends`, a cluster in `ray`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from .api.asgi import Receive, Scope, Send
 from .api.cors import Cors
 from .api.dialects.cached import CachedResponse
 from .api.dispatch import Dispatch
+from .api.errors import add_handlers
 from .api.gate import Gate, Services
 from .api.metadata import add_docs
 from .api.metadata import router as metadata_router
@@ -75,6 +76,7 @@ def create_app(settings: InferSettings, behind: backends.Backend | None = None) 
         await gateway.close()
 
     app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    add_handlers(app)
     backend = behind or backends.backend(settings, app)
     remote = settings.backend in ("remote", "discovery")
     admin_routes = settings.admin_routes or settings.admin_key_file is not None
@@ -270,13 +272,13 @@ def announcement(settings: InferSettings) -> Any:
 
 async def serve(settings: InferSettings) -> None:
     """Run the gateway until TERM or INT; open streams get `settings.drain` seconds to finish."""
-    from .infrastructure.http.connection import Limits
+    from .infrastructure.http.connection import ServerLimits
     from .infrastructure.http.server import HttpServer
 
     gateway = create_app(settings)
     await gateway.start()
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    server = HttpServer(gateway.gate, Limits(connections=max(16, min(2048, descriptors // 8))))
+    server = HttpServer(gateway.gate, ServerLimits(connections=max(16, min(2048, descriptors // 8))))
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     ending: list[asyncio.Task[None]] = []

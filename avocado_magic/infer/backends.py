@@ -101,23 +101,21 @@ class OpenAIBackend(_Elsewhere):
     """An engine at a URL that speaks OpenAI's API: that is passed on, and Ollama's is translated."""
 
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
-        from ..discovery.trust import KeyFile
+        from ..discovery.trust import HostKeys
         from .api.application import handler_of
         from .api.dialects import ollama
-        from .api.errors import add_handlers
         from .api.relay import Relay
         from .domain.types import Dialect
         from .infrastructure.openai.server import OpenAIServer
         from .infrastructure.openai.upstream import OpenAIUpstream
-        from .service.elsewhere import Elsewhere, ServedModels
+        from .service.chat_server import OverChatServer, ServedModels
         from .service.output import capabilities_of
 
         base, file = base_url(settings.upstream, "--upstream"), settings.upstream_key_file
-        key = KeyFile(file, base, settings.trust).key_for(base) if file else None
+        key = HostKeys(file, base, settings.trust).key_for(base) if file else None
         super().__init__(OpenAIUpstream(base, key), settings.engine_wait)
         server = OpenAIServer(self._patient, capabilities_of, settings.upstream_capabilities)
-        app.include_router(ollama.router(Elsewhere(server)))
-        add_handlers(app)
+        app.include_router(ollama.router(OverChatServer(server)))
         passed_on, translated = Relay(self._patient), handler_of(app)
 
         async def handler(request: Request, send: Send) -> None:
@@ -131,14 +129,14 @@ class RemoteBackend(_Elsewhere):
     """A service elsewhere, behind a URL that may change and a key."""
 
     def __init__(self, settings: InferSettings) -> None:
-        from ..discovery.trust import KeyFile
+        from ..discovery.trust import HostKeys
         from .api.relay import Relay
         from .infrastructure.ollama import OllamaInfo
         from .infrastructure.remote import Follower, RemoteUpstream, Target
 
         file, self._discover = settings.upstream_key_file, settings.discover
         given = None if self._discover else base_url(settings.upstream, "--upstream")
-        self._keys = KeyFile(file, given, settings.trust) if file else None
+        self._keys = HostKeys(file, given, settings.trust) if file else None
         super().__init__(RemoteUpstream(), settings.remote_wait, expected=True)
         if given is not None and self._keys is not None:
             self._upstream.lead_to(Target(given, self._keys.key_for(given)))
@@ -169,14 +167,14 @@ class DiscoveryBackend(Backend):
     """The instances that announce themselves, behind one address."""
 
     def __init__(self, settings: InferSettings) -> None:
-        from ..discovery.trust import KeyFile
+        from ..discovery.trust import HostKeys
         from .api.fleet import FleetHandler
         from .infrastructure.fleet import Members, probed
         from .service.fleet import Fleet
 
         self._settings = settings
         file = settings.upstream_key_file
-        self._keys = KeyFile(file, None, settings.trust) if file else None
+        self._keys = HostKeys(file, None, settings.trust) if file else None
         self._fleet = FleetHandler(Fleet(), settings.remote_wait, probed)
         self._members: Members | None = None
         self.handler = self._fleet
@@ -191,7 +189,7 @@ class DiscoveryBackend(Backend):
         """Begin to follow what announces itself."""
         from ..discovery.directory import Directory
         from .api.fleet import VIA
-        from .infrastructure.fleet import Members, MemberWay
+        from .infrastructure.fleet import MemberClient, Members
 
         given = lookup(["broker_url", "discovery_secret"], {})
         broker, secret = given.get("broker_url"), given.get("discovery_secret")
@@ -208,7 +206,7 @@ class DiscoveryBackend(Backend):
         self._members = Members(
             directory,
             self._fleet.update,
-            lambda url, key: MemberWay(url, key, [(VIA, via)]),
+            lambda url, key: MemberClient(url, key, [(VIA, via)]),
             None if broker is None else self._keys,
             trust_unsigned=self._settings.trust_unsigned,
             allow_private=self._settings.allow_private,
@@ -268,7 +266,6 @@ class EmbeddedBackend(Backend):
     def __init__(self, settings: InferSettings, app: FastAPI) -> None:
         from .api.application import handler_of
         from .api.dialects import ollama, v1
-        from .api.errors import add_handlers
         from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
         from .infrastructure.llamacpp.info import LibraryInfo
         from .infrastructure.llamacpp.library import Library
@@ -285,7 +282,6 @@ class EmbeddedBackend(Backend):
         inference = Inference(self._library, self._llama, Llguidance())
         app.include_router(ollama.router(inference))
         app.include_router(v1.router(inference))
-        add_handlers(app)
         self.handler = handler_of(app)
         self.info = LibraryInfo(self._library, self._llama, ollama.API_VERSION)
 

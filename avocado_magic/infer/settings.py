@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from ..settings import DEFAULT_PORT
+
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -19,7 +21,7 @@ class InferSettings(BaseSettings):
 
     # where it listens, and what is behind it
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(11435, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     fd: int | None = Field(None, ge=3, description="Descriptor of a socket that listens already, instead of a port.")
     watcher: int | None = Field(
         None,

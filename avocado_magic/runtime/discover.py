@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..discovery.directory import Directory
 from ..discovery.table import Instance
-from ..discovery.trust import KeyFile, own_key
+from ..discovery.trust import HostKeys, own_key
 from ..errors import ConfigError, NotRunningError
 from ..settings import Settings
 
@@ -55,7 +55,7 @@ def way_to(settings: Settings, key_file: Path | None, seconds: float) -> tuple[I
     if instance is None:
         raise NotRunningError("no service was found", notice or "{up MODEL} starts one here")
     if key_file is not None:
-        return instance, KeyFile(key_file).key_for(instance.url, signed=instance.signed)
+        return instance, HostKeys(key_file).key_for(instance.url, signed=instance.signed)
     if settings.broker_url is not None:
         raise ConfigError(f"no key was given for {instance.url}", "name a file of lines HOST KEY with --key-file")
     return instance, own_key(instance)

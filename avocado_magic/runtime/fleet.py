@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from ..config import base_url, lookup
-from ..discovery.trust import KeyFile
+from ..discovery.trust import HostKeys
 from ..errors import AvocadoError, NotRunningError
 from ..sessions import service_session
 
@@ -20,7 +20,7 @@ def fleet_of(url: str, key_file: Path | None) -> Mapping[str, Any]:
     """What the fleet at `url` says of itself. Raises ConfigError for a URL or file that is none, AvocadoError for what is no fleet."""
     base = base_url(url, "--url")
     if key_file is not None:
-        key = KeyFile(key_file, base).key_for(base)
+        key = HostKeys(key_file, base).key_for(base)
     else:
         found = lookup(["api_key"], {}).get("api_key")
         key = found.reveal() if found else ""

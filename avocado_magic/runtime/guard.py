@@ -1,7 +1,7 @@
 """The guard: a small process beside each supervisor. Where that is killed, or hangs, another one goes on with what runs.
 
 It holds the supervisor's order, secrets with it, in memory alone; the descriptors without which the parts would end with
-the supervisor: the gateway's listening socket, the pipes that tell gateway and engine that they are watched, and those the
+the supervisor: the gateway's listening socket, the sockets that tell gateway and engine that they are watched, and the pipes the
 tunnel's agent writes to; and the other end of the channel, on which the supervisor beats. Nothing but the standard library
 is imported, and of that little, before it is needed: a guard is to be small.
 """

@@ -32,7 +32,7 @@ _LASTED_SECONDS, _IN_VAIN = 30.0, 6
 _WINDOW_SECONDS, _MOST, _MOST_FOR_MEMORY = 600.0, 30, 3
 
 
-class Told(Protocol):
+class Listener(Protocol):
     """Who is told what happens to the parts."""
 
     def may_restart(self, name: str) -> bool: ...
@@ -97,7 +97,7 @@ class Restarts:
 class PartWatch:
     """One part, and what has been seen of it. `asked` is set to have it restarted whatever its health."""
 
-    def __init__(self, name: str, part: Part, parts: Parts, told: Told, stopping: threading.Event) -> None:
+    def __init__(self, name: str, part: Part, parts: Parts, told: Listener, stopping: threading.Event) -> None:
         self.name = name
         self.asked = threading.Event()
         self._part = part
@@ -226,7 +226,7 @@ class PartWatch:
 class EngineWatch(PartWatch):
     """The engine: it also has to generate."""
 
-    def __init__(self, name: str, part: Part, parts: Parts, told: Told, stopping: threading.Event) -> None:
+    def __init__(self, name: str, part: Part, parts: Parts, told: Listener, stopping: threading.Event) -> None:
         super().__init__(name, part, parts, told, stopping)
         self._generation = GenerationCheck(parts.engine, lambda: parts.gateway.activity.silent)
 
@@ -254,7 +254,7 @@ class TunnelWatch(PartWatch):
     """The tunnel: its URL is looked at from outside, too, every `url_check` seconds."""
 
     def __init__(
-        self, name: str, part: Part, parts: Parts, told: Told, stopping: threading.Event, url_check: float
+        self, name: str, part: Part, parts: Parts, told: Listener, stopping: threading.Event, url_check: float
     ) -> None:
         super().__init__(name, part, parts, told, stopping)
         self._url_check = url_check
@@ -285,7 +285,7 @@ class Watcher:
     `url_check` is how many seconds pass between two looks at the public URL from outside.
     """
 
-    def __init__(self, parts: Parts, told: Told, stopping: threading.Event, url_check: float) -> None:
+    def __init__(self, parts: Parts, told: Listener, stopping: threading.Event, url_check: float) -> None:
         self._told = told
         self._watches: dict[str, PartWatch] = {
             "engine": EngineWatch("engine", parts.engine, parts, told, stopping),

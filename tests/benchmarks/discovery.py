@@ -24,7 +24,7 @@ from broker import Broker as OwnBroker
 from avocado_magic.discovery import Directory
 from avocado_magic.discovery.broker import parse_broker_url
 from avocado_magic.discovery.message import TTL_SECONDS, URL_CHANGED, URL_HEARTBEAT, UrlMessage
-from avocado_magic.discovery.publisher import Outgoing, publish
+from avocado_magic.discovery.publisher import Publication, publish
 from avocado_magic.timestamps import utc_now
 
 
@@ -35,8 +35,8 @@ def message(number: int, instance: str = "one") -> UrlMessage:
     )  # fmt: skip
 
 
-def outgoing(what: UrlMessage) -> list[Outgoing]:
-    return [Outgoing(URL_CHANGED, what.to_json(), mandatory=True), Outgoing(URL_HEARTBEAT, what.to_json())]
+def outgoing(what: UrlMessage) -> list[Publication]:
+    return [Publication(URL_CHANGED, what.to_json(), mandatory=True), Publication(URL_HEARTBEAT, what.to_json())]
 
 
 def told(name: str, seconds: list[float]) -> None:
@@ -91,7 +91,7 @@ def measure(url: str, changes: int, instances: int) -> None:
             directory.wait(10)
             late.append(time.perf_counter() - begun)
     told("a late joiner knows, one instance", late)
-    beats = [Outgoing(URL_HEARTBEAT, message(number, f"i{number}").to_json()) for number in range(instances)]
+    beats = [Publication(URL_HEARTBEAT, message(number, f"i{number}").to_json()) for number in range(instances)]
     for at in range(0, len(beats), 200):
         publish(broker, beats[at : at + 200])
     process = psutil.Process()

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any
 
-from ...model_names import LONGEST_NAME
+from ...model_names import LONGEST_NAME, same_model
 from ..domain.keys import ApiKey
 from ..domain.limits import Ticket, cut_short
 from ..domain.ports import Limits
@@ -121,7 +121,7 @@ class Dispatch:
             raise Refused(403, f"this key may not use the model {name!r}")
         if name.startswith("preset/") or self._models.selector.preset(name):
             entries = listed(request.route.dialect, {}, self._models.selector.rules.presets, key, wire.now)["data"]
-            found = [e for e in entries if e["id"] == name.removesuffix(":latest")]
+            found = [e for e in entries if same_model(e["id"], name)]
             if not found:
                 raise Refused(404, f"model '{name}' not found")
             await answer(out.send, 200, wire.JSON_BARE, wire.encode(found[0]) + b"\n")

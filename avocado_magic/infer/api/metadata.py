@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from ..domain.keys import ApiKey
@@ -137,31 +137,34 @@ class FleetAnswer(BaseModel):
     notice: str | None
 
 
-def router(about: About, fleet: Callable[[], Mapping[str, Any]] | None = None) -> APIRouter:
-    """Routes under /avocado/v1; `fleet` is what a fleet says of itself, None where this is none."""
+def router(about: About, members: Callable[[], Mapping[str, Any]] | None = None) -> APIRouter:
+    """The routes below `OWN`, each a function of its name; `members` is what a fleet says of itself, None where this is none."""
     api = APIRouter(prefix=OWN)
 
-    @api.get("/service")
+    def told(answer: Callable[..., Any]) -> None:
+        api.get(f"/{answer.__name__}")(answer)
+
+    @told
     async def service() -> ServiceAnswer:
         return ServiceAnswer(**await about.service())
 
-    @api.get("/models")
+    @told
     async def models(request: Request) -> ModelsAnswer:
         return ModelsAnswer(**await about.models(_key(request)))
 
-    @api.get("/limits")
+    @told
     async def limits(request: Request) -> LimitsAnswer:
         return LimitsAnswer(**await about.limits(_key(request)))
 
-    @api.get("/usage")
+    @told
     async def usage(request: Request) -> UsageAnswer:
         return UsageAnswer(**await about.usage(_key(request)))
 
-    @api.get("/fleet", response_model=FleetAnswer, responses={404: {"description": "this gateway is no fleet"}})
-    async def of_fleet() -> Response:
-        if fleet is None:
-            return JSONResponse({"error": "this gateway is no fleet: avocado-infer --backend discovery is one"}, 404)
-        return JSONResponse(fleet())
+    @told
+    async def fleet() -> FleetAnswer:
+        if members is None:
+            raise HTTPException(404, "this gateway is no fleet: avocado-infer --backend discovery is one")
+        return FleetAnswer(**members())
 
     return api
 

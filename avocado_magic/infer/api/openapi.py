@@ -9,7 +9,7 @@ from typing import Any
 
 from ..domain.types import Dialect
 from .dialects.go_json import Struct
-from .routes import ROUTES, Access, Route, Serves
+from .routes import PARAMETERS, ROUTES, Access, Route, Serves
 
 _KINDS: dict[str, dict[str, Any]] = {
     "string": {"type": "string"},
@@ -34,10 +34,11 @@ _ERRORS = {
     415: "the body is compressed",
     429: "over a limit of this key",
     500: "the engine failed, in its own words",
-    501: "not supported by the embedded engine",
+    501: "this engine does not do that",
     502: "the engine does not answer",
     503: "the queue is full, or the gateway is stopping",
     504: "the engine said nothing for too long",
+    508: "the fleet is behind itself",
 }
 
 
@@ -71,10 +72,9 @@ def _operation(route: Route, method: str) -> dict[str, Any]:
         "operationId": f"{method.lower()}_{name}",
         "security": [] if open_to_all else [{"bearer": []}, {"basic": []}, {"x-api-key": []}],
     }
-    if "{model}" in route.path:
-        out["parameters"] = [_parameter("model", r"^[A-Za-z0-9_][A-Za-z0-9._:@-]*$")]
-    elif "{digest}" in route.path:
-        out["parameters"] = [_parameter("digest", "^sha256:[0-9a-f]{64}$")]
+    parameters = {name: pattern for name, pattern in PARAMETERS.items() if name in route.path}
+    if parameters:
+        out["parameters"] = [_parameter(name.strip("{}"), f"^{pattern}$") for name, pattern in parameters.items()]
     struct = route.shape.struct if route.shape else None
     if route.form:
         fields = {"model": {"type": "string"}, "file": {"type": "string", "format": "binary"}}

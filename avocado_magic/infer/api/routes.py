@@ -135,14 +135,15 @@ ROUTES: tuple[Route, ...] = (
     Route(DOCUMENT, ("GET",), "this API, as OpenAPI", serves=Serves.OWN, browser=True),
 )
 _EXACT: Mapping[str, Route] = {route.path: route for route in ROUTES if "{" not in route.path}
-_PARAMETERS = {"{model}": _MODEL, "{digest}": r"sha256[:-][0-9a-f]{64}"}
+# What may stand in the place of a name in a path.
+PARAMETERS = {"{model}": _MODEL, "{digest}": r"sha256[:-][0-9a-f]{64}"}
 # A preset's name has a slash, which clients write as they like; it is never forwarded.
 _PRESET = re.compile(r"/v1/models/preset(?:/|%2[Ff])([a-z0-9][a-z0-9_.-]{0,63}(?::latest)?)")
 
 
 def _patterns(routes: Iterable[Route]) -> Iterable[tuple[re.Pattern[str], Route]]:
     for route in routes:
-        for name, pattern in _PARAMETERS.items():
+        for name, pattern in PARAMETERS.items():
             if name in route.path:
                 yield re.compile(re.escape(route.path).replace(re.escape(name), pattern)), route
 

@@ -17,7 +17,7 @@ STEP = 256
 
 
 class OverLimit(InferError):
-    """429: the key has had what it may have; `retry_after` seconds until there is more. `limit` names which."""
+    """The key has had what it may have; `retry_after` seconds until there is more. `limit` names which."""
 
     def __init__(self, limit: str, message: str, retry_after: float) -> None:
         super().__init__(Refusal.OVER_LIMIT, message)

@@ -147,7 +147,7 @@ class ModelLibrary(Protocol):
     def models(self) -> Sequence[Model]: ...
 
     def find(self, name: str) -> Model | None:
-        """The model `name` means; InferError 400 where it is no model name."""
+        """The model `name` means; InferError (INVALID) where it is no model name."""
         ...
 
     def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:
@@ -252,7 +252,7 @@ class UseCases(Protocol):
     async def loaded(self) -> Sequence[Loaded]: ...
 
     async def shown(self, name: str) -> Model:
-        """The model of this name. Raises InferError 404."""
+        """The model of this name. Raises InferError (NOT_FOUND)."""
         ...
 
     def pull(self, name: str) -> AsyncIterator[Mapping[str, Any]]:

@@ -61,7 +61,7 @@ class Preset:
         return PREFIX + self.name
 
     def render(self, prompt: str, given: Mapping[str, Any]) -> str:
-        """`prompt` in the template. InferError 400 for a variable that has no value."""
+        """`prompt` in the template. InferError (INVALID) for a variable that has no value."""
         values: dict[str, str] = {**self.variables, **{k: str(v) for k, v in given.items()}, _PROMPT: prompt}
 
         def value(match: re.Match[str]) -> str:

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from ...back_off import BackOff
 from ...discovery.directory import Directory
 from ...discovery.table import Instance
-from ...discovery.trust import KeyFile, own_key
+from ...discovery.trust import HostKeys, own_key
 from ...errors import AvocadoError
 from ..domain.types import Known
 from .ollama import VERSION_PATH
-from .way import Way
+from .remote_client import RemoteClient
 
 logger = logging.getLogger("avocado_magic.infer")
 KIND = "fleet"
@@ -24,7 +24,7 @@ KIND = "fleet"
 _FIRST_PROBE, _LAST_PROBE, _PROBE_PATIENCE = 0.2, 10.0, 5.0
 
 
-class MemberWay(Way):
+class MemberClient(RemoteClient):
     """The way to a member, which is asked whether it is back."""
 
     async def well(self) -> bool:
@@ -42,7 +42,7 @@ class MemberWay(Way):
 
 # What is told, on the event loop: the instances that may be members, each with the way to it, and those that are passed over, and
 # why.
-Told = Callable[[Sequence[tuple[Known, MemberWay]], Sequence[tuple[str, str]]], None]
+Told = Callable[[Sequence[tuple[Known, MemberClient]], Sequence[tuple[str, str]]], None]
 
 
 class Members:
@@ -56,15 +56,15 @@ class Members:
         self,
         directory: Directory,
         told: Told,
-        make: Callable[[str, str], MemberWay],
-        keys: KeyFile | None,
+        make: Callable[[str, str], MemberClient],
+        keys: HostKeys | None,
         *,
         trust_unsigned: bool,
         allow_private: bool,
     ) -> None:
         self._directory, self._told, self._make, self._keys = directory, told, make, keys
         self._trust_unsigned, self._allow_private = trust_unsigned, allow_private
-        self._ways: dict[tuple[str, str, str], MemberWay] = {}
+        self._ways: dict[tuple[str, str, str], MemberClient] = {}
         self._public: dict[str, bool] = {}
         self._said: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
@@ -125,7 +125,7 @@ class Members:
         self._directory.close()
 
 
-async def probed(way: MemberWay) -> None:
+async def probed(way: MemberClient) -> None:
     """Return when an instance that was out is well again; it is asked less and less often."""
     pauses = BackOff(_FIRST_PROBE, _LAST_PROBE)
     while True:

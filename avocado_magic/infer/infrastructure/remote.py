@@ -11,11 +11,11 @@ from typing import Any
 
 from ...discovery.directory import Directory
 from ...discovery.table import Instance
-from ...discovery.trust import KeyFile, own_key
+from ...discovery.trust import HostKeys, own_key
 from ...errors import AvocadoError
 from ..domain.types import EngineUnreached
 from .http.client import Response
-from .way import Way
+from .remote_client import RemoteClient
 
 logger = logging.getLogger("avocado_magic.infer")
 # Where a URL leads to nothing, it is asked again after so many seconds.
@@ -35,7 +35,7 @@ class RemoteUpstream:
 
     def __init__(self) -> None:
         self._target: Target | None = None
-        self._way: Way | None = None
+        self._way: RemoteClient | None = None
         self.nothing = "no service is known yet"
 
     @property
@@ -50,7 +50,7 @@ class RemoteUpstream:
         if self._way is not None:
             self._way.close()
         self._target = target
-        self._way = Way(target.url, target.key) if target else None
+        self._way = RemoteClient(target.url, target.key) if target else None
         logger.info("requests go to %s", target.url if target else f"nobody: {self.nothing}")
 
     async def request(
@@ -77,7 +77,7 @@ class RemoteUpstream:
 class Follower:
     """Leads an upstream to the best instance of a directory for which a key was given, and to the next when it moves."""
 
-    def __init__(self, upstream: RemoteUpstream, directory: Directory, keys: KeyFile | None) -> None:
+    def __init__(self, upstream: RemoteUpstream, directory: Directory, keys: HostKeys | None) -> None:
         """Without `keys`, only this user's own services on this machine are used, with the keys in their folders."""
         self._upstream = upstream
         self._directory = directory

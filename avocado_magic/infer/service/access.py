@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timezone
 
+from ...timestamps import written
 from ..domain.keys import LOCAL, ApiKey, Role
 from ..domain.ports import Keys
 from ..domain.types import InferError, Refusal
@@ -67,5 +68,5 @@ class AccessPolicy:
 
 def _unexpired(key: ApiKey) -> ApiKey:
     if key.expires_at is not None and key.expires_at <= datetime.now(timezone.utc):
-        raise Denied(f"this API key expired at {key.expires_at:%Y-%m-%dT%H:%M:%SZ}")
+        raise Denied(f"this API key expired at {written(key.expires_at)}")
     return key

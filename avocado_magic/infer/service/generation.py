@@ -64,7 +64,7 @@ class Generation:
             self._sampling["n_probs"] = max(self._top, 1)
 
     async def hold_to_schema(self, compiler: SchemaCompiler) -> None:
-        """Have the answer held to the schema that was asked for. Raises InferError 400 where that cannot be done."""
+        """Have the answer held to the schema that was asked for. Raises InferError (INVALID) where that cannot be done."""
         if self._schema is None:
             return
         # A large schema takes its time, and is no reason for others to wait.
@@ -125,7 +125,7 @@ class Generation:
                     yield Chunk(reason=piece.reason, counts=self._counts(piece, session), context=context)
 
     def _fit(self, tokens: list[int], context: int) -> list[int]:
-        """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; 400 where that was forbidden."""
+        """`tokens` cut in the middle of the prompt to leave room in `context`, and said so; InferError (INVALID) where that was forbidden."""
         if len(tokens) < context:
             return tokens
         if not self._truncate:
@@ -146,7 +146,7 @@ class Generation:
         return most if wanted < 0 else min(wanted, most)
 
     def _check(self, piece: Piece) -> None:
-        """Raise InferError 500 for a piece that leaves the schema: the engine goes on without one that fails it on the way."""
+        """Raise InferError (FAILED) for a piece that leaves the schema: the engine goes on without one that fails it on the way."""
         # Where the end came inside a character, its first bytes are replaced.
         text = piece.text.rstrip("\ufffd") if piece.reason else piece.text
         if self._keeps is not None and text and not self._keeps(text):
@@ -182,7 +182,7 @@ class Generation:
 async def rendered(
     session: Session, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], think: bool | None
 ) -> str:
-    """The prompt of a conversation. Raises InferError 400 where the model's template takes it in no form."""
+    """The prompt of a conversation. Raises InferError (INVALID) where the model's template takes it in no form."""
     plain = alternating(turns)
     forms: list[Sequence[Message]] = [turns]
     forms += [form for form in (plain, without_system(plain)) if form != turns]

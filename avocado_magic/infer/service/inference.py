@@ -110,7 +110,7 @@ class Inference:
                     yield chunk
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """Vectors of a text or of several. Raises InferError 400 for an input that is neither."""
+        """Vectors of a text or of several. Raises InferError (INVALID) for an input that is neither."""
         begin = time.perf_counter_ns()
         inputs = texts_of(request)
         vectors: list[list[float]] = []
@@ -166,7 +166,7 @@ def no_insert(name: str) -> InferError:
 
 
 def check_raw(request: GenerateRequest) -> None:
-    """InferError 400 where a prompt is to be read as it is, and something is to be put around it."""
+    """InferError (INVALID) where a prompt is to be read as it is, and something is to be put around it."""
     if request.raw and (request.template or request.system or request.context):
         raise InferError(Refusal.INVALID, "raw mode does not support template, system, or context")
 
@@ -183,7 +183,7 @@ def filled(request: GenerateRequest) -> str:
 
 
 def texts_of(request: EmbedRequest) -> list[str]:
-    """The texts to embed; none where there is one that is empty. Raises InferError 400 for what is no text."""
+    """The texts to embed; none where there is one that is empty. Raises InferError (INVALID) for what is no text."""
     given = request.input
     texts = [given] if isinstance(given, str) else [] if given is None else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

@@ -38,7 +38,7 @@ _NEEDS = {"minContains": "contains", "maxContains": "contains", "then": "if", "e
 
 
 def prepared(schema: Mapping[str, Any], knows_format: Callable[[str], bool]) -> dict[str, Any]:
-    """`schema` for the compiler. Raises InferError 400 for one that is nested too deeply.
+    """`schema` for the compiler. Raises InferError (INVALID) for one that is nested too deeply.
 
     `knows_format` tells whether the compiler can hold a string to a ``format``; another only annotates.
     """

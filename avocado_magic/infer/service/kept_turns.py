@@ -31,7 +31,7 @@ def keep(turns: Sequence[Message]) -> tuple[int, ...]:
 
 
 def recall(context: Sequence[int]) -> list[Message]:
-    """The turns that `keep` made `context` of, none where that is empty. InferError 400 for other numbers."""
+    """The turns that `keep` made `context` of, none where that is empty. InferError (INVALID) for other numbers."""
     if not context:
         return []
     try:

@@ -40,7 +40,7 @@ class ModelRouter:
         self._fragile = fragile
 
     async def select(self, key: ApiKey, request: ModelRequest, *, runs: bool) -> Selection:
-        """The selection for `request`. Raises InferError 400 or 403.
+        """The selection for `request`. Raises InferError (INVALID or FORBIDDEN).
 
         `runs` is whether the route works with the model, so that a default makes sense.
         """

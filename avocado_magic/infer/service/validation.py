@@ -80,7 +80,7 @@ def options(given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def output_format(value: Any) -> dict[str, Any] | None:
-    """``format`` as a JSON schema, None where there is none; InferError 500 as in recordings 064-generate-bad-format and 065-generate-format-number."""
+    """``format`` as a JSON schema, None where there is none; InferError (FAILED) as in recordings 064-generate-bad-format and 065-generate-format-number."""
     if value is None or value == "":
         return None
     if value == "json":
@@ -92,7 +92,7 @@ def output_format(value: Any) -> dict[str, Any] | None:
 
 
 def check_base64(images: Sequence[str]) -> None:
-    """Refuse images in bad base64, in Go's words. Raises InferError 400."""
+    """Refuse images in bad base64, in Go's words. Raises InferError (INVALID)."""
     for image in images:
         try:
             base64.b64decode(image, validate=True)

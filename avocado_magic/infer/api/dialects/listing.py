@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ....model_names import same_model
 from ...domain.keys import ApiKey
 from ...domain.presets import Preset
 from ...domain.types import Dialect
@@ -17,9 +18,9 @@ def listed(
     """The answer to a route that lists models, with the presets, and without what `key` may not use."""
     member, name_of = ("data", "id") if dialect is Dialect.OPENAI else ("models", "name")
     entries: list[Mapping[str, Any]] = [entry for entry in answer.get(member) or [] if isinstance(entry, dict)]
-    by_name = {entry.get(name_of): entry for entry in entries}
+    engines = [*entries]
     for preset in presets:
-        base = by_name.get(preset.model) or by_name.get(f"{preset.model}:latest")
+        base = next((entry for entry in engines if same_model(str(entry.get(name_of)), preset.model)), None)
         entries.append(_preset_entry(dialect, preset.full_name, base, now()))
     # llama.cpp's server tells the same models once more, under Ollama's member.
     said = {name: value for name, value in answer.items() if name not in ("models", "data")}

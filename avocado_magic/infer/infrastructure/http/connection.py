@@ -39,7 +39,7 @@ LINGER_BYTES = 256 * 1024 * 1024
 _GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
-class Limits:
+class ServerLimits:
     """Bytes and seconds a connection may take.
 
     A body may stand still for `body` seconds, and take `body_total` seconds and one more for each `body_rate` bytes.
@@ -68,7 +68,7 @@ class Host(Protocol):
     """What a connection needs of its server."""
 
     app: App
-    limits: Limits
+    limits: ServerLimits
     loop: asyncio.AbstractEventLoop
     address: tuple[str, int]
     closing: bool

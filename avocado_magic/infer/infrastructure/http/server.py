@@ -14,7 +14,7 @@ import socket
 import time
 from email.utils import formatdate
 
-from .connection import App, Connection, Limits, Standing
+from .connection import App, Connection, ServerLimits, Standing
 
 BACKLOG = 2048
 
@@ -22,9 +22,9 @@ BACKLOG = 2048
 class HttpServer:
     """Serves `app` on one address. The application is cancelled when its client leaves."""
 
-    def __init__(self, app: App, limits: Limits | None = None) -> None:
+    def __init__(self, app: App, limits: ServerLimits | None = None) -> None:
         self.app = app
-        self.limits = limits or Limits()
+        self.limits = limits or ServerLimits()
         self.loop = asyncio.get_running_loop()
         self.closing = False
         self.address: tuple[str, int] = ("", 0)

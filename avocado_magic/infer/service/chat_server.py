@@ -1,4 +1,4 @@
-"""Ollama's requests to an engine that is asked in messages and makes the prompts itself."""
+"""Serves Ollama's requests over an engine that speaks OpenAI's chat API: it is asked in messages, and makes the prompts itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TRIES = 12
 _NEVER = timedelta(days=365 * 292)  # when what an engine holds in memory for good is unloaded, as Ollama shows it
 
 
-class Elsewhere:
+class OverChatServer:
     """Use cases over an engine elsewhere, whose models are its own. What is not known of one is left to the engine to refuse."""
 
     unsupported = "not supported: the models are those of the engine behind this gateway, and changed there"
@@ -51,7 +51,7 @@ class Elsewhere:
         return await self._find(name, full=True)
 
     async def _find(self, name: str, *, pull_hint: bool = False, full: bool = False) -> Model:
-        """The listed model of this name, as the engine spells it. Raises InferError 404."""
+        """The listed model of this name, as the engine spells it. Raises InferError (NOT_FOUND)."""
         found = _named(await self.models(), name)
         if found is None:
             raise self._missing(name, pull_hint=pull_hint, full=full)
@@ -133,7 +133,7 @@ class Elsewhere:
                 yield chunk
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """Vectors of a text or of several. Raises InferError 400 for an input that is neither."""
+        """Vectors of a text or of several. Raises InferError (INVALID) for an input that is neither."""
         begin = time.perf_counter_ns()
         texts = texts_of(request)
         if len(texts) > _MOST_TEXTS:

@@ -1,4 +1,4 @@
-"""The way to a service elsewhere: its URL, and the key that opens it."""
+"""A client of a service elsewhere: its URL, and the key that opens it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TUNNEL_ERROR = b"ngrok-error-code"
 _NO_BROWSER = (b"ngrok-skip-browser-warning", b"1")
 
 
-class Way(HttpClient):
+class RemoteClient(HttpClient):
     """Upstream: the service at `url`, with its key and what else is `added` to each request. Redirects are not followed."""
 
     def __init__(self, url: str, key: str, added: Sequence[tuple[bytes, bytes]] = ()) -> None:

@@ -135,9 +135,8 @@ def validate(s: Settings) -> Settings:
     ollama_base_url(s.ollama_host)
     changes: dict[str, Any] = {"until": _moment(s.until) if s.until else None}
     # The supervisor works in another folder: what is relative here must not be read there.
-    for label in ("ollama_models", "ngrok_path", "ngrok_config", "gateway_config"):
-        if getattr(s, label) is not None:
-            changes[label] = _absolute(getattr(s, label))
+    paths = {name: getattr(s, name) for name, option in s.OPTIONS.items() if option.path}
+    changes |= {name: _absolute(path) for name, path in paths.items() if path is not None}
     changes["model"] = _absolute(s.model) if s.model and is_gguf(s.model) else s.model
     changes["more_models"] = tuple(_absolute(model) if is_gguf(model) else model for model in s.more_models)
     if "gateway_config" in changes and not os.access(changes["gateway_config"], os.R_OK):

@@ -45,12 +45,13 @@ class Option:
 
     `metavar` is how a flag's value is shown, for a setting that `up` takes as a flag; `on` and `off` are flags without a
     value. `least` and `most` bound numbers. `unset` says in words what is there without it, where the default does not.
-    `lasting` is what a service keeps for its life: an `up` that asks a running one for another value is refused.
+    `lasting` is what a service keeps for its life: an `up` that asks a running one for another value is refused. `path`: it
+    names a file or a folder.
     """
 
     __slots__ = (
-        "choices", "default", "env", "help", "kind", "lasting", "least", "metavar", "most", "name", "off", "on", "secret",
-        "unset",
+        "choices", "default", "env", "help", "kind", "lasting", "least", "metavar", "most", "name", "off", "on", "path",
+        "secret", "unset",
     )  # fmt: skip
 
     def __init__(
@@ -68,12 +69,13 @@ class Option:
         secret: bool = False,
         unset: str = "",
         lasting: bool = False,
+        path: bool = False,
     ) -> None:
         self.name = ""
         self.default, self.help, self.env, self.secret = default, help, env, secret
         self.kind = kind or (str if default is None else type(default))
         self.metavar, self.choices, self.on, self.off = metavar, choices, on, off
-        self.least, self.most, self.unset, self.lasting = least, most, unset, lasting
+        self.least, self.most, self.unset, self.lasting, self.path = least, most, unset, lasting, path
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -274,7 +276,7 @@ class Settings:
         "OLLAMA_HOST",
     )
     ollama_models: str | None = _option(
-        None, "folder in which Ollama keeps its models", "OLLAMA_MODELS", unset="Ollama's own by default"
+        None, "folder in which Ollama keeps its models", "OLLAMA_MODELS", unset="Ollama's own by default", path=True
     )
     ollama_download: str | None = _option(
         None, "mirror to install Ollama from, in place of its official releases", "AVOCADO_OLLAMA_DOWNLOAD"
@@ -290,12 +292,14 @@ class Settings:
         "an ngrok agent of yours, used as it is",
         "AVOCADO_NGROK_PATH",
         unset="`ngrok` on PATH by default, else pyngrok's",
+        path=True,
     )
     ngrok_config: str | None = _option(
         None,
         "an ngrok config file of yours, used as it is",
         "AVOCADO_NGROK_CONFIG",
         unset="one of our own by default, 0600, removed by `down`",
+        path=True,
     )
     gateway_config: str | None = _option(
         None,
@@ -303,6 +307,7 @@ class Settings:
         "AVOCADO_GATEWAY_CONFIG",
         metavar="FILE",
         lasting=True,
+        path=True,
     )
     admin_routes: bool = _option(
         False,
@@ -352,8 +357,7 @@ class Settings:
 
     def secrets(self) -> tuple[str, ...]:
         """The values that must never be shown, a broker password on its own among them."""
-        given = (self.ngrok_token, self.broker_url, self.api_key, self.discovery_secret, self.upstream_key)
-        values = [value.reveal() for value in given if value]
+        values = [value.reveal() for value in vars(self).values() if isinstance(value, Secret)]
         # Not urlsplit: a malformed URL must still give its password up to be hidden.
         urls = re.split(r"[,\s]+(?=amqps?://)", self.broker_url.reveal()) if self.broker_url else []
         found = [re.search(r"://[^:/@]*:(?P<password>.+)@", url) for url in urls]

@@ -308,7 +308,7 @@ def test_what_is_cancelled_leaves_nothing(postgres: Postgres) -> None:
         cluster.release(held, 20)
         while not await settled(cluster):
             await asyncio.sleep(0.05)
-        assert (await cluster.left(key))["tokens_today"] == 9980
+        assert (await cluster.left(key)).tokens_today == 9980
         await cluster.close()
 
     asyncio.run(play())

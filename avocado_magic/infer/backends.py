@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import base_url, cache_dir, lookup
 from .api.asgi import Send
 from .api.dispatch import Handler, Request
+from .domain.about import FleetInfo
 from .domain.ports import ModelInfo
 from .settings import InferSettings
 
@@ -27,7 +28,7 @@ class Backend:
     # Whether some schemas may end the engine, depending on its version; behind another gateway that sees to it.
     fragile = False
     # What there is to say of the instances of a fleet; None where this is none.
-    table: Callable[[], Mapping[str, Any]] | None = None
+    table: Callable[[], FleetInfo] | None = None
 
     @property
     def reached(self) -> bool | None:

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..domain.about import FleetInfo, PassedOver
 from ..domain.ports import Upstream, UpstreamAnswer
 from ..domain.types import Known, ModelDetails, RequestOutcome, UpstreamError
 from ..service.fleet import Fleet, Member
@@ -210,14 +211,10 @@ class FleetHandler:
         """No more than that there is one, for members may differ; None where none is in."""
         return "0.0.0" if self.reached else None
 
-    def table(self) -> Mapping[str, Any]:
-        """The fleet as ``/avocado/v1/fleet`` shows it."""
-        return {
-            "instances": self.fleet.table(),
-            "passed_over": [{"instance_id": who, "why": why} for who, why in self.passed_over],
-            "models": self.fleet.models(),
-            "notice": self.notice(),
-        }
+    def table(self) -> FleetInfo:
+        """The fleet as it is shown."""
+        passed_over = [PassedOver(who, why) for who, why in self.passed_over]
+        return FleetInfo(self.fleet.table(), passed_over, self.fleet.models(), self.notice())
 
     async def close(self) -> None:
         for task in self._probes.values():

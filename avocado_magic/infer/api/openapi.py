@@ -28,7 +28,7 @@ _ERRORS = {
     400: "the request cannot be read, or asks for what is not possible",
     401: "no key, a wrong one, or one that ran out",
     403: "this key may not do that",
-    404: "there is no such model",
+    404: "there is no such model, or nothing of that kind here",
     408: "the body stalled",
     413: "the body is too large",
     415: "the body is compressed",
@@ -93,7 +93,7 @@ def _answers(route: Route, method: str, described: dict[str, Any] | None) -> dic
     errors = {str(status): {"description": text} for status, text in _ERRORS.items()}
     if described is not None:
         told = {code: said for code, said in described["responses"].items() if code != "422"}  # we answer 400
-        return {"responses": {**told, **{code: errors[code] for code in ("400", "401", "403", "503")}}}
+        return {"responses": {**told, **{code: errors[code] for code in ("400", "401", "403", "404", "503")}}}
     if route.serves is Serves.GATE:
         status = {"200": {"description": "as it says"}, "503": errors["503"]}
         return {

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from .about import Left
 from .chat import ChatRequest, Chunk, Embeddings, EmbedRequest, GenerateRequest, Message
 from .keys import ApiKey
 from .limits import Reservation, Ticket
@@ -63,8 +64,8 @@ class Limits(Protocol):
         """Give a reservation back; its request took so many tokens, which the usage has counted by now."""
         ...
 
-    async def left(self, key: ApiKey) -> Mapping[str, Any]:
-        """What the key may still take; None where there is no limit."""
+    async def left(self, key: ApiKey) -> Left:
+        """What the key may still take."""
         ...
 
 

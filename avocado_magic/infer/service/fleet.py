@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ...model_names import ModelName
+from ..domain.about import MemberInfo
 from ..domain.types import Known
 
 # Conversations that are remembered; and by how many open requests their instance may be busier than another one.
@@ -143,21 +144,15 @@ class Fleet:
         except asyncio.TimeoutError:
             return
 
-    def table(self) -> list[Mapping[str, object]]:
+    def table(self) -> list[MemberInfo]:
         """The members as people look at them."""
         return [
-            {
-                "instance_id": member.known.instance_id,
-                "url": member.known.url,
-                "models": list(member.known.models),
-                "state": "out" if member.out else "in",
-                "why": member.out,
-                "open": member.open,
-                "answered": member.answered,
-                "failed": member.failed,
-            }
-            for member in self._members.values()
-        ]
+            MemberInfo(
+                **vars(each.known), state="out" if each.out else "in", why=each.out,
+                open=each.open, answered=each.answered, failed=each.failed,
+            )
+            for each in self._members.values()
+        ]  # fmt: skip
 
 
 def _name(model: str) -> str:

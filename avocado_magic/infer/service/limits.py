@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
 
+from ..domain.about import Left
 from ..domain.keys import ApiKey
 from ..domain.limits import (
     MAX_WAITING,
@@ -115,15 +115,13 @@ class Limiter:
             taken.reserved -= held.tokens
             taken.freed.set()
 
-    async def left(self, key: ApiKey) -> Mapping[str, Any]:
+    async def left(self, key: ApiKey) -> Left:
         taken = self._taken.get(key.id, _Taken())
         recent = sum(1 for moment in taken.recent if moment > self._clock() - WINDOW)
         used = self._tokens_today(key.id)
-        return {
-            "requests_this_minute": rest(key.requests_per_minute, recent),
-            "tokens_today": rest(key.tokens_per_day, used),
-            "parallel": rest(key.parallel, taken.parallel),
-        }
+        return Left(
+            rest(key.requests_per_minute, recent), rest(key.tokens_per_day, used), rest(key.parallel, taken.parallel)
+        )
 
     def _check_tokens(self, key: ApiKey) -> int:
         """The tokens that `key` has used today. Raises OverLimit where they are all it may."""

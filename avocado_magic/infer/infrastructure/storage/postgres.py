@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ....shared_keys import conninfo, driver
+from ...domain.about import Left
 from ...domain.keys import ApiKey
 from ...domain.limits import (
     MAX_WAITING,
@@ -222,13 +223,9 @@ class Cluster:
     def release(self, held: Reservation, used: int) -> None:
         self._done.put_nowait((RELEASE, [held.ticket.number, held.ticket.key.id, used]))
 
-    async def left(self, key: ApiKey) -> Mapping[str, Any]:
+    async def left(self, key: ApiKey) -> Left:
         running, _, used, recent, _ = await self._row("SELECT * FROM avocado_holds(%s)", [key.id])
-        return {
-            "requests_this_minute": rest(key.requests_per_minute, recent),
-            "tokens_today": rest(key.tokens_per_day, used),
-            "parallel": rest(key.parallel, running),
-        }
+        return Left(rest(key.requests_per_minute, recent), rest(key.tokens_per_day, used), rest(key.parallel, running))
 
     # what gateways count
 

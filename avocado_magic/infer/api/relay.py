@@ -33,7 +33,7 @@ class Relay:
     async def __call__(self, request: Request, send: Send) -> None:
         given = request.headers
         headers = [(name, given[name]) for name in FORWARDED if name in given]
-        if request.route.uploads and (length := given.get(b"content-length")):
+        if not isinstance(request.body, (bytes, bytearray)) and (length := given.get(b"content-length")):
             headers.append((b"content-length", length))
         answer = None
         try:

@@ -4,6 +4,8 @@ PYTHON ?= python3
 MAKEFLAGS += --jobs=4
 # A thousand processes start: each would compile everything that it imports.
 unexport PYTHONDONTWRITEBYTECODE
+# What is imported is compiled then, once; most of what is installed never is.
+export PIP_NO_COMPILE := 1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -97,7 +99,7 @@ test: suite at-lowest on-ray
 
 suite: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done .venv-ray/.done
 	$(BIN)/python -m compileall -q avocado_magic
-	$(BIN)/python tests/once_more.py --numprocesses 4 --dist loadfile
+	$(BIN)/python tests/once_more.py --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Both wait for the suite, which needs the machine for itself.
 at-lowest: suite

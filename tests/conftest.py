@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-faults", action="store_true", help="pairs of faults and long ones too, and write the table")
 
 
+# The files whose tests take longest begin first, so that at the end no worker is left with one of them. The rest follows.
+LONGEST = (
+    "test_recordings", "test_kernel", "test_openai_backend", "test_prompt_cell", "test_streams", "test_clients", "test_faults",
+    "test_scenarios", "test_runtime", "test_safety", "test_starters", "test_card", "test_schemas", "test_watch", "test_discovery",
+    "test_examples", "test_tunnel", "test_take_over", "test_embedded", "test_first_minutes", "test_cluster", "test_operation",
+    "test_fleet", "test_terminal", "test_upkeep", "test_prompt_page",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     table = sys.modules.get("table")
     if table is not None and table.ROWS and session.config.getoption("--all-faults"):
@@ -40,20 +56,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def until(condition: Callable[[], Any], seconds: float = 20, what: str = "the condition") -> Any:
     """Wait until `condition` gives something true and return it; fail when the time is up."""
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begun
+        if waited > seconds:
             pytest.fail(f"{what} did not come within {seconds} s")
-        time.sleep(0.02)
+        time.sleep(0.02 if waited < 1 else 0.1)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that the system hands out to whoever connects, so that it is still free a moment later."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def recording(name: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from gateways import KEY, running
 
 from avocado_magic.background import in_thread
 from avocado_magic.config import resolve
+from avocado_magic.discovery.announcer import UrlAnnouncer
 from avocado_magic.discovery.broker import parse_broker_url, parse_broker_urls
 from avocado_magic.discovery.failures import PublishError
 from avocado_magic.discovery.message import EXCHANGE, URL_CHANGED, URL_HEARTBEAT, URL_WITHDRAWN, UrlMessage
@@ -38,6 +39,7 @@ from avocado_magic.notebook.render import text
 from avocado_magic.parts.ports import is_free
 from avocado_magic.runtime import client
 from avocado_magic.runtime.state import ServiceRecord
+from avocado_magic.states import PartState
 
 QUEUE = "inference-url-updates"
 BODY = UrlMessage("https://abc.ngrok-free.app").to_json()
@@ -681,6 +683,30 @@ def test_a_supervisor_that_takes_over_goes_on_with_heartbeats_alone(
     assert (key, beat["NewUrl"]) == (URL_HEARTBEAT, first["NewUrl"])
     assert beat["Seq"] > first["Seq"]
     assert consumer.nothing()
+
+
+@pytest.mark.broker
+def test_what_is_withdrawn_while_it_goes_out_is_withdrawn(broker: Any) -> None:
+    everything = Log(broker.url, "#")
+    announcer = UrlAnnouncer([parse_broker_url(broker.url)])
+    announcer.begin()
+    try:
+        announcer.publish(UrlMessage("https://a.example", instance_id="one"))
+        assert [everything.next()[0], everything.next()[0]] == [URL_CHANGED, URL_HEARTBEAT]
+        until(lambda: announcer.state is PartState.HEALTHY, 10, "its confirm")
+        broker.stall("service-discovery.log")  # `changed` goes out, and the heartbeat after it waits for its confirm
+        try:
+            announcer.publish(UrlMessage("https://b.example", instance_id="one"))
+            assert everything.next()[2]["NewUrl"] == "https://b.example"
+            announcer.publish(None)
+        finally:
+            broker.stall("service-discovery.log", "resume")
+        told = [everything.next(), everything.next()]
+        assert [key for key, _, _ in told] == [URL_HEARTBEAT, URL_WITHDRAWN]
+        assert told[1][2]["PreviousUrl"] == "https://b.example"
+    finally:
+        announcer.stop(2)
+        everything.close()
 
 
 @pytest.mark.broker

@@ -144,6 +144,8 @@ class UrlAnnouncer:
             outcome = self._send([*changed, heartbeat], DEADLINE)
         except PublishError as error:
             self._unknown = self._unknown or error.unknown
+            if error.unknown:  # it may be out: then it is to be withdrawn
+                self._note(wanted, routed=False)
             self.settle(PartState.FAILED, error.sentence(), None)
             return retries.next()
         retries.reset()
@@ -154,10 +156,8 @@ class UrlAnnouncer:
         again, delivered = self._unknown, outcome.delivered
         if delivered:
             self._unknown = False
-        with self._lock:
-            if self._wanted is wanted:
-                # A message of unknown outcome may still arrive, behind this one: then this one must be the last.
-                self._known = Known(wanted, routed=delivered and not again)
+        # A message of unknown outcome may still arrive, behind this one: then this one must be the last.
+        self._note(wanted, routed=delivered and not again)
         self.outcome = outcome
         said = outcome.warning or (None if delivered else outcome.text)
         self.settle(
@@ -168,6 +168,11 @@ class UrlAnnouncer:
         if not delivered:
             return min(retries.next(), _until_heartbeat())
         return _AFTER_UNKNOWN if again else _until_heartbeat()
+
+    def _note(self, message: UrlMessage, *, routed: bool) -> None:
+        """Keep what consumers know by now. Another one may be wanted meanwhile, or none: all the same it is this that they know."""
+        with self._lock:
+            self._known = Known(message, routed)
 
     def _numbered(self, message: UrlMessage) -> UrlMessage:
         # Milliseconds, so that the numbers grow when the last one is forgotten.
@@ -216,6 +221,8 @@ class UrlAnnouncer:
         until = time.monotonic() + min(budget, _WITHDRAW_SECONDS)
         self._stopped.set()
         self._wake.set()
+        if self._thread:
+            self._thread.join((until - time.monotonic()) / 2)  # what is under way is to be withdrawn as well
         with self._lock:
             known, self._known, self._wanted = self._known, None, None
         if self._thread and known:

@@ -17,6 +17,8 @@ params.n_parallel = 2
 params.n_ctx = 2 * int(context)
 params.kv_unified = False
 params.warmup = False
+# Two that wait for one another, beside other tests on two cores, spin for longer than they compute.
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.ui = False
 params.embedding = bool(kind)
 if kind:

@@ -76,4 +76,4 @@ class About:
         rows = await self._usage.today(key.id)
         of_models = {row.model: Counts(*row.counts) for row in rows}
         sums = [sum(counts) for counts in zip(*(row.counts for row in rows), strict=True)] or [0] * 4
-        return KeyUsage(*sums, key=key.name, day=self._usage.day, models=of_models)
+        return KeyUsage(**vars(Counts(*sums)), key=key.name, day=self._usage.day, models=of_models)

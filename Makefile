@@ -4,11 +4,9 @@ PYTHON ?= python3
 MAKEFLAGS += --jobs=4
 # A thousand processes start: each would compile everything that it imports.
 unexport PYTHONDONTWRITEBYTECODE
-# What is imported is compiled then, once; most of what is installed never is.
-export PIP_NO_COMPILE := 1
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+INSTALL := sh tests/install.sh
 
 .PHONY: help demo lab unit test suite at-lowest on-ray fuzz faults soak lint tables debian clean
 
@@ -31,12 +29,16 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml avocado_magic/__init__.py | $(BIN)/python
-	$(PIP) install --editable '.[demo]'
+# Installs in seconds. Where it cannot be had, pip does it (tests/install.sh).
+$(BIN)/uv: | $(BIN)/python
+	$(BIN)/python -m pip --quiet --disable-pip-version-check install uv || true
+
+$(VENV)/.demo: pyproject.toml avocado_magic/__init__.py | $(BIN)/uv
+	$(INSTALL) $(VENV) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.test: pyproject.toml avocado_magic/__init__.py | $(BIN)/python
-	$(PIP) install --editable '.[test,lint]'
+$(VENV)/.test: pyproject.toml avocado_magic/__init__.py | $(BIN)/uv
+	$(INSTALL) $(VENV) --editable '.[test,lint]'
 	@touch $@
 
 demo: $(VENV)/.demo
@@ -73,25 +75,25 @@ lint: $(VENV)/.test
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_config.py tests/test_limits.py tests/test_http_server.py
 
-.venv-lowest/.done: pyproject.toml tests/lowest_versions.py
+.venv-lowest/.done: pyproject.toml tests/lowest_versions.py | $(BIN)/uv
 	PYTHON=$(PYTHON) sh tests/lowest.sh --prepare
 
 # Other people's clients, which must not decide with what versions the rest is tested; those in JavaScript where npm is.
-.venv-clients/.done: tests/clients/requirements.txt tests/clients/package.json
+.venv-clients/.done: tests/clients/requirements.txt tests/clients/package.json | $(BIN)/uv
 	rm -rf .venv-clients
 	$(PYTHON) -m venv .venv-clients
 	cp tests/clients/package.json .venv-clients/
 	if command -v npm >/dev/null; then \
 	  (cd .venv-clients && npm install --silent --no-package-lock --no-audit --no-fund --ignore-scripts) & npm=$$!; \
 	fi; \
-	.venv-clients/bin/python -m pip --quiet --disable-pip-version-check install -r tests/clients/requirements.txt && \
+	$(INSTALL) .venv-clients -r tests/clients/requirements.txt && \
 	{ [ -z "$$npm" ] || wait $$npm; }
 	@touch $@
 
 # Ray and what comes with it must not decide with what versions the rest is tested, either.
-.venv-ray/.done: pyproject.toml
+.venv-ray/.done: pyproject.toml | $(BIN)/uv
 	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[ray,embedded]' pytest pytest-timeout
+	$(INSTALL) .venv-ray --editable '.[ray,embedded]' pytest pytest-timeout
 	ln -sfn ../$(VENV)/avocado-test-cache .venv-ray/avocado-test-cache
 	@touch $@
 

@@ -207,7 +207,6 @@ class Settings:
         "AVOCADO_URL_CHECK",
         least=0,
         unset="60 by default; each is a request on your tunnel's plan",
-        lasting=True,
     )
     context: int | None = _option(
         None,

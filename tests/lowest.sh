@@ -8,7 +8,7 @@ if [ ! -e "$venv/.done" ] || [ pyproject.toml -nt "$venv/.done" ]; then
   rm -rf "$venv"
   "${PYTHON:-python3}" -m venv "$venv"
   "$venv/bin/python" tests/lowest_versions.py >"$venv/constraints.txt"
-  "$venv/bin/python" -m pip --quiet --disable-pip-version-check install --constraint "$venv/constraints.txt" \
+  sh tests/install.sh "$venv" --constraint "$venv/constraints.txt" \
     --editable . ipykernel xllamacpp llguidance nbclient nbformat jupyter_client ollama openai hypothesis pytest pytest-timeout setuptools
   touch "$venv/.done"
 fi

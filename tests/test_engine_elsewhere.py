@@ -80,8 +80,12 @@ def test_vllm_is_started_asked_and_ended(home: Path, vllm: Path, monkeypatch: py
     assert key not in everything_written(home)
 
 
-def test_a_vllm_that_is_killed_is_started_again(vllm: Path) -> None:
+def test_a_vllm_that_is_killed_is_started_again(vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = up(QWEN, engine="vllm")
+    monkeypatch.setenv("AVOCADO_VLLM_ARGS", "--max-num-seqs 4")
+    with pytest.raises(ConfigError, match="without AVOCADO_VLLM_ARGS, not --max-num-seqs 4"):
+        up(QWEN, engine="vllm")
+    monkeypatch.delenv("AVOCADO_VLLM_ARGS")
     before = state.parts["engine"].pid
     os.kill(int(before or 0), signal.SIGKILL)
     until(lambda: client.status().parts["engine"].pid not in (None, before) and client.status().state == "ready", 30)

@@ -410,6 +410,8 @@ def test_a_model_is_placed_and_scaled_as_it_is_said(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gateway": {"no_auth": True}}, "a cluster lets nobody in without a key"),
     ({"gateway": {}}, "a cluster lets nobody in without a key"),
+    ({"gateway": {}, "config": "no_auth = true"}, "a cluster lets nobody in without a key"),
+    ({"gateway": {}, "config": "port = 0"}, "a cluster lets nobody in without a key"),
     ({"ingress_replicas": 2, "gateway": {"api_key_file": "KEY"}}, "more than one ingress share keys and limits"),
     ({"models": [{"name": "a"}, {"name": "a"}]}, "each has a name of its own"),
     ({"models": [{"name": "a", "min_replicas": 3}]}, "max_replicas is less than min_replicas"),
@@ -425,6 +427,9 @@ def test_what_cannot_run_is_one_sentence(
     from avocado_magic.infer.ray import app
 
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    if "config" in args:
+        (tmp_path / "gateway.toml").write_text(args["config"])
+        args = {**args, "config": str(tmp_path / "gateway.toml")}
     with pytest.raises(ValueError, match=words) as error:
         app(args)
     assert "\n" not in str(error.value)

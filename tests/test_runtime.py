@@ -527,13 +527,6 @@ def test_a_service_keeps_every_flag_but_those_that_each_up_has_for_itself() -> N
     assert not any(Settings.OPTIONS[name].secret for name in kept), "they are written into state.json"
 
 
-def test_what_the_environment_changes_is_refused_by_its_variable(ollama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    up()
-    monkeypatch.setenv("AVOCADO_VLLM_ARGS", "--max-num-seqs 4")
-    with pytest.raises(ConfigError, match="without AVOCADO_VLLM_ARGS, not --max-num-seqs 4"):
-        client.up(settings(), None)
-
-
 def test_an_ollama_of_another_service_is_not_adopted(ollama: Path) -> None:
     one = up()
     assert one.engine["url"] == f"http://{os.environ['OLLAMA_HOST']}"

@@ -129,7 +129,11 @@ class UrlAnnouncer:
         """Publish what is due; the seconds until something is again, None for nothing."""
         if wanted is None:
             if known is not None:
-                self._send(self._withdrawal(known.message), DEADLINE)
+                try:
+                    self._send(self._withdrawal(known.message), DEADLINE)
+                except PublishError as error:
+                    self.settle(PartState.FAILED, f"not withdrawn: {error.sentence()}", None)
+                    return retries.next()
                 with self._lock:
                     if self._known is known:
                         self._known = None
@@ -144,7 +148,7 @@ class UrlAnnouncer:
             outcome = self._send([*changed, heartbeat], DEADLINE)
         except PublishError as error:
             self._unknown = self._unknown or error.unknown
-            if error.unknown:  # it may be out: then it is to be withdrawn
+            if error.unknown and not routed:  # it may be out: then it is to be withdrawn
                 self._note(wanted, routed=False)
             self.settle(PartState.FAILED, error.sentence(), None)
             return retries.next()
@@ -227,7 +231,7 @@ class UrlAnnouncer:
             known, self._known, self._wanted = self._known, None, None
         if self._thread and known:
             try:
-                self._send(self._withdrawal(known.message), max(0.5, until - time.monotonic() - 0.5))
+                self._send(self._withdrawal(known.message), max(0.5, until - time.monotonic()))
             except PublishError as error:
                 logger.warning("not withdrawn, the Ttl says it: %s", error.sentence())
         if self._thread:

@@ -68,7 +68,7 @@ def sentence(error: BaseException, broker: Broker, deadline: float) -> PublishEr
         return said(f"{broker} closed the connection ({error.reply_code} {error.reply_text})", "see the broker's log")
     if isinstance(error, ssl.SSLError):
         hint = "check that the port speaks TLS and that its certificate is valid"
-        return said(f"TLS with {broker} failed ({error.reason or error})", hint)
+        return said(f"TLS with {broker} failed ({getattr(error, 'reason', None) or error})", hint)
     if isinstance(error, socket.gaierror):
         return said(f"the host name {broker.host!r} is unknown", "check RABBITMQ_URL and the network")
     if isinstance(error, late):

@@ -168,18 +168,26 @@ def _connect(broker: Broker, attempt: _Attempt) -> pika.BlockingConnection:
 
 def _publish(broker: Broker, messages: Sequence[Publication], secret: str | None, attempt: _Attempt) -> Outcome:
     """Publish, and once more where the log was not ready yet: what is told twice, consumers know by its number."""
+    pauses, tries, sent = BackOff(0.05, 0.5), 0, False
+    while True:
+        try:
+            if tries:
+                time.sleep(min(pauses.next(), attempt.left()))
+            return _published(broker, messages, secret, attempt)
+        except BaseException as error:
+            tries += 1
+            # What an earlier try has sent may be out, whatever the last one came to.
+            error.__dict__["avocado_sent"] = sent = sent or bool(error.__dict__.get("avocado_sent"))
+            if tries == _TRIES_OF_A_NEW_LOG or messages[0].routing_key == URL_CHANGED or not _log_is_made(error):
+                raise
+            logger.info("%s is being made by somebody else: once more", LOG_QUEUE)
+
+
+def _log_is_made(error: BaseException) -> bool:
+    """Whether the broker closed the connection because the log was not ready."""
     import pika
 
-    pauses = BackOff(0.05, 0.5)
-    for _ in range(_TRIES_OF_A_NEW_LOG - 1):
-        try:
-            return _published(broker, messages, secret, attempt)
-        except pika.exceptions.ConnectionClosedByBroker as error:
-            if error.reply_code not in _NOT_READY or messages[0].routing_key == URL_CHANGED:
-                raise
-            logger.info("%s is being made by somebody else (%s): once more", LOG_QUEUE, error.reply_code)
-            time.sleep(min(pauses.next(), attempt.left()))
-    return _published(broker, messages, secret, attempt)
+    return isinstance(error, pika.exceptions.ConnectionClosedByBroker) and error.reply_code in _NOT_READY
 
 
 def _published(broker: Broker, messages: Sequence[Publication], secret: str | None, attempt: _Attempt) -> Outcome:
@@ -250,9 +258,11 @@ def _send_others(
         try:
             for message in messages:
                 _send(channel, message, secret)
-        except pika.exceptions.ConnectionClosedByBroker:
+        except pika.exceptions.ConnectionClosedByBroker as error:
+            if not _log_is_made(error):
+                raise
             warning = again().warning
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except Exception as error:  # pika's, its connector's, the network's: the first message is out
         return f"the heartbeat was not confirmed ({type(error).__name__})"
     return warning
 

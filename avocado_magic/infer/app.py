@@ -24,14 +24,12 @@ from ..errors import AvocadoError
 from ..process import INSTANCE_VARIABLE
 from ..version import __version__
 from . import backends
+from .api.application import Application
 from .api.asgi import Receive, Scope, Send
 from .api.cors import Cors
 from .api.dialects.cached import CachedResponse
 from .api.dispatch import Dispatch
-from .api.errors import add_handlers
 from .api.gate import Gate, Services
-from .api.metadata import add_docs
-from .api.metadata import router as metadata_router
 from .domain.ports import Keys, Limits, UsageStore
 from .domain.presets import Preset
 from .domain.selector import Rules, Selector
@@ -65,18 +63,15 @@ def create_app(settings: InferSettings, behind: backends.Backend | None = None) 
 
     Raises ValueError or OSError for settings that cannot be used.
     """
-    from fastapi import FastAPI
-
     gateway: GatewayApp
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncIterator[None]:
         await gateway.start()
         yield
         await gateway.close()
 
-    app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    add_handlers(app)
+    app = Application(lifespan)
     backend = behind or backends.backend(settings, app)
     remote = settings.backend in ("remote", "discovery")
     admin_routes = settings.admin_routes or settings.admin_key_file is not None
@@ -120,8 +115,14 @@ def create_app(settings: InferSettings, behind: backends.Backend | None = None) 
         settings.service_name, __version__, lambda: _engine_kind(settings), lambda: _public_url(settings), gpus, backend.info,
         models.selector, limiter, usage, access.admin_routes,
     )  # fmt: skip
-    app.include_router(metadata_router(about, backend.table))
-    add_docs(app, __version__)
+
+    def own_routes(made: FastAPI) -> None:
+        from .api.metadata import add_docs, router
+
+        made.include_router(router(about, backend.table))
+        add_docs(made, __version__)
+
+    app.parts.append(own_routes)
 
     def activity() -> str:
         counts = (admission.running, admission.waiting, metrics.answered, metrics.tokens)

@@ -14,8 +14,7 @@ from .domain.ports import ModelInfo
 from .settings import InferSettings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
+    from .api.application import Application
     from .infrastructure.ollama import OllamaInfo
     from .service.patience import Patient
 
@@ -65,7 +64,7 @@ class _Elsewhere(Backend):
         self._upstream.close()
 
 
-def backend(settings: InferSettings, app: FastAPI) -> Backend:
+def backend(settings: InferSettings, app: Application) -> Backend:
     """The backend that `settings` name; one in this process adds its routes to `app`."""
     if settings.backend == "remote":
         return RemoteBackend(settings)
@@ -101,7 +100,7 @@ class OllamaBackend(_Elsewhere):
 class OpenAIBackend(_Elsewhere):
     """An engine at a URL that speaks OpenAI's API: that is passed on, and Ollama's is translated."""
 
-    def __init__(self, settings: InferSettings, app: FastAPI) -> None:
+    def __init__(self, settings: InferSettings, app: Application) -> None:
         from ..discovery.trust import HostKeys
         from .api.application import handler_of
         from .api.dialects import ollama
@@ -116,7 +115,7 @@ class OpenAIBackend(_Elsewhere):
         key = HostKeys(file, base, settings.trust).key_for(base) if file else None
         super().__init__(OpenAIUpstream(base, key), settings.engine_wait)
         server = OpenAIServer(self._patient, capabilities_of, settings.upstream_capabilities)
-        app.include_router(ollama.router(OverChatServer(server)))
+        app.parts.append(lambda made: made.include_router(ollama.router(OverChatServer(server))))
         passed_on, translated = Relay(self._patient), handler_of(app)
 
         async def handler(request: Request, send: Send) -> None:
@@ -239,7 +238,7 @@ class RayBackend(Backend):
         self._ways: dict[str, Patient] = {}
         self._infos: dict[str, OllamaInfo] = {}
         self.handler = ByModel(self._ways, self._infos)
-        self.info = InfoByModel(self._infos, lambda: list(self._ways), API_VERSION)
+        self.info = InfoByModel(self._infos, lambda: list(self._ways), API_VERSION, application)
         if handles is not None:
             self._lead_to(handles)
 
@@ -264,7 +263,7 @@ class RayBackend(Backend):
 class EmbeddedBackend(Backend):
     """llama.cpp in this process, whose routes are FastAPI's."""
 
-    def __init__(self, settings: InferSettings, app: FastAPI) -> None:
+    def __init__(self, settings: InferSettings, app: Application) -> None:
         from .api.application import handler_of
         from .api.dialects import ollama, v1
         from .infrastructure.llamacpp.engine import LlamaCppEngine, RunOptions
@@ -281,8 +280,10 @@ class EmbeddedBackend(Backend):
         )
         self._llama = LlamaCppEngine(options)
         inference = Inference(self._library, self._llama, Llguidance())
-        app.include_router(ollama.router(inference))
-        app.include_router(v1.router(inference))
+        app.parts += [
+            lambda made: made.include_router(ollama.router(inference)),
+            lambda made: made.include_router(v1.router(inference)),
+        ]
         self.handler = handler_of(app)
         self.info = LibraryInfo(self._library, self._llama, ollama.API_VERSION)
 

@@ -9,10 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..model_names import is_gguf, name_of_file
-from .settings import InferSettings, load
+from .settings import NO_KEY, InferSettings, load
 
 _SECRET = ("api_key", "database")
-_KEYS = ("keys_file", "api_key_file", "cluster")
 
 
 class ModelSpec(BaseModel):
@@ -94,18 +93,17 @@ class ClusterSpec(BaseModel):
 
     def settings(self) -> InferSettings:
         """Those of the gateway, with what this process's environment adds. ValueError for what cannot be."""
-        # Whether there are keys is looked at first: what the settings themselves say would lead to --no-auth.
-        named = {
-            name
-            for name in ("no_auth", *_KEYS)
-            if self.gateway.get(name) or os.environ.get(f"AVOCADO_INFER_{name.upper()}")
-        }
-        if "no_auth" in named or (not named and self.config is None and not os.environ.get("AVOCADO_INFER_API_KEY")):
+        try:
+            settings = load({**self.gateway, "backend": "ray"}, self.config)
+        except ValueError as error:
+            if NO_KEY not in str(error):  # which would lead to --no-auth
+                raise
+            settings = None
+        if settings is None or settings.no_auth:
             raise ValueError(
                 "a cluster lets nobody in without a key: give keys_file, api_key_file or cluster in the gateway's settings, or "
                 "AVOCADO_INFER_API_KEY_FILE where Ray is started"
             )
-        settings = load({**self.gateway, "backend": "ray"}, self.config)
         if self.ingress_replicas > 1 and not settings.cluster:
             raise ValueError("more than one ingress share keys and limits: set cluster, and AVOCADO_INFER_DATABASE")
         return settings

@@ -84,12 +84,12 @@ class EngineProcess:
 
     def check(self) -> None:
         """RuntimeError with its last words where it has ended. What it has written so far goes where that is long."""
-        log = self._folder / "log"
-        if log.stat().st_size > _LONGEST_LOG:
-            os.truncate(log, 0)
         code = self._process.poll()
         if code is not None:
             raise RuntimeError(f"{self.kind} serve ended with status {code}: {self._last_words()}")
+        log = self._folder / "log"
+        if log.stat().st_size > _LONGEST_LOG:
+            os.truncate(log, 0)
 
     def _answers(self) -> bool:
         try:

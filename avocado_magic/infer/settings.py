@@ -13,6 +13,8 @@ from ..settings import DEFAULT_PORT
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+NO_KEY = "give --api-key-file FILE or --keys-file FILE, or --cluster, or --no-auth on loopback"
+
 
 class InferSettings(BaseSettings):
     """How one gateway process runs. Sizes in bytes, times in seconds."""
@@ -166,7 +168,7 @@ class InferSettings(BaseSettings):
         if self.no_auth and self.socket is None and self.host not in _LOOPBACK:
             raise ValueError(f"--no-auth on {self.host} would let the whole network in: use 127.0.0.1")
         if not self.no_auth and not keyed:
-            raise ValueError("give --api-key-file FILE or --keys-file FILE, or --cluster, or --no-auth on loopback")
+            raise ValueError(NO_KEY)
         remote = self.backend == "remote"
         if remote and not self.discover and "upstream" not in self.model_fields_set:
             raise ValueError("--backend remote needs --upstream URL, or --discover")

@@ -223,23 +223,28 @@ def _require_as_it_is(state: ServiceRecord, settings: Settings) -> None:
         wanted = getattr(settings, name)
         if name not in running or wanted in (option.default, running[name]) or (name == "port" and wanted == 0):
             continue
+        if name == "vllm_args" and running["engine"] not in ("vllm", "auto"):
+            continue  # it may be set for another service
         if state.state is ServiceState.STARTING and running[name] == option.default:
             continue
         flag = option.flag or option.env[0]
         if option.kind is bool:
             differs.append(f"without {flag}")
         else:
-            has = running[name]
-            shown = f"with {flag} {has:g}" if isinstance(has, float) else f"with {flag} {has}"
-            differs.append(f"{shown if has is not None else f'without {flag}'}, not {wanted}")
+            shown = f"without {flag}" if running[name] is None else f"with {flag} {_plain(running[name])}"
+            differs.append(f"{shown}, not {_plain(wanted)}")
     given = settings.api_key.reveal() if settings.api_key else ""
     if given and state.state.serving and read_key(state.api_key_file) not in ("", given):
         differs.append("with another API key")
     if differs:
         raise ConfigError(
             f"the service {state.name!r} runs {'; '.join(differs)}",
-            "{down} and {up} start it so; without these flags {up} joins it as it is, and another --name is another service",
+            "{down} and {up} start it so; without these {up} joins it as it is, and another --name is another service",
         )
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _pull(folder: ServiceFolder, model: str, load: bool, state: ServiceRecord, on_progress: OnProgress) -> None:

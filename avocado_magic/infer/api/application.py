@@ -1,12 +1,17 @@
-"""Puts an ASGI application behind the gate: its requests have been read already."""
+"""The FastAPI application behind the gate: its requests have been read already."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
 
-from .asgi import Message, Send
+from .asgi import App, Message, Receive, Scope, Send
 from .dispatch import Handler, Request
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # Where the application finds the place for what is to be said in the head of the answer.
 NOTES = "avocado.notes"
@@ -14,8 +19,40 @@ NOTES = "avocado.notes"
 PROMPT_CUT = "x-avocado-prompt-cut"
 
 
-def handler_of(app: Any) -> Handler:
-    """Hand requests to an ASGI `app`, which finds a place for header fields in its scope. The gate keeps watching the client."""
+class Application:
+    """The ASGI application of those routes that are functions. It is made when it is first asked, for its framework takes longer
+    to be imported than all the rest: what `parts` do to it is done then. `lifespan` is how the whole begins and ends.
+    """
+
+    def __init__(self, lifespan: Callable[[Any], AbstractAsyncContextManager[None]]) -> None:
+        self._lifespan = lifespan
+        self.parts: list[Callable[[FastAPI], None]] = []
+        self._made: App | None = None
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self._made or await self._make_once())(scope, receive, send)
+
+    async def _make_once(self) -> App:
+        async with self._lock:
+            made = self._made or await asyncio.to_thread(self._make)
+            self._made = made
+        return made
+
+    def _make(self) -> App:
+        from fastapi import FastAPI
+
+        from .errors import add_handlers
+
+        app = FastAPI(title="avocado-infer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
+        add_handlers(app)
+        for part in self.parts:
+            part(app)
+        return app
+
+
+def handler_of(app: App) -> Handler:
+    """Hand requests to `app`, which finds a place for header fields in its scope. The gate keeps watching the client."""
 
     async def serve(request: Request, send: Send) -> None:
         body = request.body

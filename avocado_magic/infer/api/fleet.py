@@ -205,7 +205,7 @@ class FleetHandler:
         return None
 
     async def details(self) -> Sequence[ModelDetails]:
-        return [ModelDetails(name) for name in self.fleet.models()]
+        return [ModelDetails.named(name) for name in self.fleet.models()]
 
     async def version(self) -> str | None:
         """No more than that there is one, for members may differ; None where none is in."""

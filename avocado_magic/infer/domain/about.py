@@ -42,7 +42,7 @@ class ServiceInfo:
 class ModelEntry(ModelDetails):
     """A model: size in bytes, context in tokens; `preset_of` is the model under a preset."""
 
-    preset_of: str | None = None
+    preset_of: str | None
 
 
 @dataclass(frozen=True)

@@ -222,9 +222,14 @@ class ModelDetails:
     """A model as the metadata routes show it. Sizes in bytes, the context in tokens; None where it is not known."""
 
     name: str
-    size: int | None = None
-    digest: str | None = None
-    context_length: int | None = None
-    capabilities: tuple[str, ...] = ()
-    loaded: bool = False
-    size_vram: int | None = None
+    size: int | None
+    digest: str | None
+    context_length: int | None
+    capabilities: tuple[str, ...]
+    loaded: bool
+    size_vram: int | None
+
+    @staticmethod
+    def named(name: str) -> ModelDetails:
+        """One of which nothing but the name is known."""
+        return ModelDetails(name, None, None, None, (), False, None)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ...model_names import same_model
@@ -130,11 +131,14 @@ class InfoByModel:
     is Ollama's.
     """
 
-    def __init__(self, infos: Mapping[str, ModelInfo], names: Callable[[], Sequence[str]], api_version: str) -> None:
+    def __init__(
+        self, infos: Mapping[str, ModelInfo], names: Callable[[], Sequence[str]], api_version: str, application: str
+    ) -> None:
         self._infos = infos
         self._names = names
         self._api_version = api_version
-        self._ready = Remembered(_any_ready, False, seconds=_STATUS_SECONDS, patience=_STATUS_PATIENCE)
+        ready = partial(_any_ready, application)
+        self._ready = Remembered(ready, False, seconds=_STATUS_SECONDS, patience=_STATUS_PATIENCE)
 
     async def names(self) -> Sequence[str]:
         return self._names()
@@ -149,7 +153,7 @@ class InfoByModel:
         return [
             next(
                 (detail for detail in asked.get(name, ()) if same_model(detail.name, name)),
-                ModelDetails(name),
+                ModelDetails.named(name),
             )
             for name in self._names()
         ]
@@ -158,21 +162,19 @@ class InfoByModel:
         return self._api_version if await self._ready.get() else None
 
 
-async def _any_ready() -> bool:
-    """Whether Serve has an engine that runs, or one that it would start for a request."""
+async def _any_ready(application: str) -> bool:
+    """Whether the `application` of Serve, this process's own where it is empty, has an engine that runs, or one that it would
+    start for a request.
+    """
 
     def look() -> bool:
         from ray import serve
 
-        deployments = [
-            (name, deployment)
-            for application in serve.status().applications.values()
-            for name, deployment in application.deployments.items()
-            if name not in NO_ENGINES
-        ]
+        ours = serve.status().applications[application or serve.get_replica_context().app_name]
         return any(
             each.replica_states.get("RUNNING") or (each.status == "HEALTHY" and not each.replica_states)
-            for _, each in deployments
+            for name, each in ours.deployments.items()
+            if name not in NO_ENGINES
         )
 
     try:

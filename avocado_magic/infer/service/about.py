@@ -53,9 +53,9 @@ class About:
 
     async def models(self, key: ApiKey) -> ModelList:
         known = await self._info.details()
-        found = [ModelEntry(**vars(model)) for model in known]
+        found = [ModelEntry(**vars(model), preset_of=None) for model in known]
         for preset in self._selector.rules.presets:
-            base = next((model for model in known if same_model(model.name, preset.model)), ModelDetails(""))
+            base = next((model for model in known if same_model(model.name, preset.model)), ModelDetails.named(""))
             found.append(ModelEntry(**{**vars(base), "name": preset.full_name, "preset_of": preset.model}))
         return ModelList([model for model in found if key.may_use(model.name)])
 

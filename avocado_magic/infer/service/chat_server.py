@@ -284,7 +284,7 @@ class ServedModels:
 
     async def details(self) -> Sequence[ModelDetails]:
         return [
-            ModelDetails(m.name, m.size or None, m.digest, m.context_length or None, m.capabilities, loaded=m.loaded)
+            ModelDetails(m.name, m.size or None, m.digest, m.context_length or None, m.capabilities, m.loaded, None)
             for m in await self._server.models() or ()
         ]
 

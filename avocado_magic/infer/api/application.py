@@ -35,7 +35,7 @@ class Application:
 
     async def _make_once(self) -> App:
         async with self._lock:
-            made = self._made or await asyncio.to_thread(self._make)
+            made: App = self._made or await asyncio.to_thread(self._make)
             self._made = made
         return made
 

@@ -35,9 +35,9 @@ class Application:
 
     async def _make_once(self) -> App:
         async with self._lock:
-            made: App = self._made or await asyncio.to_thread(self._make)
-            self._made = made
-        return made
+            if self._made is None:
+                self._made = await asyncio.to_thread(self._make)
+            return self._made
 
     def _make(self) -> App:
         from fastapi import FastAPI

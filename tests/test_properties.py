@@ -48,7 +48,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 def statuses(gateway: Gateway, head: bytes, body: bytes = b"") -> list[int]:
-    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", gateway.raw(head + b"\r\n" + body, 5))]
+    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", gateway.raw(head + b"\r\n" + body, 20))]
 
 
 def check(gateway: Gateway, method: str, path: bytes, lines: list[tuple[bytes, bytes]], body: bytes, key: bool) -> None:

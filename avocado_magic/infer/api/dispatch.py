@@ -180,7 +180,7 @@ class Dispatch:
             where is not None
             and out.capture is not None
             and out.complete
-            and out.record.outcome == RequestOutcome.ANSWERED
+            and out.record.outcome is RequestOutcome.ANSWERED
         ):
             assert self._cache is not None
             kept = out.capture.response(out.headers, stream=where.stream)

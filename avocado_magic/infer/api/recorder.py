@@ -84,8 +84,9 @@ class Recorder:
         `asked` is when the engine got the request (perf_counter), 0 where it never did.
         """
         record = self._record
-        ended = record.outcome.unfinished
-        if not asked or not (ended or (record.outcome == RequestOutcome.ANSWERED and status == 200)):
+        answered = record.outcome is RequestOutcome.ANSWERED
+        ended = not answered and record.outcome.unfinished
+        if not asked or not (ended or (answered and status == 200)):
             return
         found = self._told() if complete and not ended else None
         if found is None:

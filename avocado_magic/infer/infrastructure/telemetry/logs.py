@@ -77,7 +77,7 @@ class RequestLog:
         self._keyless = 0  # requests without a key in these seconds
 
     def record(self, record: RequestRecord) -> None:
-        if not self._everything and record.status < 400 and record.outcome == RequestOutcome.ANSWERED:
+        if not self._everything and record.status < 400 and record.outcome is RequestOutcome.ANSWERED:
             return
         if not record.key and not self._admits_keyless():
             return

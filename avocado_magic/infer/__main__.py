@@ -25,8 +25,9 @@ _SINGULAR = {
     "fallbacks": "fallback",
     "upstream_capabilities": "upstream_capability",
 }
-# Secrets are in the environment or in files, and presets in a file: never options. pydantic-settings' own command line could
-# hide such an option from its help (CliSuppress), and would take it all the same, into argv for everybody to read.
+# Secrets are in the environment or in files, and presets in a file: never options. pydantic-settings' own command line (2.16) was
+# tried over the rest: it splits the values of an option that may be repeated at commas, and reads quotes, braces and numbers in
+# them, so that the path of a model does not arrive as it was given.
 _NO_OPTIONS = ("api_key", "database", "presets")
 
 

@@ -337,3 +337,21 @@ def test_a_password_that_is_written_wrong_is_not_shown(password: str) -> None:
         assert done.returncode == 2
         assert "the URL of the database cannot be read" in done.stderr
         assert not any(part in done.stderr for part in (password, "cret@"))
+
+
+def test_an_engine_that_ends_after_many_words_has_the_last_ones_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from avocado_magic.infer.engines import EngineProcess
+
+    program = tmp_path / "ollama"
+    program.write_text("#!/bin/sh\nyes noise | head -c 5000000\necho the driver is gone\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    engine = EngineProcess("ollama", "m", None, None, (), "/")
+    engine.start()
+    try:
+        with pytest.raises(RuntimeError, match="ended with status 3: .*the driver is gone"):
+            engine.wait()
+    finally:
+        engine.stop()

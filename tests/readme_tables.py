@@ -79,9 +79,9 @@ def _value(action: Any) -> str:
 
 
 def _first(text: str) -> str:
-    """The first sentence of a docstring."""
-    told = " ".join(text.strip().removeprefix("::").strip().split("\n\n")[0].split()).replace("``", "`")
-    return re.split(r"(?<=[^.]\.) (?=[A-Z])", told)[0].rstrip(".").replace("%%", "%")
+    """The first paragraph of a docstring."""
+    told = text.strip().removeprefix("::").strip().split("\n\n")[0]
+    return " ".join(told.split()).replace("``", "`").replace("%%", "%").rstrip(".")
 
 
 def _cell(text: str) -> str:

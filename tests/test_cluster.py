@@ -351,7 +351,7 @@ def test_an_engine_that_ends_after_many_words_has_the_last_ones_told(
     engine = EngineProcess("ollama", "m", None, None, (), "/")
     engine.start()
     try:
-        with pytest.raises(RuntimeError, match="ended with status 3: .*the driver is gone"):
+        with pytest.raises(RuntimeError, match=r"ended with status 3: .*the driver is gone"):
             engine.wait()
     finally:
         engine.stop()

@@ -101,7 +101,7 @@ test: suite at-lowest on-ray
 
 suite: $(VENV)/.test debian lint .venv-lowest/.done .venv-clients/.done .venv-ray/.done
 	$(BIN)/python -m compileall -q avocado_magic
-	$(BIN)/python tests/once_more.py --numprocesses 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tests/once_more.py --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Both wait for the suite, which needs the machine for itself.
 at-lowest: suite

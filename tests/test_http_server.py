@@ -348,3 +348,23 @@ def test_requests_before_one_that_is_none_are_answered() -> None:
             assert said.count(b"/one") == said.count(b"/two") == 1
 
     play(work)
+
+
+def test_more_requests_at_once_than_may_wait_are_answered_up_to_where_the_connection_ends() -> None:
+    """Each is well, so none is refused; the last answer says that the rest is to be sent again."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send_all(send, scope["path"].encode())
+
+    async def work() -> None:
+        async with serving(app) as server:
+            asked = b"".join(b"POST /%d HTTP/1.1\r\nContent-Length: 2\r\n\r\nxx" % number for number in range(100))
+            reader, _ = await connect(server, asked)
+            said = await asyncio.wait_for(reader.read(), 5)
+        answers = said.split(b"HTTP/1.1 200 OK\r\n")[1:]
+        assert b"400" not in said
+        assert 32 <= len(answers) < 100
+        assert [answer.rpartition(b"\r\n\r\n")[2] for answer in answers] == [b"/%d" % n for n in range(len(answers))]
+        assert [b"connection: close" in answer for answer in answers] == [False] * (len(answers) - 1) + [True]
+
+    play(work)

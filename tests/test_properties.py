@@ -44,7 +44,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         "https://app.example",
     )
     with running(folder, *arguments, environment={"FAKE_OLLAMA_GAP": "0"}) as gateway:
-        assert gateway.get("/avocado/v1/limits").ok  # the framework behind it is imported now: no answer waits for that below
+        assert gateway.get(
+            "/avocado/v1/limits"
+        ).ok  # the framework behind it is imported now: no answer waits for that below
         yield gateway
 
 

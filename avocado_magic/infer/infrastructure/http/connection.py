@@ -269,10 +269,13 @@ class Connection(asyncio.Protocol):
         if self._current is None and not self._waiting:
             self._start(cycle)
             return
-        if len(self._waiting) >= MAX_PIPELINED:
-            cycle.refusal = 400
-            self._ended = True
-        self._waiting.append(cycle)
+        if len(self._waiting) < MAX_PIPELINED:
+            self._waiting.append(cycle)
+            return
+        # Nothing is wrong with it, so it gets no answer: the last one before it says that the connection ends there, by which a
+        # client knows what to send again (RFC 9112, 9.3.2 and 9.6).
+        self._waiting[-1].close = self._ended = True
+        cycle.refusal = 400  # what comes of its body is not kept
 
     def on_body(self, body: bytes) -> None:
         cycle = self._reading

@@ -111,7 +111,7 @@ def test_comments_can_be_switched_off_and_are_late_by_default(tmp_path: Path, ar
 
 
 def test_only_streams_of_events_get_comments(tmp_path: Path) -> None:
-    whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    whole = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
     def answer(connection: socket.socket) -> None:
         time.sleep(1)

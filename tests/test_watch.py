@@ -56,7 +56,7 @@ def replaced(name: str, before: ServiceRecord) -> bool:
     return part.state == "healthy" and part.pid not in (None, before.parts[name].pid)
 
 
-HUNG = ("generation:SILENT_SECONDS=1", "generation:PROBE_SECONDS=3", "supervisor:OWNER_SECONDS=0.5")
+HUNG = ("generation:SILENT_SECONDS=1", "generation:PROBE_SECONDS=6", "supervisor:OWNER_SECONDS=0.5")
 
 
 def test_an_engine_that_answers_and_generates_nothing_is_restarted(ollama: Path, trouble: Path, limits: Limits) -> None:
